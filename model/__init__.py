@@ -1,0 +1,1 @@
+"""The ST-MoE network in plain PyTorch: runs on any device, on one process, without DeepSpeed."""

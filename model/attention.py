@@ -1,0 +1,112 @@
+"""Multi-head attention with T5's relative position bias, and the additive bias of a whole stack.
+
+Shape suffixes: B = sequences, Q = query positions, K = key positions, H = heads, D = d_kv, d = d_model.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import EncoderDecoderCache
+
+from model.config import StMoeConfig
+
+
+class RelativePositionBias(nn.Module):
+    """One learned number per head and bucket of relative distance; one table per stack (Raffel et al. 2020)."""
+
+    def __init__(self, config: StMoeConfig, *, bidirectional: bool):
+        super().__init__()
+        self.buckets = config.relative_attention_num_buckets
+        self.max_distance = config.relative_attention_max_distance
+        self.bidirectional = bidirectional
+        self.weight = nn.Parameter(torch.empty(self.buckets, config.num_heads))
+
+    def forward(self, queries: int, keys: int) -> Tensor:
+        """Bias ``[1, H, Q, K]`` of the last ``queries`` of ``keys`` positions, in the table's dtype."""
+        device = self.weight.device
+        position_K = torch.arange(keys, device=device)
+        distance_QK = position_K - position_K[keys - queries :].unsqueeze(-1)
+        bias_QKH = functional.embedding(self._bucket(distance_QK), self.weight)
+        return bias_QKH.permute(2, 0, 1).unsqueeze(0)
+
+    def _bucket(self, distance: Tensor) -> Tensor:
+        """Key position minus query position → bucket: exact when near, logarithmic up to ``max_distance``."""
+        buckets = self.buckets // 2 if self.bidirectional else self.buckets
+        offset = (distance > 0) * buckets if self.bidirectional else torch.zeros_like(distance)
+        distance = distance.abs() if self.bidirectional else (-distance).clamp(min=0)
+        exact = buckets // 2
+        ratio = (distance.clamp(min=1).float() / exact).log() / math.log(self.max_distance / exact)
+        far = (exact + (ratio * (buckets - exact)).long()).clamp(max=buckets - 1)
+        return offset + torch.where(distance < exact, distance, far)
+
+
+def attention_bias(position_bias: Tensor | None, allowed: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """What is added to the attention logits of every layer of a stack; made once per stack.
+
+    Args:
+        position_bias: ``[1, H, Q, K]``, or None (cross-attention).
+        allowed: bool, broadcastable to ``[B, H, Q, K]``, True where a query may see a key; None: everywhere.
+        dtype: that of the attention's queries and keys.
+
+    Returns:
+        Additive bias of ``dtype``, or None where nothing is to be added.
+    """
+    if position_bias is not None:
+        position_bias = position_bias.to(dtype)
+        return position_bias if allowed is None else position_bias.masked_fill(~allowed, torch.finfo(dtype).min)
+    if allowed is None:
+        return None
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
+
+
+class QueryProjection(nn.Linear):
+    """A linear map whose initialiser carries the 1/sqrt(d_kv) that T5 leaves out of the attention logits."""
+
+
+class Attention(nn.Module):
+    """Self-attention, or cross-attention when called with ``memory``; logits are not divided by sqrt(d_kv)."""
+
+    def __init__(self, config: StMoeConfig, layer_index: int):
+        super().__init__()
+        inner = config.num_heads * config.d_kv
+        self.d_kv, self.layer_index = config.d_kv, layer_index
+        self.q = QueryProjection(config.d_model, inner, bias=False)
+        self.k = nn.Linear(config.d_model, inner, bias=False)
+        self.v = nn.Linear(config.d_model, inner, bias=False)
+        self.o = nn.Linear(inner, config.d_model, bias=False)
+
+    def forward(
+        self,
+        x_BQd: Tensor,
+        bias: Tensor | None,
+        memory_BKd: Tensor | None = None,
+        cache: EncoderDecoderCache | None = None,
+    ) -> Tensor:
+        """``[B, Q, d]`` → ``[B, Q, d]``.
+
+        Args:
+            x_BQd: normalised activations.
+            bias: additive, broadcastable to ``[B, H, Q, K]``, in the dtype of the projections.
+            memory_BKd: the encoder's output; makes this cross-attention.
+            cache: keys and values of earlier positions, updated in place.
+        """
+        q_BHQD = self._heads(self.q(x_BQd))
+        if memory_BKd is None:
+            k_BHKD, v_BHKD = self._heads(self.k(x_BQd)), self._heads(self.v(x_BQd))
+            if cache is not None:
+                k_BHKD, v_BHKD = cache.self_attention_cache.update(k_BHKD, v_BHKD, self.layer_index)
+        elif cache is not None and cache.is_updated.get(self.layer_index):
+            layer = cache.cross_attention_cache.layers[self.layer_index]
+            k_BHKD, v_BHKD = layer.keys, layer.values
+        else:
+            k_BHKD, v_BHKD = self._heads(self.k(memory_BKd)), self._heads(self.v(memory_BKd))
+            if cache is not None:
+                k_BHKD, v_BHKD = cache.cross_attention_cache.update(k_BHKD, v_BHKD, self.layer_index)
+                cache.is_updated[self.layer_index] = True
+        y_BHQD = functional.scaled_dot_product_attention(q_BHQD, k_BHKD, v_BHKD, attn_mask=bias, scale=1.0)
+        return self.o(y_BHQD.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.d_kv)).transpose(1, 2)

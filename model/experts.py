@@ -1,0 +1,46 @@
+"""The experts of a sparse layer: stacked feed-forwards, applied to rows that are already sorted by expert.
+
+Shape suffixes: E = experts held here, R = rows per expert, d = d_model, F = d_ff.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model.config import StMoeConfig
+from model.feed_forward import gelu, make_hidden_bias
+
+
+class Experts(nn.Module):
+    """``num_local`` of the layer's experts, beginning with the global expert ``first``.
+
+    ``w1`` and ``w3`` are W_in and W_gate, ``w2`` is W_out: the names under which DeepSpeed's checkpoints know the
+    stacked weights of expert-parallel layers. Without a gate (ReLU) ``w1`` and ``w3`` are the two halves of W_in.
+    """
+
+    def __init__(self, config: StMoeConfig, num_local: int, first: int = 0):
+        super().__init__()
+        self.num_local, self.first = num_local, first
+        self.gated = config.feed_forward == "geglu"
+        d, inner = config.d_model, config.d_ff if self.gated else config.d_ff // 2
+        self.w1 = nn.Parameter(torch.empty(num_local, inner, d))
+        self.w2 = nn.Parameter(torch.empty(num_local, d, config.d_ff))
+        self.w3 = nn.Parameter(torch.empty(num_local, inner, d))
+        # All experts' vectors on every rank: E x F numbers, small enough to replicate like a dense parameter.
+        self.hidden_bias = make_hidden_bias(config, config.num_experts)
+
+    def forward(self, rows_ERd: Tensor) -> Tensor:
+        """Run expert e on ``rows_ERd[e]``: ``[E, R, d]`` → ``[E, R, d]``, same dtype."""
+        # One linear per expert is faster than bmm on a CPU. unbind, unlike w[e], has one backward for all experts.
+        outputs = [
+            self._one(rows_ERd[e], w1, w2, w3, e)
+            for e, (w1, w2, w3) in enumerate(zip(self.w1.unbind(), self.w2.unbind(), self.w3.unbind(), strict=True))
+        ]
+        return torch.stack(outputs)
+
+    def _one(self, rows_Rd: Tensor, w1_Fd: Tensor, w2_dF: Tensor, w3_Fd: Tensor, local: int) -> Tensor:
+        first, second = functional.linear(rows_Rd, w1_Fd), functional.linear(rows_Rd, w3_Fd)
+        hidden_RF = gelu(first) * second if self.gated else functional.relu(torch.cat((first, second), dim=-1))
+        if self.hidden_bias is not None:
+            hidden_RF = self.hidden_bias(hidden_RF, self.first + local)
+        return functional.linear(hidden_RF, w2_dF)

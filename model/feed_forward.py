@@ -1,0 +1,63 @@
+"""The dense feed-forward of a block, and the activation it shares with the experts.
+
+Shape suffixes: d = d_model, F = d_ff.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model.config import StMoeConfig
+
+
+class HiddenBias(nn.Module):
+    """Learned vector on the hidden activation of one or several feed-forwards (paper, appendix on biases).
+
+    Args:
+        shape: ``[F]``, or ``[experts, F]`` for all experts of a sparse layer.
+        kind: ``multiplicative`` (init 1) or ``additive`` (init 0).
+    """
+
+    def __init__(self, shape: tuple[int, ...], kind: Literal["multiplicative", "additive"]):
+        super().__init__()
+        self.kind = kind
+        self.weight = nn.Parameter(torch.empty(shape))
+
+    def forward(self, hidden: Tensor, index: int | None = None) -> Tensor:
+        """Apply to ``hidden [..., F]``; ``index`` picks the expert's row."""
+        vector = self.weight if index is None else self.weight[index]
+        return hidden * vector if self.kind == "multiplicative" else hidden + vector
+
+
+def make_hidden_bias(config: StMoeConfig, *leading: int) -> HiddenBias | None:
+    """The bias that ``config.feed_forward_bias`` asks for, of shape ``[*leading, F]``, or None."""
+    if config.feed_forward_bias == "none":
+        return None
+    return HiddenBias((*leading, config.d_ff), config.feed_forward_bias)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """The tanh approximation, as T5.1.1 and the paper's code use it."""
+    return functional.gelu(x, approximate="tanh")
+
+
+class FeedForward(nn.Module):
+    """GEGLU ``gelu(x W_in) * (x W_gate) W_out``, or ``relu(x W_in) W_out``; no biases (Shazeer 2020)."""
+
+    def __init__(self, config: StMoeConfig):
+        super().__init__()
+        self.w_in = nn.Linear(config.d_model, config.d_ff, bias=False)
+        gated = config.feed_forward == "geglu"
+        self.w_gate = nn.Linear(config.d_model, config.d_ff, bias=False) if gated else None
+        self.hidden_bias = make_hidden_bias(config)
+        self.w_out = nn.Linear(config.d_ff, config.d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x [..., d]`` → ``[..., d]``, same dtype."""
+        hidden = self.w_in(x)
+        hidden = functional.relu(hidden) if self.w_gate is None else gelu(hidden) * self.w_gate(x)
+        if self.hidden_bias is not None:
+            hidden = self.hidden_bias(hidden)
+        return self.w_out(hidden)

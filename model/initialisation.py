@@ -1,0 +1,87 @@
+"""Initial weights, a function of (seed, parameter name, global expert id) alone: the same in every parallel layout.
+
+Truncated normal at two standard deviations with sigma = sqrt(initializer_scale / fan_in) (Fedus et al. 2021), token
+embedding N(0, 1), router N(0, 0.02), norms 1; the query's sigma carries T5's 1/sqrt(d_kv).
+"""
+
+import hashlib
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor, nn
+
+from model.attention import QueryProjection, RelativePositionBias
+from model.config import StMoeConfig
+from model.experts import Experts
+from model.feed_forward import HiddenBias
+from model.norm import RMSNorm
+from model.router import Router
+
+Fill = Callable[[Tensor, Generator | None], Tensor]
+ROUTER_STD = 0.02
+
+
+def _truncated(scale: float, fan_in: int, factor: float = 1.0) -> Fill:
+    std = (scale / fan_in) ** 0.5 * factor
+    return lambda t, g: nn.init.trunc_normal_(t, std=std, a=-2 * std, b=2 * std, generator=g)
+
+
+def _normal(std: float) -> Fill:
+    return lambda t, g: t.normal_(0.0, std, generator=g)
+
+
+def _constant(value: float) -> Fill:
+    return lambda t, g: t.fill_(value)
+
+
+def _fill_for(module: nn.Module, name: str, config: StMoeConfig) -> Fill:
+    """How the parameter ``name`` that ``module`` itself owns begins."""
+    if isinstance(module, RMSNorm):
+        return _constant(1.0)
+    if isinstance(module, HiddenBias):
+        return _constant(1.0 if module.kind == "multiplicative" else 0.0)
+    if isinstance(module, Router):
+        return _normal(ROUTER_STD)
+    if isinstance(module, nn.Embedding):
+        return _normal(1.0)
+    if isinstance(module, RelativePositionBias):
+        return _truncated(config.initializer_scale, module.buckets)
+    if isinstance(module, Experts):
+        return _truncated(config.initializer_scale, config.d_ff if name == "w2" else config.d_model)
+    if isinstance(module, QueryProjection):
+        return _truncated(config.initializer_scale, module.in_features, config.d_kv**-0.5)
+    if isinstance(module, nn.Linear):
+        return _truncated(config.initializer_scale, module.in_features)
+    raise TypeError(f"no initialiser for parameter {name} of {type(module).__name__}")
+
+
+@torch.no_grad()
+def initialise_module(module: nn.Module, config: StMoeConfig) -> None:
+    """Fill the parameters that ``module`` itself owns from torch's global generator (Hugging Face's path)."""
+    for name, parameter in module.named_parameters(recurse=False):
+        if not getattr(parameter, "_is_hf_initialized", False):
+            _fill_for(module, name, config)(parameter, None)
+
+
+@torch.no_grad()
+def initialise_weights(model: nn.Module, config: StMoeConfig, seed: int) -> None:
+    """Fill every parameter of ``model`` in place, whatever device, dtype or share of the experts it has.
+
+    Numbers are drawn on the CPU in float32, so that they do not depend on the device, one parameter (of the experts:
+    one expert) at a time.
+    """
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            fill = _fill_for(module, name, config)
+            full_name = f"{module_name}.{name}"
+            if isinstance(module, Experts):
+                for local, expert in enumerate(parameter):
+                    _fill_from(expert, fill, f"{seed}/{full_name}/{module.first + local}")
+            else:
+                _fill_from(parameter, fill, f"{seed}/{full_name}")
+
+
+def _fill_from(target: Tensor, fill: Fill, key: str) -> None:
+    digest = hashlib.sha256(key.encode()).digest()
+    generator = Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    target.copy_(fill(torch.empty(target.shape, dtype=torch.float32), generator))

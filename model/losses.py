@@ -1,0 +1,84 @@
+"""The objective's parts: L = L_CE + c_B L_B + c_Z L_Z + c_O * mean log^2 Z of the output head. All in float32.
+
+Shape suffixes: G = groups, S = tokens of a group, E = experts, B = sequences, L = target tokens, V = vocabulary.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+IGNORED_LABEL = -100
+
+
+class TokenCounts(NamedTuple):
+    """Real tokens that sums are divided by: scalars, float32, on the model's device.
+
+    For a loss that is exact over a global batch, pass the real tokens of the whole batch divided by the number of
+    micro-batches and ranks that it is spread over: the mean of their losses is then the loss of the whole.
+    """
+
+    encoder: Tensor
+    decoder: Tensor
+
+
+class RouterLosses(NamedTuple):
+    """One sparse layer's part of the objective and its statistics, each a scalar."""
+
+    load_balance: Tensor
+    z: Tensor
+    dropped_tokens: Tensor
+    tokens: Tensor
+
+
+def load_balance_loss(probs_GSE: Tensor, first_choice_GS: Tensor, mask_GS: Tensor) -> Tensor:
+    """Switch Transformer balance loss, eq. 4-6: E * sum_i f_i * P_i, averaged over groups.
+
+    Args:
+        probs_GSE: router probabilities, float32, rows sum to 1.
+        first_choice_GS: best expert of each token, int64, before capacity.
+        mask_GS: 1 for real tokens, 0 for padding.
+
+    Returns:
+        Scalar float32; 1.0 when both assignment and probability are uniform over the real tokens.
+    """
+    num_experts = probs_GSE.shape[-1]
+    mask_GS = mask_GS.float()
+    tokens_G1 = mask_GS.sum(-1, keepdim=True).clamp(min=1)
+    count_GE = mask_GS.new_zeros(len(mask_GS), num_experts).scatter_add_(-1, first_choice_GS, mask_GS)
+    mean_prob_GE = (probs_GSE.float() * mask_GS.unsqueeze(-1)).sum(1) / tokens_G1
+    return num_experts * (count_GE / tokens_G1 * mean_prob_GE).sum(-1).mean()
+
+
+def router_z_loss(logits_GSE: Tensor, mask_GS: Tensor, tokens: Tensor | None = None) -> Tensor:
+    """Router z-loss, eq. 5 of the paper: mean over real tokens of (logsumexp of the router logits)^2.
+
+    Args:
+        logits_GSE: router logits.
+        mask_GS: 1 for real tokens, 0 for padding.
+        tokens: divisor; None: the real tokens of this call.
+
+    Returns:
+        Scalar float32.
+    """
+    mask_GS = mask_GS.float()
+    square_GS = logits_GSE.float().logsumexp(-1).square()
+    return (square_GS * mask_GS).sum() / (mask_GS.sum().clamp(min=1) if tokens is None else tokens)
+
+
+def cross_entropy_and_z(logits_BLV: Tensor, labels_BL: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and mean log^2 Z of the output head, from one logsumexp.
+
+    Args:
+        logits_BLV: output logits.
+        labels_BL: int64; ``IGNORED_LABEL`` where there is no target.
+        tokens: divisor of both sums.
+
+    Returns:
+        Two float32 scalars, nats per token and nats^2 per token.
+    """
+    logits_BLV = logits_BLV.float()
+    real_BL = labels_BL != IGNORED_LABEL
+    log_z_BL = logits_BLV.logsumexp(-1)
+    target_BL = logits_BLV.gather(-1, labels_BL.masked_fill(~real_BL, 0).unsqueeze(-1)).squeeze(-1)
+    cross_entropy = ((log_z_BL - target_BL) * real_BL).sum() / tokens
+    return cross_entropy, (log_z_BL.square() * real_BL).sum() / tokens

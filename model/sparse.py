@@ -1,0 +1,71 @@
+"""The sparse feed-forward: router → dispatch → experts → combine, with all experts on this process.
+
+Shape suffixes: B = sequences, L = positions, G = groups, S = tokens of a group, T = B * L = G * S, E = experts,
+C = capacity, R = E * G * C rows, d = d_model.
+"""
+
+from torch import Tensor, nn
+
+from model.config import StMoeConfig
+from model.dispatch import combine, dispatch, tokens_of_rows
+from model.experts import Experts
+from model.losses import RouterLosses
+from model.precision import to_matmul_dtype
+from model.router import Router, group_tokens, route
+
+
+class SparseFeedForward(nn.Module):
+    """Mixture-of-experts feed-forward (paper, section 2). ``parallel/`` spreads its experts over ranks."""
+
+    def __init__(self, config: StMoeConfig):
+        # Not super().__init__(): the expert-parallel layer also derives from a DeepSpeed class whose __init__ it skips.
+        nn.Module.__init__(self)
+        self.config = config
+        self.router = Router(config)
+        self.experts = self.make_experts(config)
+
+    def make_experts(self, config: StMoeConfig) -> Experts:
+        """All the layer's experts."""
+        return Experts(config, config.num_experts)
+
+    def exchange(self, rows_ERd: Tensor) -> Tensor:
+        """Bring every expert's rows to the rank that holds it; nothing to do when that is this one."""
+        return rows_ERd
+
+    def exchange_back(self, rows_ERd: Tensor) -> Tensor:
+        """The inverse of ``exchange``."""
+        return rows_ERd
+
+    def forward(self, x_BLd: Tensor, mask_BL: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, RouterLosses]:
+        """Route and transform the tokens.
+
+        Args:
+            x_BLd: normalised activations.
+            mask_BL: True for real tokens; padding uses no expert and comes out as 0.
+            tokens: divisor of the z-loss, see ``TokenCounts``; None: the real tokens of this call.
+
+        Returns:
+            ``y_BLd`` in the dtype that matrix products have here (autocast's, or that of ``x_BLd``), and the losses.
+        """
+        batch, length, d_model = x_BLd.shape
+        size = group_tokens(batch * length, self.config.group_size)
+        mask_GS = mask_BL.reshape(-1, size)
+        logits_GSE = self.router(x_BLd).view(*mask_GS.shape, self.config.num_experts)
+        routing = route(logits_GSE, mask_GS, self.config, training=self.training, tokens=tokens)
+
+        slot_NT = routing.slots()
+        token_R = tokens_of_rows(slot_NT, self.config.num_experts * mask_GS.shape[0] * routing.capacity)
+        # Cast before the dispatch, so that ranks exchange rows in the dtype that the experts compute in.
+        rows_Rd = dispatch(to_matmul_dtype(x_BLd).reshape(-1, d_model), slot_NT, token_R)
+        rows_ERd = rows_Rd.view(self.config.num_experts, -1, d_model)
+        rows_ERd = self.exchange_back(self.experts(self.exchange(rows_ERd)))
+        y_Td = combine(rows_ERd.reshape(-1, d_model), routing.gate_NGS.flatten(1), slot_NT, token_R)
+
+        real_tokens = mask_GS.sum()
+        losses = RouterLosses(
+            load_balance=routing.load_balance_loss,
+            z=routing.router_z_loss,
+            dropped_tokens=routing.dropped_tokens(mask_GS),
+            tokens=real_tokens,
+        )
+        return y_Td.view(batch, length, d_model), losses

@@ -1,0 +1,205 @@
+"""ST-MoE as a Hugging Face model: forward with the whole objective, ``generate()`` with a key-value cache.
+
+Shape suffixes: B = sequences, L = encoder positions, M = decoder positions, V = vocabulary, d = d_model.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import Seq2SeqLMOutput
+
+from model.config import StMoeConfig
+from model.initialisation import initialise_module
+from model.losses import IGNORED_LABEL, RouterLosses, TokenCounts, cross_entropy_and_z
+from model.sparse import SparseFeedForward
+from model.transformer import SparseFactory, Stack, StackOutput
+
+
+@dataclass
+class StMoeOutput(Seq2SeqLMOutput):
+    """Hugging Face's output and the objective's unweighted parts, float32 scalars; None without labels.
+
+    ``loss = cross_entropy + c_B load_balance_loss + c_Z router_z_loss + c_O output_z_loss``. The sparse layers' losses
+    are their mean (or sum, ``router_loss_reduction``), 0 in a dense model. ``dropped_fraction`` is the share of real
+    tokens, over all sparse layers, that no expert had a place for.
+    """
+
+    cross_entropy: Tensor | None = None
+    load_balance_loss: Tensor | None = None
+    router_z_loss: Tensor | None = None
+    output_z_loss: Tensor | None = None
+    dropped_fraction: Tensor | None = None
+
+
+class EmbeddedEncoder(nn.Module):
+    """The encoder as ``generate()`` wants it: token ids in, hidden states out. Owns no parameter of its own."""
+
+    def __init__(self, shared: nn.Embedding, encoder: Stack):
+        super().__init__()
+        self.shared, self.encoder = shared, encoder
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> StackOutput:
+        """``input_ids [B, L]`` → ``StackOutput`` with ``[B, L, d]``; 1 in ``attention_mask [B, L]`` is a real token."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return self.encoder(self.shared(input_ids), mask.bool(), mask)
+
+
+class StMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """Encoder-decoder with one input embedding, untied output head, and sparse layers made by ``make_sparse``."""
+
+    config_class = StMoeConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]
+    _supports_sdpa = True
+
+    def __init__(self, config: StMoeConfig, make_sparse: SparseFactory = SparseFeedForward):
+        super().__init__(config)
+        self.shared = nn.Embedding(config.vocab_size, config.d_model)
+        self.encoder = Stack(config, decoder=False, make_sparse=make_sparse)
+        self.decoder = Stack(config, decoder=True, make_sparse=make_sparse)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        initialise_module(module, self.config)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The embedding that encoder and decoder share."""
+        return self.shared
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the shared embedding."""
+        self.shared = value
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The output head, not tied to the embedding."""
+        return self.lm_head
+
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        """The encoder that ``generate()`` calls with token ids."""
+        return EmbeddedEncoder(self.shared, self.encoder)
+
+    def shift_right(self, labels_BM: Tensor) -> Tensor:
+        """Decoder inputs from labels: the start token, then all labels but the last; ignored labels become pad."""
+        start = labels_BM.new_full((len(labels_BM), 1), self.config.decoder_start_token_id)
+        shifted = torch.cat((start, labels_BM[:, :-1]), dim=1)
+        return shifted.masked_fill(shifted == IGNORED_LABEL, self.config.pad_token_id)
+
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
+        """Hugging Face's collators call ``shift_right`` by this name."""
+        return self.shift_right(labels)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: StackOutput | tuple[Tensor, ...] | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        token_counts: TokenCounts | None = None,
+        **_: Any,
+    ) -> StMoeOutput:
+        """Logits and, with labels, the objective.
+
+        Args:
+            input_ids: int64 ``[B, L]``.
+            attention_mask: 1 for real tokens, ``[B, L]``; None: all that are not padding.
+            decoder_input_ids: int64 ``[B, M]``; None: ``shift_right(labels)``.
+            decoder_attention_mask: 1 for real decoder tokens, cached ones included; None: attention is causal only, and
+                the routers take as real the labels' targets or, without labels, what is not padding.
+            encoder_outputs: the encoder's output, when it is already known.
+            past_key_values: cache of the decoder, updated in place.
+            labels: int64 ``[B, M]``, -100 where there is no target.
+            use_cache: whether to return a cache; None: ``config.use_cache`` outside training.
+            token_counts: divisors of the losses' sums, see ``TokenCounts``; None: this call's own real tokens.
+
+        Raises:
+            ValueError: neither ``input_ids`` nor ``encoder_outputs``, or neither labels nor ``decoder_input_ids``.
+        """
+        if encoder_outputs is None:
+            if input_ids is None:
+                raise ValueError("forward() needs input_ids or encoder_outputs")
+            if attention_mask is None:
+                attention_mask = input_ids != self.config.pad_token_id
+            encoder_outputs = self.encoder(
+                self.shared(input_ids),
+                attention_mask.bool(),
+                attention_mask,
+                tokens=None if token_counts is None else token_counts.encoder,
+            )
+        memory_BLd = encoder_outputs[0]
+        encoder_losses = getattr(encoder_outputs, "router_losses", None) or ()
+
+        if decoder_input_ids is None:
+            if labels is None:
+                raise ValueError("forward() needs decoder_input_ids or labels")
+            decoder_input_ids = self.shift_right(labels)
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training and labels is None
+        if use_cache and past_key_values is None:
+            past_key_values = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        decoded = self.decoder(
+            self.shared(decoder_input_ids),
+            self._real_decoder_tokens(decoder_input_ids, decoder_attention_mask, labels, past_key_values),
+            decoder_attention_mask,
+            memory_BLd,
+            attention_mask,
+            past_key_values,
+            tokens=None if token_counts is None else token_counts.decoder,
+        )
+        output = StMoeOutput(
+            logits=self.lm_head(decoded.last_hidden_state),
+            past_key_values=past_key_values,
+            encoder_last_hidden_state=memory_BLd,
+        )
+        if labels is not None:
+            tokens = (labels != IGNORED_LABEL).sum().clamp(min=1) if token_counts is None else token_counts.decoder
+            self._add_losses(output, labels, tokens, (*encoder_losses, *(decoded.router_losses or ())))
+        return output
+
+    def _real_decoder_tokens(
+        self,
+        ids_BM: Tensor,
+        attention_mask: Tensor | None,
+        labels_BM: Tensor | None,
+        past_key_values: EncoderDecoderCache | None,
+    ) -> Tensor:
+        """bool ``[B, M]``: decoder tokens that the routers serve."""
+        if attention_mask is not None:
+            return attention_mask[:, -ids_BM.shape[1] :].bool()
+        if labels_BM is not None:
+            return labels_BM != IGNORED_LABEL
+        real = ids_BM != self.config.pad_token_id
+        if past_key_values is None or past_key_values.get_seq_length() == 0:
+            real[:, 0] = True  # the start token is the pad token
+        return real
+
+    def _add_losses(
+        self, output: StMoeOutput, labels: Tensor, tokens: Tensor, layers: tuple[RouterLosses, ...]
+    ) -> None:
+        assert output.logits is not None
+        config = self.config
+        output.cross_entropy, output.output_z_loss = cross_entropy_and_z(output.logits, labels, tokens)
+        zero = output.cross_entropy.new_zeros(())
+        balance = torch.stack([layer.load_balance for layer in layers]) if layers else zero
+        z = torch.stack([layer.z for layer in layers]) if layers else zero
+        mean = config.router_loss_reduction == "mean"
+        output.load_balance_loss = balance.mean() if mean else balance.sum()
+        output.router_z_loss = z.mean() if mean else z.sum()
+        real = torch.stack([layer.tokens for layer in layers]).sum() if layers else zero
+        dropped = torch.stack([layer.dropped_tokens for layer in layers]).sum() if layers else zero
+        output.dropped_fraction = dropped / real.clamp(min=1)
+        output.loss = (
+            output.cross_entropy
+            + config.load_balance_coefficient * output.load_balance_loss
+            + config.router_z_coefficient * output.router_z_loss
+            + config.output_z_coefficient * output.output_z_loss
+        )

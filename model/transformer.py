@@ -1,0 +1,160 @@
+"""A block and a stack of blocks, encoder or decoder.
+
+Shape suffixes: B = sequences, L = positions, K = positions of the memory or cache, d = d_model.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import EncoderDecoderCache
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput
+
+from model.attention import Attention, RelativePositionBias, attention_bias
+from model.config import StMoeConfig
+from model.feed_forward import FeedForward
+from model.losses import RouterLosses
+from model.norm import RMSNorm
+from model.precision import to_matmul_dtype
+from model.sparse import SparseFeedForward
+
+SparseFactory = Callable[[StMoeConfig], SparseFeedForward]
+
+
+@dataclass
+class StackOutput(ModelOutput):
+    """What a stack gives: the normalised hidden states ``[B, L, d]``, its cache and its sparse layers' losses."""
+
+    last_hidden_state: Tensor | None = None
+    past_key_values: EncoderDecoderCache | None = None
+    router_losses: tuple[RouterLosses, ...] | None = None
+
+
+class Block(GradientCheckpointingLayer):
+    """Attention, (decoder) cross-attention and feed-forward, each pre-norm → sub-layer → dropout → residual.
+
+    A sparse block has its extra dense feed-forward after or before the sparse one, as a sub-layer of its own.
+    """
+
+    def __init__(self, config: StMoeConfig, index: int, *, decoder: bool, make_sparse: SparseFactory):
+        super().__init__()
+        self.self_attention_norm = _norm(config)
+        self.self_attention = Attention(config, index)
+        self.cross_attention_norm = _norm(config) if decoder else None
+        self.cross_attention = Attention(config, index) if decoder else None
+        sparse = config.is_sparse_layer(index)
+        self.extra_place = config.extra_feed_forward if sparse else "none"
+        self.feed_forward_norm = _norm(config)
+        self.feed_forward = make_sparse(config) if sparse else FeedForward(config)
+        self.extra_norm = _norm(config) if self.extra_place != "none" else None
+        self.extra_feed_forward = FeedForward(config) if self.extra_place != "none" else None
+        self.dropout = nn.Dropout(config.dropout_rate)
+
+    def forward(
+        self,
+        x_BLd: Tensor,
+        bias: Tensor | None,
+        mask_BL: Tensor,
+        tokens: Tensor | None = None,
+        memory_BKd: Tensor | None = None,
+        memory_bias: Tensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+    ) -> tuple[Tensor, RouterLosses | None]:
+        """``[B, L, d]`` → ``[B, L, d]`` and, from a sparse block, the router's losses.
+
+        Args:
+            x_BLd: residual stream.
+            bias: of self-attention, see ``attention_bias``.
+            mask_BL: True for real tokens, for the router.
+            tokens: divisor of the router z-loss.
+            memory_BKd, memory_bias: the encoder's output and the bias of cross-attention.
+            past_key_values: cache of the decoder.
+        """
+        x_BLd = x_BLd + self.dropout(self.self_attention(self.self_attention_norm(x_BLd), bias, cache=past_key_values))
+        if self.cross_attention is not None and self.cross_attention_norm is not None:
+            normed = self.cross_attention_norm(x_BLd)
+            x_BLd = x_BLd + self.dropout(self.cross_attention(normed, memory_bias, memory_BKd, past_key_values))
+        if self.extra_place == "before":
+            x_BLd = self._extra(x_BLd)
+        losses = None
+        normed = self.feed_forward_norm(x_BLd)
+        if isinstance(self.feed_forward, SparseFeedForward):
+            y_BLd, losses = self.feed_forward(normed, mask_BL, tokens)
+        else:
+            y_BLd = self.feed_forward(normed)
+        x_BLd = x_BLd + self.dropout(y_BLd)
+        if self.extra_place == "after":
+            x_BLd = self._extra(x_BLd)
+        return x_BLd, losses
+
+    def _extra(self, x_BLd: Tensor) -> Tensor:
+        assert self.extra_norm is not None
+        assert self.extra_feed_forward is not None
+        return x_BLd + self.dropout(self.extra_feed_forward(self.extra_norm(x_BLd)))
+
+
+class Stack(nn.Module):
+    """The encoder's or the decoder's blocks, position bias, final norm and dropouts."""
+
+    main_input_name = "input_ids"  # what generate() asks the encoder for; see st_moe.EmbeddedEncoder
+
+    def __init__(self, config: StMoeConfig, *, decoder: bool, make_sparse: SparseFactory):
+        super().__init__()
+        self.decoder = decoder
+        layers = config.num_decoder_layers if decoder else config.num_layers
+        assert layers is not None
+        self.position_bias = RelativePositionBias(config, bidirectional=not decoder)
+        self.blocks = nn.ModuleList(
+            Block(config, index, decoder=decoder, make_sparse=make_sparse) for index in range(layers)
+        )
+        self.final_norm = _norm(config)
+        self.dropout = nn.Dropout(config.dropout_rate)
+
+    def forward(
+        self,
+        embeds_BLd: Tensor,
+        mask_BL: Tensor,
+        key_mask_BK: Tensor | None = None,
+        memory_BKd: Tensor | None = None,
+        memory_mask_BK: Tensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        tokens: Tensor | None = None,
+    ) -> StackOutput:
+        """Run the blocks.
+
+        Args:
+            embeds_BLd: embedded tokens, after the positions that are in the cache.
+            mask_BL: True for real tokens, for the routers.
+            key_mask_BK: True for the positions, cached ones included, that self-attention may see; None: all.
+            memory_BKd, memory_mask_BK: the encoder's output and its real positions (decoder).
+            past_key_values: the decoder's cache, updated in place.
+            tokens: divisor of the router z-loss, see ``TokenCounts``.
+        """
+        length = embeds_BLd.shape[1]
+        past = int(past_key_values.get_seq_length()) if past_key_values is not None else 0
+        keys = past + length
+        allowed = None if key_mask_BK is None else key_mask_BK[:, None, None, :].bool()
+        if self.decoder and length > 1:
+            position = torch.arange(keys, device=embeds_BLd.device)
+            causal = position <= position[past:].unsqueeze(-1)
+            allowed = causal if allowed is None else allowed & causal
+        dtype = to_matmul_dtype(embeds_BLd).dtype
+        bias = attention_bias(self.position_bias(length, keys), allowed, dtype)
+        memory_allowed = None if memory_mask_BK is None else memory_mask_BK[:, None, None, :].bool()
+        memory_bias = attention_bias(None, memory_allowed, dtype)
+
+        x_BLd = self.dropout(embeds_BLd)
+        losses = []
+        for block in self.blocks:
+            x_BLd, block_losses = block(
+                x_BLd, bias, mask_BL, tokens, memory_BKd, memory_bias, past_key_values=past_key_values
+            )
+            if block_losses is not None:
+                losses.append(block_losses)
+        return StackOutput(self.dropout(self.final_norm(x_BLd)), past_key_values, tuple(losses))
+
+
+def _norm(config: StMoeConfig) -> RMSNorm:
+    return RMSNorm(config.d_model, config.rms_norm_epsilon, config.rms_norm_scale)

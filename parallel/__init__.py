@@ -1,0 +1,1 @@
+"""What spreads the network's experts over the ranks of a DeepSpeed job."""

@@ -1,0 +1,109 @@
+"""The sparse feed-forward with its experts spread over the ranks of an expert-parallel group.
+
+It is at once the model's layer, which does the computing, and DeepSpeed's ``AutoEPMoELayer``, by which the engine
+knows it: expert gradients are reduced over the expert-data-parallel group, ZeRO partitions expert weights over it,
+and checkpoints hold every expert under its global number.
+"""
+
+import functools
+from collections.abc import Callable
+
+import deepspeed.comm as dist
+from deepspeed.checkpoint.autoep_affine import (
+    autoep_experts_for_rank,
+    autoep_placement_to_affine_map,
+    legacy_uniform_autoep_placement_descriptor,
+)
+from deepspeed.checkpoint.constants import (
+    AFFINE_MAP,
+    AUTOEP_EXPERT_PLACEMENT,
+    AUTOEP_PARAM_EP_RANK,
+    AUTOEP_PARAM_LOCAL_EXPERTS,
+    AUTOEP_PARAM_LOGICAL_SHAPE,
+    DS_AUTOEP_UC_META,
+)
+from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
+from deepspeed.utils import groups
+from torch import Tensor, nn
+
+from model.config import StMoeConfig
+from model.experts import Experts
+from model.sparse import SparseFeedForward
+from model.transformer import SparseFactory
+from parallel.all_to_all import rows_from_experts, rows_to_experts
+
+
+class ExpertParallelFeedForward(SparseFeedForward, AutoEPMoELayer):
+    """``SparseFeedForward`` that holds ``num_experts / expert_parallel_size`` experts.
+
+    Collective: all ranks must build their layers in the same order, after ``deepspeed.init_distributed()``.
+    """
+
+    def __init__(self, config: StMoeConfig, expert_parallel_size: int):
+        nn.Module.__init__(self)  # AutoEPMoELayer.__init__ converts a foreign layer; here there is none
+        self.model_family = config.model_type
+        self.ep_size = expert_parallel_size
+        self.num_experts = config.num_experts
+        self.num_local_experts = config.num_experts // expert_parallel_size
+        self.ep_group_name = f"ep_size_{expert_parallel_size}"
+        if self.ep_group_name not in groups._get_expert_parallel_group_dict():
+            groups._create_expert_and_data_parallel(expert_parallel_size_=expert_parallel_size)
+        self.ep_group = groups._get_expert_parallel_group(self.ep_group_name)
+        self.ep_rank = dist.get_rank(group=self.ep_group)
+        self.expert_placement_descriptor = legacy_uniform_autoep_placement_descriptor(
+            self.num_experts, self.num_local_experts, expert_parallel_size
+        )
+        self.folding_group_handles = None
+        self.tp_group = None
+        SparseFeedForward.__init__(self, config)
+        self._mark_parameters()
+
+    def make_experts(self, config: StMoeConfig) -> Experts:
+        """This rank's share of the experts."""
+        return Experts(config, self.num_local_experts, first=self.ep_rank * self.num_local_experts)
+
+    def exchange(self, rows_ERd: Tensor) -> Tensor:
+        """All-to-all to the ranks that hold the experts."""
+        return rows_to_experts(rows_ERd, self.ep_group) if self.ep_size > 1 else rows_ERd
+
+    def exchange_back(self, rows_ERd: Tensor) -> Tensor:
+        """All-to-all back to the ranks that hold the tokens."""
+        return rows_from_experts(rows_ERd, self.ep_group) if self.ep_size > 1 else rows_ERd
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ExpertParallelFeedForward":
+        """Materialising from the meta device makes new parameters, without marks."""
+        super()._apply(fn, recurse)
+        self._mark_parameters()
+        return self
+
+    def _mark_parameters(self) -> None:
+        """Tell DeepSpeed which parameters are split over ranks and where each expert is."""
+        local = autoep_experts_for_rank(self.expert_placement_descriptor, self.ep_rank)
+        sharded = (self.experts.w1, self.experts.w2, self.experts.w3)
+        for parameter in sharded:
+            logical_shape = [self.num_experts, *parameter.shape[1:]]
+            affine_map = autoep_placement_to_affine_map(self.expert_placement_descriptor, logical_shape)
+            meta = {
+                AUTOEP_EXPERT_PLACEMENT: self.expert_placement_descriptor,
+                AFFINE_MAP: affine_map.to_dict(),
+                AUTOEP_PARAM_LOGICAL_SHAPE: logical_shape,
+                AUTOEP_PARAM_EP_RANK: self.ep_rank,
+                AUTOEP_PARAM_LOCAL_EXPERTS: list(local),
+            }
+            setattr(parameter, DS_AUTOEP_UC_META, meta)
+            for name, value in (
+                ("allreduce", False),
+                ("group_name", self.ep_group_name),
+                ("ds_zero_placement_family", "autoep_expert"),
+                ("ds_zero_partition_group_name", self.ep_group_name),
+            ):
+                setattr(parameter, name, value)
+        for parameter in self.parameters():
+            if not any(parameter is p for p in sharded):
+                setattr(parameter, "allreduce", True)  # noqa: B010 - not an attribute of nn.Parameter
+                setattr(parameter, "ds_zero_placement_family", "replicated")  # noqa: B010
+
+
+def sparse_factory(expert_parallel_size: int) -> SparseFactory:
+    """What builds a sparse layer whose experts are spread over ``expert_parallel_size`` ranks."""
+    return functools.partial(ExpertParallelFeedForward, expert_parallel_size=expert_parallel_size)

@@ -1,0 +1,58 @@
+"""Which process this is, and how processes find each other."""
+
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+
+
+@dataclass(frozen=True)
+class Layout:
+    """This process among all, as the deepspeed launcher (or torchrun) tells it; alone when nothing does."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+
+    @classmethod
+    def from_environment(cls) -> "Layout":
+        """Read RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_SIZE (deepspeed) or LOCAL_WORLD_SIZE (torchrun)."""
+        read = os.environ.get
+        world = int(read("WORLD_SIZE", "1"))
+        local_world = read("LOCAL_SIZE") or read("LOCAL_WORLD_SIZE") or str(world)
+        return cls(int(read("RANK", "0")), int(read("LOCAL_RANK", "0")), world, int(local_world))
+
+
+def initialise_distributed(layout: Layout, timeout_seconds: float) -> str:
+    """Start DeepSpeed's communication, NCCL on GPUs and gloo on a CPU, and give this process its device.
+
+    Returns:
+        The device's name, ``cpu`` or ``cuda:N``.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        device = f"cuda:{layout.local_rank}"
+        torch.cuda.set_device(device)
+    else:
+        device = "cpu"
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        if "OMP_NUM_THREADS" not in os.environ:  # ranks of one host share its cores
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // layout.local_world_size))
+    if layout.world_size == 1 and "MASTER_ADDR" not in os.environ:
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
+
+    import deepspeed
+    import deepspeed.ops
+
+    # DeepSpeed would compile its shared-memory collectives at first use: a minute, and an error without a compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(timeout=timedelta(seconds=timeout_seconds), verbose=False)
+    return device
+
+
+def _free_port() -> str:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return str(s.getsockname()[1])

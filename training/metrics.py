@@ -1,0 +1,98 @@
+"""Rows of metrics: from the model's outputs to ``metrics.jsonl`` and TensorBoard."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import deepspeed.comm as dist
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from model.config import StMoeConfig
+from model.st_moe import StMoeOutput
+
+PARTS = (
+    "loss",
+    "cross_entropy",
+    "load_balance_loss",
+    "router_z_loss",
+    "output_z_loss",
+    "dropped_fraction",
+)
+COEFFICIENTS = {
+    "load_balance_loss": "load_balance_coefficient",
+    "router_z_loss": "router_z_coefficient",
+    "output_z_loss": "output_z_coefficient",
+}
+
+
+class PartsMean:
+    """Mean of the objective's parts over micro-batches and, at the end, over ranks."""
+
+    def __init__(self) -> None:
+        self.outputs: list[Tensor] = []
+
+    def add(self, output: StMoeOutput) -> None:
+        """Keep one micro-batch's scalars on the device."""
+        self.outputs.append(torch.stack([output[name].detach().float() for name in PARTS]))
+
+    def reduce(self, config: StMoeConfig) -> dict[str, float]:
+        """Unweighted parts under their own names, weighted ones with ``_weighted``; one all-reduce, one wait."""
+        mean = torch.stack(self.outputs).double().mean(0)
+        dist.all_reduce(mean)
+        values = dict(zip(PARTS, (mean / dist.get_world_size()).tolist(), strict=True))
+        for name, coefficient in COEFFICIENTS.items():
+            values[f"{name}_weighted"] = getattr(config, coefficient) * values[name]
+        return values
+
+
+class MetricsWriter:
+    """Appends rows to ``metrics.jsonl`` and TensorBoard; for rank 0.
+
+    Args:
+        run_dir: the run's folder.
+        resume_step: rows after this step are of a future that the checkpoint does not know: they are removed, since
+            the run will write them again. None: a new run.
+    """
+
+    def __init__(self, run_dir: Path, resume_step: int | None):
+        self.path = run_dir / "metrics.jsonl"
+        if resume_step is not None and self.path.exists():
+            self._forget_after(resume_step)
+        self.file = self.path.open("a", encoding="utf-8")
+        self.board = SummaryWriter(
+            str(run_dir / "tensorboard"), purge_step=None if resume_step is None else resume_step + 1
+        )
+
+    def write(self, row: dict[str, Any]) -> None:
+        """One JSON object on a line of its own, flushed; scalars to TensorBoard under the split's name."""
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+        split = row.get("split", "train")
+        for name, value in row.items():
+            if name not in ("step", "split") and isinstance(value, int | float):
+                self.board.add_scalar(f"{split}/{name}", value, row["step"])
+        self.board.flush()
+
+    def close(self) -> None:
+        """Flush and close both."""
+        self.file.close()
+        self.board.close()
+
+    def _forget_after(self, step: int) -> None:
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:  # the line that a crash cut off
+                continue
+            if row["step"] <= step:
+                kept.append(line + "\n")
+        temporary = self.path.with_name(".metrics.jsonl.tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(kept)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.path)

@@ -1,0 +1,50 @@
+"""What a run leaves behind besides metrics and checkpoints: its configuration and its summary."""
+
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import transformers
+from omegaconf import OmegaConf
+
+from training.config import RunConfig
+
+
+def write_config(config: RunConfig) -> None:
+    """``config.yaml``: every key, resolved; ``train.py --config`` accepts it."""
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.create(config.model_dump()), config.run_dir / "config.yaml")
+
+
+def write_summary(config: RunConfig, values: dict[str, Any]) -> None:
+    """``summary.json``: ``values``, versions and the commit of the code."""
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "deepspeed": deepspeed.__version__,
+        "transformers": transformers.__version__,
+    }
+    summary = {**values, "versions": versions, "git_commit": _git_commit()}
+    path = config.run_dir / "summary.json"
+    path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+
+def _git_commit() -> str | None:
+    """The commit of this code, with ``-dirty`` if it was changed; None outside a git checkout."""
+    code = Path(__file__).parent
+    try:
+        result = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],  # noqa: S607
+            cwd=code,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()

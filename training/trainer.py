@@ -10,7 +10,7 @@ from torch import Tensor
 
 from data.unigram import count_targets, unigram_cross_entropy
 from model.size import count_parameters
-from training.batches import count_tokens, to_device
+from training.batches import to_device
 from training.build import build_engine
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import RunConfig
@@ -19,8 +19,8 @@ from training.layout import Layout
 from training.metrics import MetricsWriter, PartsMean
 from training.preflight import Inputs
 from training.progress import Progress
-from training.randomness import seed_everything
 from training.run_folder import write_config, write_summary
+from training.update import evaluate, update
 
 UNIGRAM_EXAMPLES = 4096  # first training examples, over all ranks, that the unigram baseline counts
 
@@ -47,7 +47,6 @@ class Trainer:
             load_checkpoint(self.engine, config, resume)
             self.step, self.tokens = resume.step, resume.tokens
         self.validation = [to_device(batch, device) for batch in inputs.validation]
-        self.validation_counts = count_tokens(self.validation, self.pad_id)
         self.writer: MetricsWriter | None = None
         if layout.rank == 0:
             write_config(config)
@@ -85,14 +84,9 @@ class Trainer:
         began = time.monotonic()
         batches = [to_device(self.inputs.loader.next_batch(), self.device) for _ in range(self.accumulation)]
         self.window_wait += time.monotonic() - began
-        counts = count_tokens(batches, self.pad_id)
-        parts = PartsMean()
-        for micro, batch in enumerate(batches):
-            seed_everything(self.config.training.seed, "train", self.step, micro, self.layout.rank)
-            output = self.engine(**batch, token_counts=counts.mean)
-            self.engine.backward(output.loss)
-            self.engine.step()
-            parts.add(output)
+        parts, counts = update(
+            self.engine, batches, self.pad_id, self.config.training.seed, self.step, self.layout.rank
+        )
         self.step += 1
         self.tokens += counts.total
         self.window_steps += 1
@@ -118,15 +112,9 @@ class Trainer:
         self.progress.row(row)
         self._restart_window()
 
-    @torch.no_grad()
     def evaluate(self) -> float:
         """Cross-entropy in nats per target token of the held-out examples, the same ones every time."""
-        self.engine.eval()
-        parts = PartsMean()
-        for index, batch in enumerate(self.validation):
-            seed_everything(self.config.training.seed, "validation", index, self.layout.rank)
-            parts.add(self.engine(**batch, token_counts=self.validation_counts.mean))
-        self.engine.train()
+        parts = evaluate(self.engine, self.validation, self.pad_id, self.config.training.seed, self.layout.rank)
         values = parts.reduce(self.model_config)
         if self.writer is not None:
             self.writer.write({"split": "validation", "step": self.step, "tokens": self.tokens, **values})

@@ -1,0 +1,48 @@
+"""A sparse model small enough for tests, as a run's configuration, and batches for it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.config import RunConfig, validate
+
+SMALL_MODEL: dict[str, Any] = {
+    "vocab_size": 256, "d_model": 32, "d_ff": 48, "d_kv": 8, "num_heads": 4, "num_layers": 4, "num_experts": 4,
+    "group_size": 64,
+}  # fmt: skip
+
+
+def small_config(
+    tmp_path: Path, *, model: dict[str, Any] | None = None, zero_stage: int = 1, **sections: dict[str, Any]
+) -> RunConfig:
+    """``SMALL_MODEL`` in fp32 with 8 sequences a step; ``model`` and other sections override."""
+    ds_file = tmp_path / f"zero{zero_stage}.json"
+    ds_file.write_text(json.dumps({"zero_optimization": {"stage": zero_stage}}))
+    training = {
+        "precision": "fp32", "global_batch_size": 8, "micro_batch_size": 4, "deepspeed_config": str(ds_file),
+        "output_dir": str(tmp_path / "runs"), "name": "small",
+    }  # fmt: skip
+    return validate(
+        {
+            "model": SMALL_MODEL | (model or {}),
+            "data": sections.get("data", {}),
+            "optimizer": {"learning_rate": 3e-3, "warmup_steps": 5} | sections.get("optimizer", {}),
+            "parallel": sections.get("parallel", {}),
+            "training": training | sections.get("training", {}),
+        }
+    )
+
+
+def global_batch(step: int, sequences: int, vocab_size: int = 256) -> dict[str, Tensor]:
+    """Random ``input_ids [n, 32]`` and ``labels [n, 16]`` with unequal padding, the same on every rank."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    inputs = torch.randint(2, vocab_size, (sequences, 32), generator=generator)
+    labels = torch.randint(2, 18, (sequences, 16), generator=generator)  # few kinds, so that a few steps learn
+    for row in range(sequences):
+        inputs[row, 32 - 3 * (row % 4) :] = 0
+        labels[row, 16 - 2 * (row % 5) :] = -100
+    inputs[::4] = torch.where(inputs[::4] == 0, 7, inputs[::4])
+    return {"input_ids": inputs, "labels": labels}

@@ -37,13 +37,13 @@ class StMoeOutput(Seq2SeqLMOutput):
 class EmbeddedEncoder(nn.Module):
     """The encoder as ``generate()`` wants it: token ids in, hidden states out. Owns no parameter of its own."""
 
-    def __init__(self, shared: nn.Embedding, encoder: Stack):
+    def __init__(self, shared: nn.Embedding, encoder: Stack, pad_token_id: int):
         super().__init__()
-        self.shared, self.encoder = shared, encoder
+        self.shared, self.encoder, self.pad_token_id = shared, encoder, pad_token_id
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> StackOutput:
-        """``input_ids [B, L]`` → ``StackOutput`` with ``[B, L, d]``; 1 in ``attention_mask [B, L]`` is a real token."""
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        """``input_ids [B, L]`` → ``StackOutput`` with ``[B, L, d]``; the mask is that of the model's ``forward``."""
+        mask = input_ids != self.pad_token_id if attention_mask is None else attention_mask
         return self.encoder(self.shared(input_ids), mask.bool(), mask)
 
 
@@ -82,7 +82,7 @@ class StMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         """The encoder that ``generate()`` calls with token ids."""
-        return EmbeddedEncoder(self.shared, self.encoder)
+        return EmbeddedEncoder(self.shared, self.encoder, self.config.pad_token_id)
 
     def shift_right(self, labels_BM: Tensor) -> Tensor:
         """Decoder inputs from labels: the start token, then all labels but the last; ignored labels become pad."""

@@ -33,7 +33,7 @@ def build_engine(config: RunConfig, world_size: int, device: str) -> Any:
     """The DeepSpeed engine with model, optimizer and schedule; collective over all ranks."""
     model = build_model(config.st_moe_config(), config.parallel.expert_parallel_size, config.training.seed, device)
     if config.training.activation_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable()
     optimizer = build_optimizer(model.named_parameters(), config.optimizer)
     engine, *_ = deepspeed.initialize(
         model=model,

@@ -10,7 +10,9 @@ from training.metrics import PartsMean
 from training.randomness import seed_everything
 
 
-def update(engine: Any, batches: list[dict[str, Tensor]], pad_id: int, *key: int | str) -> tuple[PartsMean, GlobalCounts]:
+def update(
+    engine: Any, batches: list[dict[str, Tensor]], pad_id: int, *key: int | str
+) -> tuple[PartsMean, GlobalCounts]:
     """Forward and backward over this rank's micro-batches, then one step of the optimizer; collective.
 
     The losses' sums are divided by the real tokens of the global batch, so that the mean that DeepSpeed takes over

@@ -22,9 +22,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, tmp_path: Path, *ar
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    mp.start_processes(  # type: ignore[no-untyped-call]
-        _entry, (function, world_size, port, out, args), nprocs=world_size, start_method="spawn"
-    )
+    mp.start_processes(_entry, (function, world_size, port, out, args), nprocs=world_size, start_method="spawn")
     results = [torch.load(out / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
     failed = [result["error"] for result in results if "error" in result]
     assert not failed, failed[0]

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Sets everything up and trains configs/tiny.yaml on two expert-parallel ranks on this machine's CPU.
+#
+#   bash launch/quickstart.sh                    on Wikipedia text that comes with a Python package
+#   bash launch/quickstart.sh --c4               on C4, streamed from the Hugging Face Hub
+#   bash launch/quickstart.sh training.steps=50  any key=value of `python train.py --help`
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+corpus=wikipedia
+overrides=()
+name=
+for argument in "$@"; do
+  case $argument in
+    --c4) corpus=c4 ;;
+    -h | --help) sed -n '2,6s/^# \{0,1\}//p' launch/quickstart.sh && exit 0 ;;
+    training.name=*) name=${argument#training.name=} ;;
+    *) overrides+=("$argument") ;;
+  esac
+done
+
+# shellcheck source=launch/setup.sh
+source launch/setup.sh requirements.txt
+
+data=runs/data/$corpus
+python -m data.prepare --source "$corpus" --out "$data"
+
+if [ -z "$name" ]; then # a finished run is never overwritten
+  name=tiny
+  for ((n = 2; ; n++)); do
+    [ -e "runs/$name" ] || break
+    name=tiny-$n
+  done
+fi
+
+# Two ranks on a CPU, also where there is a GPU: the smallest machine must do.
+export CUDA_VISIBLE_DEVICES="" DS_ACCELERATOR=cpu
+port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+deepspeed --num_gpus 2 --master_port "$port" train.py --config configs/tiny.yaml \
+  "data.train_files=$data/train/*.json.gz" "data.validation_files=$data/validation/*.json.gz" \
+  "data.vocabulary=$data/vocabulary" "${overrides[@]}" "training.name=$name"
+
+python -m training.report "runs/$name"

@@ -1,0 +1,155 @@
+"""T5 span corruption: which tokens are masked, and the (inputs, targets) pair that follows.
+
+Source: the published T5 code (google-research/text-to-text-transfer-transformer, t5/data/preprocessors.py:
+`random_spans_helper`, `random_spans_noise_mask`, `noise_span_to_unique_sentinel`), in numpy.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+NUM_SENTINELS = 100
+
+BoolArray = NDArray[np.bool_]
+IntArray = NDArray[np.integer]
+Rng = np.random.Generator | np.random.RandomState
+
+
+def raw_and_target_lengths(inputs_length: int, density: float, mean_span: float) -> tuple[int, int]:
+    """Longest raw text that fills `inputs_length` once corrupted, and the length of its targets.
+
+    One sentinel per span and one EOS are counted on either side: 512 -> (568, 114) at density 0.15, mean span 3.
+    Source: T5 `random_spans_helper`, float64 arithmetic and its density-0.5 special case included.
+
+    Args:
+        inputs_length: tokens in the encoder inputs, EOS included.
+        density: fraction of masked tokens, in [0, 1).
+        mean_span: mean tokens per masked span.
+
+    Returns:
+        (raw tokens, target tokens).
+    """
+
+    def corrupted_lengths(raw: int) -> tuple[int, int]:
+        noise = round(raw * density)
+        spans = round(noise / mean_span)
+        return raw - noise + spans + 1, noise + spans + 1
+
+    raw = inputs_length - 1
+    while corrupted_lengths(raw + 1)[0] <= inputs_length:
+        raw += 1
+    inputs, targets = corrupted_lengths(raw)
+    if density == 0.5 and targets > inputs:
+        return raw - 1, targets - 1
+    return raw, targets
+
+
+def noise_counts(length: int, density: float, mean_span: float) -> tuple[int, int]:
+    """(masked tokens, masked spans) of a text of `length` >= 2 tokens, rounded in float32 as T5 does."""
+    noise = int(np.rint(np.float32(length) * np.float32(density)))
+    noise = min(max(noise, 1), length - 1)
+    spans = int(np.rint(np.float32(noise) / np.float32(mean_span)))
+    # A span needs one masked token and one kept token before it: at high density there are too few to keep.
+    return noise, min(max(spans, 1), noise, length - noise)
+
+
+def _random_segmentation(num_items: int, num_segments: int, rng: Rng) -> NDArray[np.int64]:
+    """Lengths, int64 [num_segments], of a random split of `num_items` into non-empty segments."""
+    first = np.arange(num_items - 1) < num_segments - 1
+    rng.shuffle(first)
+    bounds = np.empty(num_segments + 1, np.int64)
+    bounds[0] = 0
+    bounds[1:-1] = np.flatnonzero(first) + 1
+    bounds[-1] = num_items
+    return bounds[1:] - bounds[:-1]
+
+
+def random_spans_mask(length: int, density: float, mean_span: float, rng: Rng) -> BoolArray:
+    """Random spans to mask; kept and masked spans alternate, the first is kept and the last is masked.
+
+    `rng` is used for exactly two shuffles, masked lengths first, so another implementation that shuffles the same
+    arrays in the same order gives the same mask. A text of one token is not masked (T5: the mask of two, cut to one).
+
+    Args:
+        length: tokens in the text, >= 0.
+        density: fraction of masked tokens; 0 masks nothing.
+        mean_span: mean tokens per masked span.
+        rng: `np.random.Generator` or `np.random.RandomState`.
+
+    Returns:
+        bool [length], True where masked.
+    """
+    if density == 0.0:
+        return np.zeros(length, np.bool_)
+    # T5 lengthens degenerate texts to two tokens, and cuts the mask back.
+    padded = max(length, 2)
+    noise, spans = noise_counts(padded, density, mean_span)
+    span_lengths = np.empty(2 * spans, np.int64)
+    span_lengths[1::2] = _random_segmentation(noise, spans, rng)
+    span_lengths[0::2] = _random_segmentation(padded - noise, spans, rng)
+    is_noise = np.zeros(2 * spans, np.bool_)
+    is_noise[1::2] = True
+    return is_noise.repeat(span_lengths)[:length]
+
+
+def _replace_spans(tokens: IntArray, start: BoolArray, inside: BoolArray, first_sentinel_id: int, eos: int) -> IntArray:
+    """Replaces each run of `inside` by one descending sentinel, and appends EOS. `start` marks first tokens."""
+    starts = np.flatnonzero(start)
+    replaced = tokens.copy()
+    replaced[starts] = np.arange(first_sentinel_id, first_sentinel_id - len(starts), -1)
+    kept = replaced[start | ~inside]
+    out = np.empty(len(kept) + 1, tokens.dtype)
+    out[:-1] = kept
+    out[-1] = eos
+    return out
+
+
+def corrupt(tokens: IntArray, mask: BoolArray, first_sentinel_id: int, eos_id: int) -> tuple[IntArray, IntArray]:
+    """Inputs and targets of a masked text.
+
+    Inputs keep the unmasked tokens and put one sentinel in place of each masked span. Targets mirror them (T5): the
+    masked tokens, and one sentinel in place of each kept span. A mask of `random_spans_mask` starts kept and ends
+    masked, so each masked span follows its sentinel and no sentinel closes the targets.
+
+    Args:
+        tokens: int [length], without EOS.
+        mask: bool [length], True where masked.
+        first_sentinel_id: id of the first sentinel; the following ones descend by 1.
+        eos_id: appended once to inputs and once to targets.
+
+    Returns:
+        (inputs, targets), 1-D, of the dtype of `tokens`.
+    """
+    tokens, mask = np.asarray(tokens), np.asarray(mask, np.bool_)
+    if len(tokens) != len(mask):
+        raise ValueError(f"a mask of {len(mask)} tokens does not fit a text of {len(tokens)}")
+    change = np.empty(len(mask), np.bool_)
+    change[:1] = True
+    np.not_equal(mask[1:], mask[:-1], out=change[1:])
+    keep = ~mask
+    inputs = _replace_spans(tokens, change & mask, mask, first_sentinel_id, eos_id)
+    targets = _replace_spans(tokens, change & keep, keep, first_sentinel_id, eos_id)
+    return inputs, targets
+
+
+def check_sentinels(inputs_length: int, density: float, mean_span: float, num_sentinels: int = NUM_SENTINELS) -> None:
+    """Refuses a setting whose full-length examples need more sentinels than the vocabulary has.
+
+    Raises:
+        ValueError: naming data.inputs_length, the sentinels it needs and the largest length that fits.
+    """
+
+    def needed(length: int) -> int:
+        raw, _ = raw_and_target_lengths(length, density, mean_span)
+        return noise_counts(max(raw, 2), density, mean_span)[1]
+
+    if needed(inputs_length) <= num_sentinels:
+        return
+    low, high = 2, inputs_length
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if needed(middle) <= num_sentinels else (low, middle)
+    raise ValueError(
+        f"data.inputs_length = {inputs_length} needs {needed(inputs_length)} sentinels, the vocabulary has "
+        f"{num_sentinels}: set data.inputs_length to at most {low}, or raise data.mean_noise_span_length "
+        f"(now {mean_span})"
+    )

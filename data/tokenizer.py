@@ -1,0 +1,202 @@
+"""SentencePiece vocabulary with the T5 sentinels on top: training, loading, export to Hugging Face.
+
+Ids: the pieces of `spiece.model` first (pad 0, eos 1, unk 2), then 100 sentinels. Sentinel k, written <extra_id_k>, has
+id `vocab_size - 1 - k`, where vocab_size = pieces + 100; a model pads this size up to a multiple of 128.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+from numpy.typing import NDArray
+
+from data.span_corruption import NUM_SENTINELS
+
+MODEL_FILE = "spiece.model"
+PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
+# Model vocabularies are padded to this, for the matrix multiplication of the output head.
+VOCABULARY_MULTIPLE = 128
+# Longer sentences are left out of the training by SentencePiece, without an error.
+MAX_SENTENCE_BYTES = 16384
+# The expectation step sums over threads, in order: the same number everywhere gives the same vocabulary everywhere.
+TRAINING_THREADS = 4
+MAKE_VOCABULARY = "run `bash launch/quickstart.sh` or `python -m data.prepare`, or set data.vocabulary"
+
+
+def _sentences(texts: Iterable[str]) -> Iterator[str]:
+    """Lines of the texts, none longer than SentencePiece takes (a character has at most 4 bytes)."""
+    limit = MAX_SENTENCE_BYTES // 4
+    for text in texts:
+        for line in text.splitlines():
+            for start in range(0, len(line), limit):
+                yield line[start : start + limit]
+
+
+def train_vocabulary(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
+    """Trains a unigram SentencePiece model and writes `folder/spiece.model`, whole or not at all.
+
+    The same texts in the same order give the same file.
+
+    Args:
+        texts: documents.
+        vocab_size: pieces, pad, eos and unk included, the 100 sentinels excluded.
+        folder: created if missing.
+
+    Raises:
+        ValueError: the texts cannot give so many pieces, or so few.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_sentences(texts),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=vocab_size,
+            pad_id=PAD_ID,
+            eos_id=EOS_ID,
+            unk_id=UNK_ID,
+            bos_id=-1,
+            num_threads=TRAINING_THREADS,
+            max_sentence_length=MAX_SENTENCE_BYTES,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"no vocabulary of vocab_size = {vocab_size} pieces from these texts: {reason}") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{MODEL_FILE}.{os.getpid()}.partial"
+    partial.write_bytes(model.getvalue())
+    partial.replace(folder / MODEL_FILE)
+
+
+class Tokenizer:
+    """Text to ids and back.
+
+    Raises:
+        ValueError: `folder` has no spiece.model, the file is no SentencePiece model, its pad, eos or unk ids are not
+            0, 1, 2, or the ids above its pieces are not free for the 100 sentinels.
+    """
+
+    num_sentinels = NUM_SENTINELS
+    pad_id = PAD_ID
+    eos_id = EOS_ID
+    unk_id = UNK_ID
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        path = self.folder / MODEL_FILE
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise ValueError(f"data.vocabulary = {str(folder)!r} has no {MODEL_FILE}: {MAKE_VOCABULARY}") from error
+        self._pieces = sentencepiece.SentencePieceProcessor()
+        try:
+            # An empty file loads without an error, as a model without pieces.
+            self._pieces.LoadFromSerializedProto(content)
+            pieces = self._pieces.get_piece_size() if content else 0
+        except RuntimeError:
+            pieces = 0
+        if pieces == 0:
+            raise ValueError(
+                f"data.vocabulary = {str(folder)!r}: {MODEL_FILE} is not a SentencePiece model: {MAKE_VOCABULARY}"
+            )
+        self.num_pieces: int = pieces
+        self.vocab_size: int = pieces + self.num_sentinels
+        self.first_sentinel_id: int = self.vocab_size - 1
+        #: Identifies the vocabulary's content, wherever its folder lies.
+        self.fingerprint: str = hashlib.sha256(content).hexdigest()[:16]
+        self._check_special_ids()
+        self._check_sentinels()
+
+    def _check_special_ids(self) -> None:
+        found = (self._pieces.pad_id(), self._pieces.eos_id(), self._pieces.unk_id())
+        if found != (PAD_ID, EOS_ID, UNK_ID):
+            raise ValueError(
+                f"data.vocabulary = {str(self.folder)!r} has pad, eos, unk ids {found}, not {(PAD_ID, EOS_ID, UNK_ID)}"
+                ": train it with pad_id=0, eos_id=1, unk_id=2, bos_id=-1 (`python -m data.prepare` does)"
+            )
+
+    def _check_sentinels(self) -> None:
+        """Refuses sentinels among the pieces (as in mT5), and a tokenizer config beside that declares others."""
+        where = f"data.vocabulary = {str(self.folder)!r}"
+        inside = sum(self._pieces.id_to_piece(i).startswith("<extra_id_") for i in range(self.num_pieces))
+        if inside:
+            raise ValueError(
+                f"{where} has {inside} <extra_id_*> among its pieces, so the {self.num_sentinels} ids above them are "
+                "not its sentinels: use a model trained without them (`python -m data.prepare` makes one)"
+            )
+        path = self.folder / "tokenizer_config.json"
+        try:
+            config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        except ValueError as error:
+            raise ValueError(f"{where}: tokenizer_config.json is not JSON: remove it or repair it") from error
+        declared = config.get("extra_ids", self.num_sentinels) if isinstance(config, dict) else self.num_sentinels
+        if declared != self.num_sentinels:
+            raise ValueError(
+                f"{where}: tokenizer_config.json declares extra_ids = {declared}, span corruption needs "
+                f"{self.num_sentinels} sentinels: use a vocabulary with extra_ids = {self.num_sentinels}"
+            )
+
+    def check_fits(self, model_vocab_size: int) -> None:
+        """Checks that a model's embedding has a row for each id.
+
+        Raises:
+            ValueError: naming model.vocab_size and the smallest multiple of 128 that fits.
+        """
+        if model_vocab_size < self.vocab_size:
+            smallest = -(-self.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+            raise ValueError(
+                f"model.vocab_size = {model_vocab_size} is smaller than the vocabulary, {self.num_pieces} pieces + "
+                f"{self.num_sentinels} sentinels = {self.vocab_size}: set model.vocab_size={smallest}"
+            )
+
+    def encode_batch(self, texts: list[str]) -> list[NDArray[np.int32]]:
+        """Ids of each text, int32 [its length], without EOS. Sentinels written in a text are read as plain text."""
+        # One thread: a node runs one such process per accelerator.
+        ids: list[list[int]] = self._pieces.encode(texts, out_type=int, num_threads=1)
+        return [np.array(row, np.int32) for row in ids]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids (list or 1-D array). Sentinels become <extra_id_k>; pad, eos and negative ids are dropped; ids
+        above the vocabulary, which only a padded model vocabulary holds, read as unknown."""
+        parts: list[str] = []
+        run: list[int] = []
+        for i in map(int, ids):
+            if self.num_pieces <= i < self.vocab_size:
+                parts += [self._pieces.decode(run), f"<extra_id_{self.first_sentinel_id - i}>"]
+                run = []
+            elif i >= self.vocab_size:
+                run.append(UNK_ID)
+            elif i > EOS_ID:
+                run.append(i)
+        parts.append(self._pieces.decode(run))
+        return " ".join(part for part in parts if part)
+
+    def save_hugging_face_tokenizer(self, folder: str | Path) -> None:
+        """Writes the same vocabulary as a `transformers.T5Tokenizer`: spiece.model and its configuration files.
+
+        Raises:
+            RuntimeError: transformers gives the sentinels other ids than ours.
+        """
+        from transformers import T5Tokenizer
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        source, copy = self.folder / MODEL_FILE, folder / MODEL_FILE
+        if not (copy.exists() and copy.samefile(source)):
+            shutil.copyfile(source, copy)
+        # Only from_pretrained reads spiece.model; given as an argument, it is ignored or its sentinels are reversed.
+        exported = T5Tokenizer.from_pretrained(str(folder), extra_ids=self.num_sentinels)
+        first = exported.convert_tokens_to_ids("<extra_id_0>")
+        if (len(exported), first) != (self.vocab_size, self.first_sentinel_id):
+            raise RuntimeError(
+                f"transformers reads {copy} as {len(exported)} tokens with <extra_id_0> = {first}, expected "
+                f"{self.vocab_size} and {self.first_sentinel_id}"
+            )
+        exported.save_pretrained(str(folder))

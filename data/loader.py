@@ -256,28 +256,28 @@ def validation_batches(
 
     Args:
         batch_size: examples per rank and batch.
-        num_batches: batches per rank (training.eval_batches).
+        num_batches: batches per rank, all ranks together training.eval_examples examples.
         source: shards to read in place of those the config names.
 
     Returns:
         num_batches batches, as of `PretrainingLoader.next_batch`.
 
     Raises:
-        ValueError: the split has too few examples; names the largest training.eval_batches.
+        ValueError: the split has too few examples; names the largest training.eval_examples.
     """
     _check_ranks(rank, world_size, batch_size)
     maker = ExampleMaker(config, tokenizer)
     corpus = Corpus(source or open_shards(config, "validation"), num_streams=1, seed=None)
     stream = PieceStream(corpus, tokenizer, 0, maker.raw_length, config.documents_per_pack)
     examples = []
-    for n in range(num_batches * world_size * batch_size):
+    per_pass = world_size * batch_size
+    for n in range(num_batches * per_pass):
         piece = stream.next_piece()
         if piece.epoch > 0:
-            largest = n // (world_size * batch_size)
-            fix = f"set training.eval_batches to at most {largest}" if largest else "use a smaller batch"
+            largest = n // per_pass * per_pass
+            fix = f"set training.eval_examples to at most {largest}" if largest else "use a smaller micro-batch"
             raise ValueError(
-                f"training.eval_batches = {num_batches} at {world_size} ranks of {batch_size} examples needs "
-                f"{num_batches * world_size * batch_size} validation examples, {corpus.source.key} has {n}: {fix}, "
+                f"training.eval_examples = {num_batches * per_pass}, but {corpus.source.key} has {n} examples: {fix}, "
                 "or add validation text"
             )
         if n % world_size == rank:

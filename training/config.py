@@ -108,7 +108,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
     try:
         merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides or []))
         values = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+    except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
     return validate(values)
 

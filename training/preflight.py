@@ -7,10 +7,13 @@ import numpy as np
 
 from data.loader import PretrainingLoader, validation_batches
 from data.tokenizer import Tokenizer
+from data.unigram import count_targets
 from training.checkpoint import SavedState, find_checkpoint
 from training.config import ConfigError, RunConfig
 from training.deepspeed_config import accumulation_steps, read_deepspeed_file, zero_stage
 from training.layout import Layout
+
+UNIGRAM_EXAMPLES = 4096  # training examples, over all ranks, that the unigram baseline counts
 
 Batch = dict[str, np.ndarray]
 
@@ -21,7 +24,7 @@ class Inputs:
 
     tokenizer: Tokenizer
     loader: PretrainingLoader
-    unigram_loader: PretrainingLoader  # a second pass over the first examples, for the unigram baseline
+    target_counts: np.ndarray  # int64 [vocabulary], of this rank's part of the first training examples
     validation: list[Batch]
     zero_stage: int
     resume_from: SavedState | None
@@ -76,10 +79,12 @@ def prepare(config: RunConfig, layout: Layout, resume: bool) -> Inputs:
     loader = PretrainingLoader(config.data, tokenizer, split="train", batch_size=micro_batch_size, **place)
     if saved is not None:
         loader.load_state_dict(saved.data)
+    sample = PretrainingLoader(config.data, tokenizer, split="train", batch_size=micro_batch_size, **place)
+    batches = -(-UNIGRAM_EXAMPLES // (micro_batch_size * layout.world_size))
     return Inputs(
         tokenizer=tokenizer,
         loader=loader,
-        unigram_loader=PretrainingLoader(config.data, tokenizer, split="train", batch_size=micro_batch_size, **place),
+        target_counts=count_targets((sample.next_batch() for _ in range(batches)), tokenizer.vocab_size),
         validation=validation_batches(
             config.data,
             tokenizer,

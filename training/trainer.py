@@ -22,8 +22,6 @@ from training.progress import Progress
 from training.run_folder import write_config, write_summary
 from training.update import evaluate, update
 
-UNIGRAM_EXAMPLES = 4096  # first training examples, over all ranks, that the unigram baseline counts
-
 
 class Trainer:
     """One run, from the first (or resumed) step to the last. Every method is collective over all ranks.
@@ -132,11 +130,8 @@ class Trainer:
 
     def unigram_cross_entropy(self) -> float:
         """Nats per validation target of the best guess without context: training frequencies of the targets."""
-        vocab_size = self.inputs.tokenizer.vocab_size
-        per_rank = -(-UNIGRAM_EXAMPLES // (self.config.training.micro_batch_size * self.layout.world_size))
-        train = count_targets((self.inputs.unigram_loader.next_batch() for _ in range(per_rank)), vocab_size)
-        validation = count_targets(self.inputs.validation, vocab_size)
-        counts = torch.from_numpy(train).to(self.device), torch.from_numpy(validation).to(self.device)
+        validation = count_targets(self.inputs.validation, self.inputs.tokenizer.vocab_size)
+        counts = [torch.from_numpy(count).to(self.device) for count in (self.inputs.target_counts, validation)]
         for count in counts:
             dist.all_reduce(count)
         return unigram_cross_entropy(counts[0].cpu().numpy(), counts[1].cpu().numpy())

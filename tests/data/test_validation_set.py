@@ -63,17 +63,17 @@ def test_masks_follow_the_seed(
     assert (validation_batches(other, tokenizer, **sizes)[0]["input_ids"] != same).any()
 
 
-def test_too_small_a_split_names_the_largest_number_of_batches(config: DataConfig, tokenizer: Tokenizer) -> None:
+def test_too_small_a_split_names_the_largest_number_of_examples(config: DataConfig, tokenizer: Tokenizer) -> None:
     sizes: dict[str, Any] = {"rank": 1, "world_size": 2, "batch_size": 2}
     with pytest.raises(
-        ValueError, match=r"^training\.eval_batches = 500 .* set training\.eval_batches to at most"
+        ValueError, match=r"^training\.eval_examples = 2000, .* set training\.eval_examples to at most"
     ) as e:
         validation_batches(config, tokenizer, num_batches=500, **sizes)
-    largest = int(str(e.value).split("at most ")[1].split(",")[0])
+    largest = int(str(e.value).split("at most ")[1].split(",")[0]) // 4
     assert len(validation_batches(config, tokenizer, num_batches=largest, **sizes)) == largest
-    with pytest.raises(ValueError, match="validation examples"):
+    with pytest.raises(ValueError, match=r"training\.eval_examples"):
         validation_batches(config, tokenizer, num_batches=largest + 1, **sizes)
-    with pytest.raises(ValueError, match="use a smaller batch"):
+    with pytest.raises(ValueError, match="use a smaller micro-batch"):
         validation_batches(config, tokenizer, rank=0, world_size=1, batch_size=5000, num_batches=1)
 
 

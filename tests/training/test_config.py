@@ -1,0 +1,84 @@
+"""Mistakes in a configuration: one line that names key, value and fix."""
+
+from pathlib import Path
+
+import pytest
+
+from training.config import SECTIONS, ConfigError, load_config
+from training.help import describe_keys
+
+ROOT = Path(__file__).parents[2]
+TINY = str(ROOT / "configs" / "tiny.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_config_of_the_project_is_valid(path: Path):
+    load_config(path)
+
+
+def test_overrides_win_and_keep_their_types():
+    config = load_config(TINY, ["training.steps=7", "optimizer.learning_rate=1e-3", "model.num_decoder_layers=null"])
+    assert config.training.steps == 7
+    assert config.optimizer.learning_rate == 1e-3
+    assert config.st_moe_config().num_decoder_layers == config.st_moe_config().num_layers
+    assert load_config(TINY, ["training.steps=7", "training.steps=8"]).training.steps == 8
+
+
+def test_model_section_reaches_the_model():
+    config = load_config(TINY, ["model.top_n=1", "model.router_z_coefficient=0"]).st_moe_config()
+    assert (config.top_n, config.router_z_coefficient, config.num_experts) == (1, 0, 8)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("training.stepz=5", ["training.stepz = 5", "unknown key", "did you mean training.steps?"]),
+        ("trainin.steps=5", ["trainin", "unknown key", "did you mean training?"]),
+        ("model.layers=5", ["model.layers = 5", "unknown key"]),
+        ("training.steps=many", ["training.steps = 'many'", "valid integer"]),
+        ("training.steps=1.5", ["training.steps = 1.5", "valid integer"]),
+        ("training.steps=0", ["training.steps = 0", "greater than or equal to 1"]),
+        ("training.activation_checkpointing=1", ["training.activation_checkpointing = 1", "valid boolean"]),
+        ("training.precision=fp16", ["training.precision = fp16", "overflows", "bf16 or fp32"]),
+        ("training.precision=int8", ["training.precision = 'int8'", "'fp32', 'bf16' or 'bf16_autocast'"]),
+        ("training.name=../elsewhere", ["training.name = '../elsewhere'", "match"]),
+        ("model.d_model=wide", ["model.d_model = 'wide'", "valid integer"]),
+        ("model.top_n=9", ["model.top_n = 9", "at most model.num_experts = 8"]),
+        ("model.num_experts=1", ["model.num_experts = 1", "set 0 for a dense one"]),
+        ("model.sparse_step=9", ["model.sparse_step = 9", "lower"]),
+        ("model.feed_forward=swiglu", ["model.feed_forward = 'swiglu'", "'geglu' or 'relu'"]),
+        ("data.noise_density=1.5", ["data.noise_density = 1.5", "less than 1"]),
+        ("steps=5", ["'steps=5'", "section.key=value"]),
+        ("training.steps", ["'training.steps'", "section.key=value"]),
+    ],
+)
+def test_one_line_names_key_value_and_fix(override: str, words: list[str]):
+    with pytest.raises(ConfigError) as error:
+        load_config(TINY, [override])
+    message = str(error.value)
+    assert "\n" not in message
+    assert [word for word in words if word not in message] == [], message
+
+
+def test_files_that_are_no_config(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"no such file"):
+        load_config(tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("model: {d_model: 1\n")
+    with pytest.raises(ConfigError, match=r"broken\.yaml: [^\n]+$"):
+        load_config(broken)
+    broken.write_text("- a list\n")
+    with pytest.raises(ConfigError, match=r"^[^\n]+$"):
+        load_config(broken)
+    broken.write_text("training: {steps: 5}\n")
+    with pytest.raises(ConfigError, match=r"model is missing"):
+        load_config(broken)
+
+
+def test_help_lists_every_key_with_meaning_and_default():
+    text = describe_keys()
+    for section, fields in SECTIONS.items():
+        for name, field in fields.model_fields.items():
+            assert f"  {section}.{name} (" in text
+            assert field.description, f"{section}.{name} has no description"
+    assert "model.router_z_coefficient (float, default 0.001)" in text

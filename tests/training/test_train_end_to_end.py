@@ -1,0 +1,167 @@
+"""The real train.py, under the real deepspeed launcher, on real files."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.support.small import small_config
+
+ROOT = Path(__file__).parents[2]
+ROW_KEYS = {
+    "step", "tokens", "loss", "cross_entropy", "load_balance_loss", "router_z_loss", "learning_rate", "grad_norm",
+    "dropped_fraction", "tokens_per_second", "step_seconds",
+}  # fmt: skip
+SUMMARY_KEYS = {
+    "world_size", "expert_parallel_size", "zero_stage", "parameters_total", "parameters_active_per_token", "steps",
+    "tokens", "validation_cross_entropy", "unigram_cross_entropy", "wall_seconds", "versions", "git_commit",
+}  # fmt: skip
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def launch(config: Path, *arguments: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
+    """``deepspeed --num_gpus N train.py --config …``."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    deepspeed = str(Path(sys.executable).with_name("deepspeed"))
+    start = [deepspeed, "--num_gpus", str(ranks), "--master_port", port, "train.py"]
+    return run([*start, "--config", str(config), *arguments])
+
+
+def write(tmp_path: Path, corpus: dict[str, Any], zero_stage: int) -> Path:
+    config = small_config(
+        tmp_path,
+        data=corpus,
+        zero_stage=zero_stage,
+        parallel={"expert_parallel_size": 2},
+        # two micro-batches per rank, dropout and jitter: everything that a resumed run must repeat
+        model={"dropout_rate": 0.1, "router_jitter": 0.01},
+        training={
+            "steps": 8, "micro_batch_size": 2, "log_every": 1, "eval_every": 4, "eval_examples": 16, "save_every": 4,
+        },
+    )  # fmt: skip
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump()))
+    return file
+
+
+def rows(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+TIMES = ("tokens_per_second", "step_seconds", "data_seconds")
+
+
+def without_times(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in TIMES}
+
+
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_stopped_and_resumed_run_equals_one_never_stopped(corpus: dict[str, Any], tmp_path: Path, zero_stage: int):
+    config = write(tmp_path, corpus, zero_stage)
+    whole = launch(config, "training.name=whole")
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    # stopped after step 6, of which the checkpoint knows 4: the rest is done again
+    first = launch(config, "training.name=parts", "training.steps=6")
+    assert first.returncode == 0, first.stderr[-3000:]
+    parts = tmp_path / "runs" / "parts"
+    (parts / "checkpoints" / "latest").write_text("step_00000004")
+    second = launch(config, "training.name=parts", "--resume")
+    assert second.returncode == 0, second.stderr[-3000:]
+
+    expected, found = rows(tmp_path / "runs" / "whole"), rows(parts)
+    assert [without_times(row) for row in found] == [without_times(row) for row in expected]
+    assert [row["step"] for row in found if "split" not in row] == list(range(1, 9))
+    if zero_stage == 1:
+        _check_run_folder(tmp_path / "runs" / "whole", whole.stdout)
+
+
+def _check_run_folder(run_dir: Path, output: str) -> None:
+    train = [row for row in rows(run_dir) if "split" not in row]
+    validation = [row for row in rows(run_dir) if row.get("split") == "validation"]
+    assert [row["step"] for row in validation] == [4, 8]
+    for row in train:
+        assert row.keys() >= ROW_KEYS
+        parts = row["cross_entropy"] + sum(
+            row[f"{name}_weighted"] for name in ("load_balance_loss", "router_z_loss", "output_z_loss")
+        )
+        assert row["loss"] == pytest.approx(parts, rel=1e-5)
+        assert row["load_balance_loss_weighted"] == pytest.approx(0.01 * row["load_balance_loss"])
+        assert row["router_z_loss_weighted"] == pytest.approx(0.001 * row["router_z_loss"])
+    # 8 sequences of 32 + 8 positions, hardly any of them padding
+    assert train[0]["tokens"] <= 8 * 40
+    assert train[-1]["tokens"] > 8 * 8 * 40 * 0.9
+    assert train[4]["learning_rate"] == pytest.approx(3e-3)
+
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary.keys() >= SUMMARY_KEYS
+    assert (summary["world_size"], summary["expert_parallel_size"], summary["zero_stage"]) == (2, 2, 1)
+    assert summary["steps"] == 8
+    assert summary["validation_cross_entropy"] == validation[-1]["cross_entropy"]
+    experts = 2 * 4 * 3 * 32 * 48  # stacks x experts x matrices x d_model x d_ff
+    assert summary["parameters_total"] - summary["parameters_active_per_token"] == experts // 2
+    assert yaml.safe_load((run_dir / "config.yaml").read_text())["training"]["name"] == "whole"
+    assert (run_dir / "checkpoints" / "latest").read_text() == "step_00000008"
+
+    events = EventAccumulator(str(run_dir / "tensorboard")).Reload()
+    scalars = [(e.step, e.value) for e in events.Scalars("train/cross_entropy")]
+    assert scalars == [(row["step"], pytest.approx(row["cross_entropy"])) for row in train]
+    assert [e.step for e in events.Scalars("validation/cross_entropy")] == [4, 8]
+    # rank 0 alone speaks, in lines
+    assert output.count("step 8/8") == 1
+    assert output.count("step 8  validation cross-entropy") == 1
+
+
+def test_one_process_with_activation_checkpointing_trains_alike(corpus: dict[str, Any], tmp_path: Path):
+    config = write(tmp_path, corpus, zero_stage=2)
+    losses = []
+    for name, checkpointing in (("plain", "false"), ("recomputed", "true")):
+        command = [sys.executable, "train.py", "--config", str(config), f"training.name={name}", "training.steps=4"]
+        result = run(
+            [*command, "parallel.expert_parallel_size=1", f"training.activation_checkpointing={checkpointing}"]
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+        losses.append([row["loss"] for row in rows(tmp_path / "runs" / name)])
+    assert losses[0] == losses[1]
+
+
+def test_bad_lines_are_counted_reported_and_skipped(corpus: dict[str, Any], tmp_path: Path):
+    import gzip
+
+    config = write(tmp_path, corpus, zero_stage=1)
+    folder = tmp_path / "train"
+    folder.mkdir()
+    for source in Path(corpus["train_files"]).parent.iterdir():
+        text = gzip.decompress(source.read_bytes()).decode()
+        (folder / source.name).write_bytes(gzip.compress(("\n{broken\n" + text).encode()))
+    result = run(
+        [sys.executable, "train.py", "--config", str(config), "training.steps=2", "parallel.expert_parallel_size=1",
+         "training.eval_every=2", "training.save_every=2", f"data.train_files={folder}/*.json.gz"]
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    summary = json.loads((tmp_path / "runs" / "small" / "summary.json").read_text())
+    assert summary["bad_rows"] == {"blank_line": 4, "malformed_json": 4}
+    assert "skipped data lines: 4 blank_line, 4 malformed_json" in result.stdout
+
+
+def test_a_mistake_is_one_line_from_one_rank_and_exit_code_2(corpus: dict[str, Any], tmp_path: Path):
+    config = write(tmp_path, corpus, zero_stage=1)
+    for arguments in (["training.stepz=1"], ["data.train_files=nowhere/*.gz"], ["--resume"]):
+        result = launch(config, *arguments)
+        assert result.returncode == 2, result.stderr[-3000:]
+        own = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert len(own) == 1, result.stderr
+        assert "Traceback" not in result.stderr + result.stdout
+    assert not (tmp_path / "runs").exists()

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on several hosts with the deepspeed launcher; run it on one of them.
 #
-#   bash launch/multi_node.sh launch/hostfile --config configs/st_moe_base.yaml [--resume] [key=value …]
+#   bash launch/multi_node.sh launch/hostfile --config configs/tiny.yaml [--resume] [key=value …]
 #
 # Every host needs the same checkout, virtual environment and data at the same paths, passwordless ssh from this host,
 # and a file system shared by all for `training.output_dir`. See docs/cluster.md.

@@ -10,11 +10,12 @@ from optim.config import OptimizerConfig
 from optim.groups import parameter_groups
 
 
-def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> Optimizer:
+def build_optimizer(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig, embedding: nn.Parameter | None = None
+) -> Optimizer:
     """AdamW over ``parameter_groups``, ready to be handed to DeepSpeed."""
     return torch.optim.AdamW(
-        parameter_groups(named_parameters, config.weight_decay),
-        lr=config.learning_rate,
+        parameter_groups(named_parameters, config, embedding),
         betas=(config.beta1, config.beta2),
         eps=config.epsilon,
     )

@@ -5,32 +5,38 @@ from typing import Any
 
 from torch import nn
 
+from optim.config import OptimizerConfig
 
-def parameter_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
+
+def parameter_groups(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig, embedding: nn.Parameter | None = None
+) -> list[dict[str, Any]]:
     """Split parameters into the groups that DeepSpeed's ZeRO wants.
 
     Expert weights that are split over ranks (``allreduce`` is False) need groups of their own with ``moe`` set and,
-    as ``name``, the name of their process group; vectors are not decayed.
+    as ``name``, the name of their process group; vectors are not decayed; the embedding has its own learning rate.
 
     Args:
         named_parameters: every parameter to train, in the model's order.
-        weight_decay: for matrices and stacks of matrices.
+        config: learning rates and weight decay.
+        embedding: the input embedding, one of the parameters.
 
     Returns:
         Groups without empty ones; every parameter is in exactly one.
     """
-    split: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    groups: dict[str, dict[str, Any]] = {}
     for _, parameter in named_parameters:
         if not parameter.requires_grad:
             continue
-        sharded_over = "" if getattr(parameter, "allreduce", True) else str(getattr(parameter, "group_name", ""))
-        split.setdefault((sharded_over, parameter.dim() > 1), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "weight_decay": weight_decay if decayed else 0.0,
-            "name": sharded_over or ("dense_matrices" if decayed else "dense_vectors"),
-            **({"moe": True} if sharded_over else {}),
+        matrix = parameter.dim() > 1
+        group: dict[str, Any] = {
+            "lr": config.learning_rate,
+            "weight_decay": config.weight_decay if matrix else 0.0,
+            "name": "matrices" if matrix else "vectors",
         }
-        for (sharded_over, decayed), parameters in split.items()
-    ]
+        if parameter is embedding:
+            group |= {"lr": config.embedding_learning_rate or config.learning_rate, "name": "embedding"}
+        elif not getattr(parameter, "allreduce", True):
+            group |= {"name": parameter.group_name, "moe": True}
+        groups.setdefault(group["name"], group | {"params": []})["params"].append(parameter)
+    return list(groups.values())

@@ -34,7 +34,7 @@ def build_engine(config: RunConfig, world_size: int, device: str) -> Any:
     model = build_model(config.st_moe_config(), config.parallel.expert_parallel_size, config.training.seed, device)
     if config.training.activation_checkpointing:
         model.activation_checkpointing_enable()
-    optimizer = build_optimizer(model.named_parameters(), config.optimizer)
+    optimizer = build_optimizer(model.named_parameters(), config.optimizer, model.get_input_embeddings().weight)
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,

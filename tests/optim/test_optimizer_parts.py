@@ -33,18 +33,21 @@ def test_schedule_steps_with_the_optimizer():
     assert rates == pytest.approx([0.25, 0.5, 0.5, 0.5 * (2 / 3) ** 0.5])
 
 
-def test_every_parameter_is_in_exactly_one_group_and_vectors_are_not_decayed():
+def test_every_parameter_is_in_exactly_one_group_with_its_rate_and_decay():
     matrix, vector, frozen = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(1))
     frozen.requires_grad_(False)
-    expert = nn.Parameter(torch.ones(2, 2, 2))
+    embedding, expert = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2, 2))
     expert.allreduce, expert.group_name = False, "ep_size_2"
-    named = [("matrix", matrix), ("vector", vector), ("frozen", frozen), ("expert", expert)]
-    groups = parameter_groups(named, weight_decay=0.1)
+    named = [("m", matrix), ("v", vector), ("f", frozen), ("s", embedding), ("e", expert)]
+    config = OptimizerConfig(weight_decay=0.1, learning_rate=0.5, embedding_learning_rate=5.0)
+    groups = parameter_groups(named, config, embedding)
     members = [id(p) for group in groups for p in group["params"]]
-    assert sorted(members) == sorted(map(id, (matrix, vector, expert)))
+    assert sorted(members) == sorted(map(id, (matrix, vector, embedding, expert)))
     of = {id(p): group for group in groups for p in group["params"]}
-    assert of[id(matrix)]["weight_decay"] == 0.1
-    assert of[id(vector)]["weight_decay"] == 0.0
+    assert [of[id(p)]["weight_decay"] for p in (matrix, vector, embedding, expert)] == [0.1, 0.0, 0.1, 0.1]
+    assert [of[id(p)]["lr"] for p in (matrix, vector, embedding, expert)] == [0.5, 0.5, 5.0, 0.5]
     assert of[id(expert)]["moe"] is True
     assert of[id(expert)]["name"] == "ep_size_2"
-    assert "moe" not in of[id(matrix)]
+    assert not any("moe" in of[id(p)] for p in (matrix, vector, embedding))
+    same_rate = parameter_groups(named, OptimizerConfig(learning_rate=0.5), embedding)
+    assert {group["lr"] for group in same_rate} == {0.5}

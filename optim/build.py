@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from optim.config import OptimizerConfig
@@ -11,7 +11,7 @@ from optim.groups import parameter_groups
 
 
 def build_optimizer(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig, embedding: nn.Parameter | None = None
+    named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig, embedding: Tensor | None = None
 ) -> Optimizer:
     """AdamW over ``parameter_groups``, ready to be handed to DeepSpeed."""
     return torch.optim.AdamW(

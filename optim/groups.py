@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from optim.config import OptimizerConfig
 
 
 def parameter_groups(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig, embedding: nn.Parameter | None = None
+    named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig, embedding: Tensor | None = None
 ) -> list[dict[str, Any]]:
     """Split parameters into the groups that DeepSpeed's ZeRO wants.
 
@@ -37,6 +37,6 @@ def parameter_groups(
         if parameter is embedding:
             group |= {"lr": config.embedding_learning_rate or config.learning_rate, "name": "embedding"}
         elif not getattr(parameter, "allreduce", True):
-            group |= {"name": parameter.group_name, "moe": True}
+            group |= {"name": str(vars(parameter)["group_name"]), "moe": True}
         groups.setdefault(group["name"], group | {"params": []})["params"].append(parameter)
     return list(groups.values())

@@ -7,6 +7,7 @@ python train.py --config configs/tiny.yaml parallel.expert_parallel_size=1
 import argparse
 import sys
 import time
+from typing import NoReturn
 
 from training.config import load_config
 from training.help import describe_keys
@@ -29,7 +30,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
-def refuse(message: str, layout: Layout) -> None:
+def refuse(message: str, layout: Layout) -> NoReturn:
     """Print a user's mistake once, whichever ranks see it, and exit with code 2."""
     if layout.rank != 0:
         # The launcher ends all ranks when rank 0 exits. Still here after a while: this rank alone saw the mistake.

@@ -46,8 +46,9 @@ def initialise_distributed(layout: Layout, timeout_seconds: float) -> str:
     import deepspeed
     import deepspeed.ops
 
-    # DeepSpeed would compile its shared-memory collectives at first use: a minute, and an error without a compiler.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if device == "cpu":
+        # DeepSpeed would compile its shared-memory collectives at first use: a minute, and an error without a compiler.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(timeout=timedelta(seconds=timeout_seconds), verbose=False)
     return device
 

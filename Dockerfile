@@ -7,7 +7,9 @@ ENV PYTHONUNBUFFERED=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     HF_HOME=/workspace/runs/huggingface
 
-# git: the run's summary names the commit. ssh and pdsh: the deepspeed launcher's way to other hosts.
+# git: the run's summary names the commit. ssh and pdsh: the deepspeed launcher's way to other hosts. Their versions are
+# those of the base image's release.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends git openssh-client pdsh \
     && rm -rf /var/lib/apt/lists/*
@@ -31,7 +33,7 @@ COPY training ./training
 # Not root; runs/ is where data, runs and caches go: mount a volume there.
 RUN useradd --create-home --uid 10001 trainer \
     && install --directory --owner=trainer runs
-USER trainer
+USER 10001
 VOLUME /workspace/runs
 
 CMD ["python", "train.py", "--help"]

@@ -10,5 +10,7 @@ source launch/setup.sh requirements.txt requirements-dev.txt
 ruff check .
 ruff format --check .
 mypy
+shellcheck -x launch/*.sh .ci/run
+hadolint Dockerfile
 export CUDA_VISIBLE_DEVICES="" DS_ACCELERATOR=cpu
 exec python -m pytest --durations=10 "$@"

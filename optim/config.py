@@ -12,11 +12,11 @@ class OptimizerConfig(BaseModel):
 
     name: Literal["adamw"] = Field("adamw", description="Update rule.")
     learning_rate: float = Field(1e-3, gt=0, description="Peak, reached at the end of the warm-up.")
-    embedding_learning_rate: float | None = Field(
+    unit_learning_rate: float | None = Field(
         None,
         gt=0,
-        description="The same for the input embedding; null: learning_rate. AdamW moves all weights by the same "
-        "amount, and the embedding, which begins as N(0, 1), is some 30 times larger than the matrices.",
+        description="The same for the parameters that begin at the scale of 1, the input embedding and the norms' "
+        "scales; null: learning_rate. AdamW moves every weight by the same amount, and matrices begin 30 times smaller.",
     )
     warmup: Literal["constant", "linear"] = Field(
         "linear", description="Before warmup_steps: constant at the peak (T5), or linear from 0."

@@ -14,7 +14,8 @@ def parameter_groups(
     """Split parameters into the groups that DeepSpeed's ZeRO wants.
 
     Expert weights that are split over ranks (``allreduce`` is False) need groups of their own with ``moe`` set and,
-    as ``name``, the name of their process group; vectors are not decayed; the embedding has its own learning rate.
+    as ``name``, the name of their process group. The embedding and vectors, which begin at the scale of 1, have a
+    learning rate of their own; vectors are not decayed.
 
     Args:
         named_parameters: every parameter to train, in the model's order.
@@ -24,18 +25,16 @@ def parameter_groups(
     Returns:
         Groups without empty ones; every parameter is in exactly one.
     """
+    unit_rate = config.unit_learning_rate or config.learning_rate
     groups: dict[str, dict[str, Any]] = {}
     for _, parameter in named_parameters:
         if not parameter.requires_grad:
             continue
-        matrix = parameter.dim() > 1
-        group: dict[str, Any] = {
-            "lr": config.learning_rate,
-            "weight_decay": config.weight_decay if matrix else 0.0,
-            "name": "matrices" if matrix else "vectors",
-        }
+        group: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "name": "matrices"}
         if parameter is embedding:
-            group |= {"lr": config.embedding_learning_rate or config.learning_rate, "name": "embedding"}
+            group |= {"lr": unit_rate, "name": "embedding"}
+        elif parameter.dim() == 1:
+            group |= {"lr": unit_rate, "name": "vectors", "weight_decay": 0.0}
         elif not getattr(parameter, "allreduce", True):
             group |= {"name": str(vars(parameter)["group_name"]), "moe": True}
         groups.setdefault(group["name"], group | {"params": []})["params"].append(parameter)

@@ -39,13 +39,13 @@ def test_every_parameter_is_in_exactly_one_group_with_its_rate_and_decay():
     embedding, expert = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2, 2))
     expert.allreduce, expert.group_name = False, "ep_size_2"
     named = [("m", matrix), ("v", vector), ("f", frozen), ("s", embedding), ("e", expert)]
-    config = OptimizerConfig(weight_decay=0.1, learning_rate=0.5, embedding_learning_rate=5.0)
+    config = OptimizerConfig(weight_decay=0.1, learning_rate=0.5, unit_learning_rate=5.0)
     groups = parameter_groups(named, config, embedding)
     members = [id(p) for group in groups for p in group["params"]]
     assert sorted(members) == sorted(map(id, (matrix, vector, embedding, expert)))
     of = {id(p): group for group in groups for p in group["params"]}
     assert [of[id(p)]["weight_decay"] for p in (matrix, vector, embedding, expert)] == [0.1, 0.0, 0.1, 0.1]
-    assert [of[id(p)]["lr"] for p in (matrix, vector, embedding, expert)] == [0.5, 0.5, 5.0, 0.5]
+    assert [of[id(p)]["lr"] for p in (matrix, vector, embedding, expert)] == [0.5, 5.0, 5.0, 0.5]
     assert of[id(expert)]["moe"] is True
     assert of[id(expert)]["name"] == "ep_size_2"
     assert not any("moe" in of[id(p)] for p in (matrix, vector, embedding))

@@ -16,7 +16,7 @@ class OptimizerConfig(BaseModel):
         None,
         gt=0,
         description="The same for the parameters that begin at the scale of 1, the input embedding and the norms' "
-        "scales; null: learning_rate. AdamW moves every weight by the same amount, and matrices begin 30 times smaller.",
+        "scales; null: learning_rate. AdamW moves every weight equally, and matrices begin 30 times smaller.",
     )
     warmup: Literal["constant", "linear"] = Field(
         "linear", description="Before warmup_steps: constant at the peak (T5), or linear from 0."

@@ -23,7 +23,7 @@ done
 source launch/setup.sh requirements.txt
 
 data=runs/data/$corpus
-python -m data.prepare --source "$corpus" --out "$data" --vocab-size 300
+python -m data.prepare --source "$corpus" --out "$data" --vocab-size 1000
 
 if [ -z "$name" ]; then # a finished run is never overwritten
   name=tiny

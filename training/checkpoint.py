@@ -1,89 +1,33 @@
-"""Checkpoints: DeepSpeed's files plus one JSON file with everything else that a resumed run needs.
+"""Checkpoints of a DeepSpeed engine that load at any parallel layout, bit for bit.
 
-``checkpoints/step_00000040/`` holds the engine's files and ``trainer_state.json``; ``checkpoints/latest`` names the
-newest complete folder and is moved last.
+Each rank writes the master weights and the optimizer's state of the slices it holds; at a load, each rank reads the
+ranges that it holds then, from whichever files they are in. No file is pickled.
 """
 
-import json
-import os
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import deepspeed.comm as dist
+import torch
+from torch import Tensor
 
 from data.loader import merge_states
-from training.config import ConfigError, RunConfig
+from training.config import RunConfig
+from training.saved_state import (
+    Checkpoint,
+    SavedState,
+    begin,
+    checkpoints_dir,
+    partial_folder,
+    publish,
+    set_latest,
+    write_state,
+    write_text,
+)
+from training.shards import INDEX_FILE, WEIGHT, Entry, Index, Piece, ShardReader, chunks, shard_name, write_shard
+from training.slices import Slice, engine_slices, refresh_weights
 
-STATE_FILE = "trainer_state.json"
-LATEST = "latest"
-FORMAT = 1
-
-
-@dataclass(frozen=True)
-class SavedState:
-    """The part of a checkpoint that is not DeepSpeed's. Plain JSON."""
-
-    step: int
-    tokens: int
-    config: dict[str, Any]
-    world_size: int
-    zero_stage: int
-    data: dict[str, Any]  # merged over ranks
-    format: int = FORMAT
-
-    @property
-    def tag(self) -> str:
-        """The folder's name."""
-        return f"step_{self.step:08d}"
-
-
-def checkpoints_dir(config: RunConfig) -> Path:
-    """Where a run's checkpoints are."""
-    return config.run_dir / "checkpoints"
-
-
-def find_checkpoint(config: RunConfig, world_size: int, zero_stage: int) -> SavedState:
-    """The newest checkpoint of the run, checked against the present configuration.
-
-    Raises:
-        ConfigError: there is none, or it is of another model, optimizer or parallel layout.
-    """
-    folder = checkpoints_dir(config)
-    latest = folder / LATEST
-    if not latest.is_file():
-        raise ConfigError(f"--resume: {folder} holds no checkpoint; start without --resume, or set training.name")
-    state_file = folder / latest.read_text(encoding="utf-8").strip() / STATE_FILE
-    try:
-        saved = SavedState(**json.loads(state_file.read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError) as error:
-        raise ConfigError(f"--resume: {state_file} cannot be read: {error}") from None
-    present = config.model_dump()
-    for section in ("model", "optimizer"):
-        _refuse_difference(section, saved.config[section], present[section], state_file)
-    _refuse_difference("parallel", saved.config["parallel"], present["parallel"], state_file)
-    for key, before, now in (
-        ("the world size", saved.world_size, world_size),
-        ("the ZeRO stage", saved.zero_stage, zero_stage),
-        ("training.precision", saved.config["training"]["precision"], config.training.precision),
-        (
-            "training.global_batch_size",
-            saved.config["training"]["global_batch_size"],
-            config.training.global_batch_size,
-        ),
-        ("training.seed", saved.config["training"]["seed"], config.training.seed),
-    ):
-        if before != now:
-            raise ConfigError(f"--resume: {key} is {now} but {state_file} was written with {before}: use {before}")
-    return saved
-
-
-def _refuse_difference(section: str, before: dict[str, Any], now: dict[str, Any], state_file: Path) -> None:
-    for name in before.keys() | now.keys():
-        old, new = before.get(name), now.get(name)
-        if old != new:
-            raise ConfigError(
-                f"--resume: {section}.{name} is {new} but {state_file} was written with {old}: set {old}, or begin a "
-                "new run with another training.name"
-            )
+COUNTERS = ("global_steps", "global_samples", "skipped_steps")  # DeepSpeed's own
 
 
 def save_checkpoint(engine: Any, config: RunConfig, *, step: int, tokens: int, data_state: dict[str, Any]) -> Path:
@@ -99,44 +43,124 @@ def save_checkpoint(engine: Any, config: RunConfig, *, step: int, tokens: int, d
     Returns:
         The checkpoint's folder.
     """
-    import deepspeed.comm as dist
-
-    world_size = dist.get_world_size()
-    data_states: list[Any] = [None] * world_size
-    dist.all_gather_object(data_states, data_state)
-    saved = SavedState(
-        step=step,
-        tokens=tokens,
-        config=config.model_dump(),
-        world_size=world_size,
-        zero_stage=int(engine.zero_optimization_stage()),
-        data=merge_states(data_states),
-    )
-    folder = checkpoints_dir(config)
-    engine.save_checkpoint(str(folder), tag=saved.tag, save_latest=False)
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    folder = checkpoints_dir(config.run_dir) / f"step_{step:08d}"
+    partial = partial_folder(folder)
+    if rank == 0:
+        begin(folder)
     dist.barrier()
-    if dist.get_rank() == 0:
-        _write_atomically(folder / saved.tag / STATE_FILE, json.dumps(asdict(saved)))
-        _write_atomically(folder / LATEST, saved.tag)
+    parts: list[Any] = [None] * world_size
+    dist.all_gather_object(parts, (_write_slices(engine, partial / shard_name(rank, world_size)), data_state))
+    if rank == 0:
+        state = SavedState(
+            step=step,
+            tokens=tokens,
+            config=config.model_dump(),
+            world_size=world_size,
+            zero_stage=int(engine.zero_optimization_stage()),
+            data=merge_states([data for _, data in parts]),
+            engine={name: getattr(engine, name) for name in COUNTERS} | {"schedule": engine.lr_scheduler.state_dict()},
+        )
+        write_text(partial / INDEX_FILE, _join([part for part, _ in parts]).to_json())
+        write_state(partial, state)
+        publish(folder)
+        set_latest(folder)
     dist.barrier()
-    return folder / saved.tag
+    return folder
 
 
-def load_checkpoint(engine: Any, config: RunConfig, saved: SavedState) -> None:
-    """Restore model, optimizer and schedule; collective over all ranks.
+def load_checkpoint(engine: Any, checkpoint: Checkpoint) -> None:
+    """Restore weights, optimizer, schedule and counters, whatever layout they were saved at; collective.
 
-    DeepSpeed unpickles its files, so resume only from folders that you trust.
+    Args:
+        engine: the DeepSpeed engine, fresh or not.
+        checkpoint: of the same model and optimizer.
+
+    Raises:
+        ValueError: the checkpoint's tensors are not those of the engine's model, or a file is missing or broken.
     """
-    folder = checkpoints_dir(config)
-    path, _ = engine.load_checkpoint(str(folder), tag=saved.tag)
-    if path is None:
-        raise RuntimeError(f"DeepSpeed could not load {folder / saved.tag}")
+    reader = ShardReader(checkpoint.folder)
+    index, slices, optimizer = reader.index, engine_slices(engine), engine.basic_optimizer
+    for s in slices:
+        if s.name not in index.parameters or index.parameters[s.name].shape != s.shape:
+            raise ValueError(f"{checkpoint.folder} does not hold {s.name} {s.shape}: it is of another model")
+    for owner in {id(s.owner): s.owner for s in slices}.values():
+        # A number is a tensor of its own for each owner: AdamW counts its steps in place.
+        optimizer.state[owner] = {
+            name: torch.tensor(value) if isinstance(value, float) else value for name, value in index.scalars.items()
+        } | {state: torch.zeros_like(owner, requires_grad=False) for state in index.states if state != WEIGHT}
+    for s in slices:
+        for state in index.states:
+            target = s.of(_tensor(optimizer, s, state))
+            for start, stop in chunks(s.start, s.stop):
+                target[start - s.start : stop - s.start].copy_(reader.read(s.name, state, start, stop))
+    refresh_weights(engine)
+
+    saved = checkpoint.state.engine
+    for name in COUNTERS:
+        setattr(engine, name, saved[name])
+    engine.lr_scheduler.load_state_dict(dict(saved["schedule"]))
+    for group, rate in zip(optimizer.param_groups, engine.lr_scheduler.get_last_lr(), strict=True):
+        group["lr"] = rate
 
 
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+class Part(NamedTuple):
+    """What one rank wrote: which states, the numbers that are no tensors, and the pieces of parameters."""
+
+    states: dict[str, torch.dtype]
+    scalars: dict[str, float]
+    pieces: list[tuple[str, tuple[int, ...], bool, Piece]]  # name, shape, expert
+
+
+def _write_slices(engine: Any, path: Path) -> Part:
+    """Write this rank's share of what the ranks hold."""
+    optimizer = engine.basic_optimizer
+    slices = {s.name: share for s in engine_slices(engine) if (share := s.share()).start < share.stop}
+    kinds = [_kinds(optimizer, s.owner) for s in slices.values()]
+    states, scalars = kinds[0] if kinds else ({}, {})
+    if any(kind != kinds[0] for kind in kinds):
+        raise ValueError(f"{type(optimizer).__name__} keeps not the same of all parameters")
+
+    def read(name: str, state: str, start: int, stop: int) -> Tensor:
+        s = slices[name]
+        return s.of(_tensor(optimizer, s, state))[start - s.start : stop - s.start]
+
+    write_shard(path, [(s.name, s.start, s.stop) for s in slices.values()], states, read)
+    pieces = [(s.name, s.shape, s.expert, Piece(s.start, s.stop, path.name)) for s in slices.values()]
+    return Part(states, scalars, pieces)
+
+
+def _kinds(optimizer: Any, owner: Tensor) -> tuple[dict[str, torch.dtype], dict[str, float]]:
+    """What there is per element of ``owner``, and the optimizer's plain numbers."""
+    states, scalars = {WEIGHT: owner.dtype}, {}
+    for name, value in optimizer.state[owner].items():
+        if isinstance(value, Tensor) and value.shape == owner.shape:
+            states[name] = value.dtype
+        elif isinstance(value, int | float):
+            scalars[name] = value
+        elif value.numel() == 1:
+            scalars[name] = value.item()
+        else:
+            raise ValueError(
+                f"{type(optimizer).__name__} keeps {name} of shape {tuple(value.shape)} for {tuple(owner.shape)} "
+                "weights: checkpoints hold one number per weight or per optimizer"
+            )
+    return states, scalars
+
+
+def _tensor(optimizer: Any, s: Slice, state: str) -> Tensor:
+    return s.owner if state == WEIGHT else optimizer.state[s.owner][state]
+
+
+def _join(parts: list[Part]) -> Index:
+    """The index of all ranks' files. Raises ValueError when they do not fit together."""
+    parts = [part for part in parts if part.pieces]
+    for part in parts:
+        if (part.states, part.scalars) != (parts[0].states, parts[0].scalars):
+            raise ValueError(f"ranks hold different optimizer states: {part[:2]} and {parts[0][:2]}")
+    entries: dict[str, Entry] = {}
+    for name, shape, expert, piece in sorted((row for part in parts for row in part.pieces), key=lambda row: row[3]):
+        pieces = entries[name].pieces if name in entries else ()
+        entries[name] = Entry(shape, expert, (*pieces, piece))
+    states = {state: str(dtype).removeprefix("torch.") for state, dtype in parts[0].states.items()}
+    return Index(states, parts[0].scalars, entries)

@@ -8,10 +8,10 @@ import numpy as np
 from data.loader import PretrainingLoader, validation_batches
 from data.tokenizer import Tokenizer
 from data.unigram import count_targets
-from training.checkpoint import SavedState, find_checkpoint
 from training.config import ConfigError, RunConfig
 from training.deepspeed_config import accumulation_steps, read_deepspeed_file, zero_stage
 from training.layout import Layout
+from training.saved_state import Checkpoint, find_checkpoint
 
 UNIGRAM_EXAMPLES = 4096  # training examples, over all ranks, that the unigram baseline counts
 
@@ -27,11 +27,11 @@ class Inputs:
     target_counts: np.ndarray  # int64 [vocabulary], of this rank's part of the first training examples
     validation: list[Batch]
     zero_stage: int
-    resume_from: SavedState | None
+    resume_from: Checkpoint | None
 
 
-def check_layout(config: RunConfig, world_size: int) -> int:
-    """Check what depends on the number of ranks; returns the ZeRO stage. Raises ConfigError."""
+def check_expert_parallel(config: RunConfig, world_size: int) -> None:
+    """Check that experts can be spread over the ranks. Raises ConfigError."""
     experts, size = config.st_moe_config().num_experts, config.parallel.expert_parallel_size
     key = f"parallel.expert_parallel_size = {size}"
     if size > 1 and not experts:
@@ -43,6 +43,11 @@ def check_layout(config: RunConfig, world_size: int) -> int:
             f"{key} does not divide the world size {world_size}: start a multiple of {size} ranks "
             "(deepspeed --num_gpus), or set a divisor"
         )
+
+
+def check_layout(config: RunConfig, world_size: int) -> int:
+    """Check what depends on ranks and DeepSpeed's options; returns the ZeRO stage. Raises ConfigError."""
+    check_expert_parallel(config, world_size)
     accumulation_steps(config, world_size)
     per_pass = config.training.micro_batch_size * world_size
     if config.training.eval_examples % per_pass:
@@ -50,11 +55,13 @@ def check_layout(config: RunConfig, world_size: int) -> int:
             f"training.eval_examples = {config.training.eval_examples} is not divisible by training.micro_batch_size x "
             f"world size = {config.training.micro_batch_size} x {world_size}: set a multiple of {per_pass}"
         )
+    size = config.parallel.expert_parallel_size
     stage = zero_stage(read_deepspeed_file(config.training.deepspeed_config))
     if stage == 0 and size > 1 and config.optimizer.gradient_clipping:
         raise ConfigError(
-            f"optimizer.gradient_clipping = {config.optimizer.gradient_clipping} with {key} is wrong under ZeRO stage "
-            "0 (each rank clips by its own experts' norm): use ds_configs/zero1.json, or set 0"
+            f"optimizer.gradient_clipping = {config.optimizer.gradient_clipping} with "
+            f"parallel.expert_parallel_size = {size} is wrong under ZeRO stage 0 (each rank clips by its own experts' "
+            "norm): use ds_configs/zero1.json, or set 0"
         )
     return int(stage)
 
@@ -66,7 +73,7 @@ def prepare(config: RunConfig, layout: Layout, resume: bool) -> Inputs:
         ValueError: (ConfigError among them) one line that names key, value and fix.
     """
     stage = check_layout(config, layout.world_size)
-    saved = find_checkpoint(config, layout.world_size, stage) if resume else None
+    saved = find_checkpoint(config) if resume else None
     if not resume and config.run_dir.exists() and any(config.run_dir.iterdir()):
         raise ConfigError(
             f"training.name = {config.training.name}: {config.run_dir} already holds a run; add --resume to go on with "
@@ -78,7 +85,7 @@ def prepare(config: RunConfig, layout: Layout, resume: bool) -> Inputs:
     micro_batch_size = config.training.micro_batch_size
     loader = PretrainingLoader(config.data, tokenizer, split="train", batch_size=micro_batch_size, **place)
     if saved is not None:
-        loader.load_state_dict(saved.data)
+        loader.load_state_dict(saved.state.data)
     sample = PretrainingLoader(config.data, tokenizer, split="train", batch_size=micro_batch_size, **place)
     batches = -(-UNIGRAM_EXAMPLES // (micro_batch_size * layout.world_size))
     return Inputs(

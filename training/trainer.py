@@ -20,6 +20,7 @@ from training.metrics import MetricsWriter, PartsMean
 from training.preflight import Inputs
 from training.progress import Progress
 from training.run_folder import write_config, write_summary
+from training.saved_state import describe_resume
 from training.update import evaluate, update
 
 
@@ -42,14 +43,16 @@ class Trainer:
         self.step = self.tokens = 0
         resume = inputs.resume_from
         if resume is not None:
-            load_checkpoint(self.engine, config, resume)
-            self.step, self.tokens = resume.step, resume.tokens
+            self.step, self.tokens = resume.state.step, resume.state.tokens
+        self.progress = Progress(config.training.steps, self.step, layout.rank == 0)
+        if resume is not None:
+            self.progress.say(describe_resume(resume, config, layout.world_size, inputs.zero_stage))
+            load_checkpoint(self.engine, resume)
         self.validation = [to_device(batch, device) for batch in inputs.validation]
         self.writer: MetricsWriter | None = None
         if layout.rank == 0:
             write_config(config)
-            self.writer = MetricsWriter(config.run_dir, None if resume is None else resume.step)
-        self.progress = Progress(config.training.steps, self.step, layout.rank == 0)
+            self.writer = MetricsWriter(config.run_dir, None if resume is None else resume.state.step)
         self.saved_step = self.step
 
     def train(self) -> None:

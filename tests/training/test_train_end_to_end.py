@@ -1,9 +1,6 @@
 """The real train.py, under the real deepspeed launcher, on real files."""
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,9 +9,9 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.support.launch import launch, rows, run
 from tests.support.small import small_config
 
-ROOT = Path(__file__).parents[2]
 ROW_KEYS = {
     "step", "tokens", "loss", "cross_entropy", "load_balance_loss", "router_z_loss", "learning_rate", "grad_norm",
     "dropped_fraction", "tokens_per_second", "step_seconds",
@@ -23,21 +20,6 @@ SUMMARY_KEYS = {
     "world_size", "expert_parallel_size", "zero_stage", "parameters_total", "parameters_active_per_token", "steps",
     "tokens", "validation_cross_entropy", "unigram_cross_entropy", "wall_seconds", "versions", "git_commit",
 }  # fmt: skip
-
-
-def run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-
-
-def launch(config: Path, *arguments: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
-    """``deepspeed --num_gpus N train.py --config …``."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
-    deepspeed = str(Path(sys.executable).with_name("deepspeed"))
-    start = [deepspeed, "--num_gpus", str(ranks), "--master_port", port, "train.py"]
-    return run([*start, "--config", str(config), *arguments])
 
 
 def write(tmp_path: Path, corpus: dict[str, Any], zero_stage: int) -> Path:
@@ -55,10 +37,6 @@ def write(tmp_path: Path, corpus: dict[str, Any], zero_stage: int) -> Path:
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(config.model_dump()))
     return file
-
-
-def rows(run_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 TIMES = ("tokens_per_second", "step_seconds", "data_seconds")

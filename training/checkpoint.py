@@ -1,6 +1,6 @@
 """Checkpoints of a DeepSpeed engine that load at any parallel layout, bit for bit.
 
-Each rank writes the master weights and the optimizer's state of the slices it holds; at a load, each rank reads the
+Each rank writes the master weights and the optimizer's state of the ranges it holds; at a load, each rank reads the
 ranges that it holds then, from whichever files they are in. No file is pickled.
 """
 
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from data.loader import merge_states
 from training.config import RunConfig
+from training.optimizer_state import load_optimizer_state, save_optimizer_state
+from training.ranges import Range, engine_ranges, refresh_weights
 from training.saved_state import (
     Checkpoint,
     SavedState,
@@ -25,7 +27,6 @@ from training.saved_state import (
     write_text,
 )
 from training.shards import INDEX_FILE, WEIGHT, Entry, Index, Piece, ShardReader, chunks, shard_name, write_shard
-from training.slices import Slice, engine_slices, refresh_weights
 
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")  # DeepSpeed's own
 
@@ -50,7 +51,8 @@ def save_checkpoint(engine: Any, config: RunConfig, *, step: int, tokens: int, d
         begin(folder)
     dist.barrier()
     parts: list[Any] = [None] * world_size
-    dist.all_gather_object(parts, (_write_slices(engine, partial / shard_name(rank, world_size)), data_state))
+    dist.all_gather_object(parts, (_write_ranges(engine, partial / shard_name(rank, world_size)), data_state))
+    save_optimizer_state(engine.basic_optimizer, partial)
     if rank == 0:
         state = SavedState(
             step=step,
@@ -80,21 +82,22 @@ def load_checkpoint(engine: Any, checkpoint: Checkpoint) -> None:
         ValueError: the checkpoint's tensors are not those of the engine's model, or a file is missing or broken.
     """
     reader = ShardReader(checkpoint.folder)
-    index, slices, optimizer = reader.index, engine_slices(engine), engine.basic_optimizer
-    for s in slices:
-        if s.name not in index.parameters or index.parameters[s.name].shape != s.shape:
-            raise ValueError(f"{checkpoint.folder} does not hold {s.name} {s.shape}: it is of another model")
-    for owner in {id(s.owner): s.owner for s in slices}.values():
+    index, ranges, optimizer = reader.index, engine_ranges(engine), engine.basic_optimizer
+    for r in ranges:
+        if r.name not in index.parameters or index.parameters[r.name].shape != r.shape:
+            raise ValueError(f"{checkpoint.folder} does not hold {r.name} {r.shape}: it is of another model")
+    for owner in {id(r.owner): r.owner for r in ranges}.values():
         # A number is a tensor of its own for each owner: AdamW counts its steps in place.
         optimizer.state[owner] = {
             name: torch.tensor(value) if isinstance(value, float) else value for name, value in index.scalars.items()
         } | {state: torch.zeros_like(owner, requires_grad=False) for state in index.states if state != WEIGHT}
-    for s in slices:
+    for r in ranges:
         for state in index.states:
-            target = s.of(_tensor(optimizer, s, state))
-            for start, stop in chunks(s.start, s.stop):
-                target[start - s.start : stop - s.start].copy_(reader.read(s.name, state, start, stop))
+            target = r.of(_tensor(optimizer, r, state))
+            for start, stop in chunks(r.start, r.stop):
+                target[start - r.start : stop - r.start].copy_(reader.read(r.name, state, start, stop))
     refresh_weights(engine)
+    load_optimizer_state(optimizer, checkpoint.folder)
 
     saved = checkpoint.state.engine
     for name in COUNTERS:
@@ -112,21 +115,21 @@ class Part(NamedTuple):
     pieces: list[tuple[str, tuple[int, ...], bool, Piece]]  # name, shape, expert
 
 
-def _write_slices(engine: Any, path: Path) -> Part:
+def _write_ranges(engine: Any, path: Path) -> Part:
     """Write this rank's share of what the ranks hold."""
     optimizer = engine.basic_optimizer
-    slices = {s.name: share for s in engine_slices(engine) if (share := s.share()).start < share.stop}
-    kinds = [_kinds(optimizer, s.owner) for s in slices.values()]
+    ranges = {r.name: share for r in engine_ranges(engine) if (share := r.share()).start < share.stop}
+    kinds = [_kinds(optimizer, r.owner) for r in ranges.values()]
     states, scalars = kinds[0] if kinds else ({}, {})
     if any(kind != kinds[0] for kind in kinds):
         raise ValueError(f"{type(optimizer).__name__} keeps not the same of all parameters")
 
     def read(name: str, state: str, start: int, stop: int) -> Tensor:
-        s = slices[name]
-        return s.of(_tensor(optimizer, s, state))[start - s.start : stop - s.start]
+        r = ranges[name]
+        return r.of(_tensor(optimizer, r, state))[start - r.start : stop - r.start]
 
-    write_shard(path, [(s.name, s.start, s.stop) for s in slices.values()], states, read)
-    pieces = [(s.name, s.shape, s.expert, Piece(s.start, s.stop, path.name)) for s in slices.values()]
+    write_shard(path, [(r.name, r.start, r.stop) for r in ranges.values()], states, read)
+    pieces = [(r.name, r.shape, r.expert, Piece(r.start, r.stop, path.name)) for r in ranges.values()]
     return Part(states, scalars, pieces)
 
 
@@ -148,8 +151,8 @@ def _kinds(optimizer: Any, owner: Tensor) -> tuple[dict[str, torch.dtype], dict[
     return states, scalars
 
 
-def _tensor(optimizer: Any, s: Slice, state: str) -> Tensor:
-    return s.owner if state == WEIGHT else optimizer.state[s.owner][state]
+def _tensor(optimizer: Any, r: Range, state: str) -> Tensor:
+    return r.owner if state == WEIGHT else optimizer.state[r.owner][state]
 
 
 def _join(parts: list[Part]) -> Index:

@@ -1,6 +1,7 @@
 """A checkpoint of any parallel layout, loaded at any other: the same tensors bit for bit, then the same training."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,9 @@ import pytest
 import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from torch import Tensor
+from torch.optim import AdamW
 
+from optim.adafactor import Adafactor
 from parallel.layer import expert_place
 from tests.support.ranks import run_ranks
 from tests.support.small import global_batch, small_config
@@ -21,19 +24,28 @@ from training.config import RunConfig
 from training.saved_state import find_checkpoint
 from training.update import update
 
+FRAGMENT = re.compile(r"/(\d+)-\d+$")  # of Adafactor's names: elements of a tensor that a rank holds
 SAVED = 3  # steps before the checkpoint
 
 
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adamw": {"name": "adamw", "learning_rate": 3e-3, "unit_learning_rate": 1e-2},
+    "adafactor": {"name": "adafactor", "min_dim_size_to_factor": 16},
+    "momentum": {"name": "adafactor", "min_dim_size_to_factor": 40, "beta1": 0.9},
+}
+
+
 class Place(NamedTuple):
-    """A parallel layout."""
+    """A parallel layout, and what else may be at it."""
 
     world: int
     zero: int
     ep: int
     precision: str = "fp32"
+    optimizer: str = "adamw"
 
 
-ALL = [Place(2, zero, ep) for zero in range(4) for ep in (1, 2)] + [Place(1, zero, 1) for zero in range(4)]
+ALL = [(2, zero, ep) for zero in range(4) for ep in (1, 2)] + [(1, zero, 1) for zero in range(4)]
 
 
 def _config(folder: str, place: Place, source: Place) -> RunConfig:
@@ -42,7 +54,7 @@ def _config(folder: str, place: Place, source: Place) -> RunConfig:
         Path(folder),
         model={"second_policy": "all"},
         zero_stage=place.zero,
-        optimizer={"gradient_clipping": 0.0, "weight_decay": 0.1, "unit_learning_rate": 1e-2},
+        optimizer=OPTIMIZERS[place.optimizer] | {"gradient_clipping": 0.0, "weight_decay": 0.1},
         parallel={"expert_parallel_size": place.ep},
         training={"name": "-".join(map(str, source)), "precision": place.precision},
     )
@@ -59,7 +71,7 @@ def _train(engine: Any, config: RunConfig, steps: range) -> list[float]:
 
 
 def _named_tensors(engine: Any) -> Iterator[tuple[str, Tensor]]:
-    """Whole weights and AdamW's state, an expert each, as DeepSpeed's own debugging functions give them."""
+    """Whole weights and AdamW's moments, an expert each, as DeepSpeed's own debugging functions give them."""
     stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
     masters = {p: p for p in engine.module.parameters()}
     if hasattr(optimizer, "fp32_groups"):  # bf16 without ZeRO
@@ -72,7 +84,7 @@ def _named_tensors(engine: Any) -> Iterator[tuple[str, Tensor]]:
         tensors = {"weight": safe_get_full_fp32_param(parameter) if stage else masters[parameter]}
         with deepspeed.zero.GatheredParameters([parameter], enabled=stage == 3):
             assert torch.equal(parameter, tensors["weight"].to(parameter.dtype)), name
-        for state in ("exp_avg", "exp_avg_sq"):
+        for state in ("exp_avg", "exp_avg_sq") if isinstance(engine.basic_optimizer, AdamW) else ():
             tensors[state] = (
                 safe_get_full_optimizer_state(parameter, state)
                 if stage
@@ -87,13 +99,29 @@ def _named_tensors(engine: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _digests(engine: Any) -> dict[str, str]:
-    found = {
-        name: hashlib.sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest()
-        for name, tensor in _named_tensors(engine)
-    }
-    steps = {float(state["step"]) for state in engine.basic_optimizer.state.values()}
-    rates = [group["lr"] for group in engine.basic_optimizer.param_groups]
-    return found | {"step": str(steps), "rates": str(rates), "counters": str((engine.global_steps, steps))}
+    found = {name: _digest(tensor) for name, tensor in _named_tensors(engine)}
+    optimizer = engine.basic_optimizer
+    if isinstance(optimizer, AdamW):
+        found["step"] = str({float(state["step"]) for state in optimizer.state.values()})
+    else:
+        found |= {name: _digest(t) for name, t in optimizer.named_state().items() if not FRAGMENT.search(name)}
+    rates = [group["lr"] for group in optimizer.param_groups]
+    return found | {"rates": str(rates), "counters": str((engine.global_steps, engine.skipped_steps))}
+
+
+def _fragments(engine: Any) -> dict[str, Tensor]:
+    """What Adafactor keeps per element: this rank's part."""
+    named = engine.basic_optimizer.named_state() if isinstance(engine.basic_optimizer, Adafactor) else {}
+    return {name: tensor.clone() for name, tensor in named.items() if FRAGMENT.search(name)}
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest()
+
+
+def _state_and_future(engine: Any, config: RunConfig, steps: int) -> dict[str, Any]:
+    digests, fragments = _digests(engine), _fragments(engine)
+    return {"digests": digests, "fragments": fragments, "losses": _train(engine, config, range(SAVED, SAVED + steps))}
 
 
 def _save(folder: str, sources: list[Place], steps: int) -> dict[str, Any]:
@@ -106,8 +134,7 @@ def _save(folder: str, sources: list[Place], steps: int) -> dict[str, Any]:
         rank = str(dist.get_rank())
         state = {"identity": {}, "next_example": 8 * SAVED, "streams": {rank: rank}}
         save_checkpoint(engine, config, step=SAVED, tokens=7, data_state=state)
-        digests = _digests(engine)
-        results[str(source)] = {"digests": digests, "losses": _train(engine, config, range(SAVED, SAVED + steps))}
+        results[str(source)] = _state_and_future(engine, config, steps)
     return results
 
 
@@ -119,9 +146,7 @@ def _load(folder: str, pairs: list[tuple[Place, Place]], steps: int) -> dict[str
         engine = build_engine(config, target.world, "cpu")
         _train(engine, config, range(100, 101))  # the load must replace all that there is
         load_checkpoint(engine, find_checkpoint(config))
-        digests = _digests(engine)
-        losses = _train(engine, config, range(SAVED, SAVED + steps))
-        results[f"{source}{target}"] = {"digests": digests, "losses": losses}
+        results[f"{source}{target}"] = _state_and_future(engine, config, steps)
     return results
 
 
@@ -153,13 +178,19 @@ def _check(folder: Path, pairs: list[tuple[Place, Place]], steps: int) -> list[s
 
 
 def _merge(ranks: list[dict[str, Any]]) -> dict[str, Any]:
-    """Digests of all ranks' experts together; dense ones must agree."""
+    """Digests of all ranks' experts together; dense ones must agree. Fragments become whole tensors."""
     merged = ranks[0]
     for key, other in [(key, other) for rank in ranks[1:] for key, other in rank.items()]:
         mine = merged[key]["digests"]
         assert all(mine.get(name, digest) == digest for name, digest in other["digests"].items()), key
         mine |= other["digests"]
         assert merged[key]["losses"] == other["losses"]
+        merged[key]["fragments"] |= other["fragments"]
+    for result in merged.values():
+        whole: dict[str, list[Tensor]] = {}
+        for name in sorted(result["fragments"], key=lambda name: int(FRAGMENT.findall(name)[0])):
+            whole.setdefault(FRAGMENT.sub("", name), []).append(result["fragments"][name])
+        result["digests"] |= {name: _digest(torch.cat(parts)) for name, parts in whole.items()}
     return merged
 
 
@@ -168,11 +199,18 @@ def test_checkpoints_load_at_other_layouts_and_precisions(tmp_path: Path):
     pairs = [(a, target) for target in (a, b, Place(2, 3, 2), Place(2, 2, 1), Place(1, 0, 1), low)]
     pairs += [(b, target) for target in (b, Place(2, 0, 2), Place(2, 0, 1, "bf16"))]
     pairs += [(low, Place(2, 1, 2, "bf16")), (low, Place(1, 2, 1, "bf16_autocast"))]
+    for name in ("adafactor", "momentum"):
+        c, d = (Place(*place, optimizer=name) for place in ((2, 2, 2), (1, 3, 1)))
+        pairs += [(c, d), (c, Place(2, 1, 1, optimizer=name)), (d, Place(2, 3, 2, optimizer=name))]
     _check(tmp_path, pairs, steps=3)
 
 
 @pytest.mark.long
-def test_checkpoints_of_every_layout_load_at_every_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    table = _check(tmp_path, [(source, target) for source in ALL for target in ALL], steps=10)
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_checkpoints_of_every_layout_load_at_every_layout(
+    optimizer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    places = [Place(*place, optimizer=optimizer) for place in ALL]
+    table = _check(tmp_path, [(source, target) for source in places for target in places], steps=10)
     with capsys.disabled():
         print("\n" + "\n".join(table))

@@ -73,7 +73,7 @@ def prepare(config: RunConfig, layout: Layout, resume: bool) -> Inputs:
         ValueError: (ConfigError among them) one line that names key, value and fix.
     """
     stage = check_layout(config, layout.world_size)
-    saved = find_checkpoint(config) if resume else None
+    saved = find_checkpoint(config, layout.world_size, stage) if resume else None
     if not resume and config.run_dir.exists() and any(config.run_dir.iterdir()):
         raise ConfigError(
             f"training.name = {config.training.name}: {config.run_dir} already holds a run; add --resume to go on with "

@@ -4,6 +4,8 @@ Any checkpoint loads at any layout without this (``training/checkpoint.py``). Af
 every parameter in one file: for moving a checkpoint to another cluster, or bringing many small files together.
 """
 
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from training.saved_state import (
     publish,
     read_checkpoint,
     read_folder,
+    refuse_by_rank,
     set_latest,
     write_state,
     write_text,
@@ -39,6 +42,7 @@ def reshard(run_dir: Path, expert_parallel_size: int, world_size: int, zero_stag
     values = source.state.config
     values = values | {"parallel": values["parallel"] | {"expert_parallel_size": expert_parallel_size}}
     config = validate(values)
+    refuse_by_rank(source.state, expert_parallel_size, world_size, zero_stage)
     check_expert_parallel(config, world_size)
     for key, value in (
         ("data.num_streams", config.data.num_streams),
@@ -54,6 +58,8 @@ def reshard(run_dir: Path, expert_parallel_size: int, world_size: int, zero_stag
     else:
         begin(folder)
         _write(ShardReader(source.folder), partial_folder(folder), expert_parallel_size, world_size)
+        for file in source.folder.glob("optimizer*"):  # Adafactor's, which does not depend on the layout, and is small
+            _copy(file, partial_folder(folder) / file.name)
         write_state(partial_folder(folder), state)
         publish(folder)
     set_latest(folder)
@@ -63,6 +69,12 @@ def reshard(run_dir: Path, expert_parallel_size: int, world_size: int, zero_stag
 def _refuse_other(folder: Path, state: SavedState) -> None:
     if read_folder(folder).state != state:
         raise ConfigError(f"{folder} exists and is of another run: remove it")
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+    with target.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _write(reader: ShardReader, folder: Path, expert_parallel_size: int, world_size: int) -> None:

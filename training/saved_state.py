@@ -17,6 +17,7 @@ from training.config import ConfigError, RunConfig
 STATE_FILE = "trainer_state.json"
 LATEST = "latest"
 FORMAT = 2
+BY_RANK = ("adamw_8bit",)  # optimizers whose state loads at the layout it was written at alone: see rank_state.py
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,12 @@ def read_folder(folder: Path) -> Checkpoint:
         raise ConfigError(f"{state_file} cannot be read: {error}") from None
 
 
-def find_checkpoint(config: RunConfig) -> Checkpoint:
+def find_checkpoint(config: RunConfig, world_size: int, zero_stage: int) -> Checkpoint:
     """The newest checkpoint of the run, of any parallel layout and precision.
 
     Raises:
-        ConfigError: there is none, or it is of another model, optimizer, batch or seed.
+        ConfigError: there is none, it is of another model, optimizer, batch or seed, or of another layout with an
+            optimizer that is ``BY_RANK``.
     """
     try:
         checkpoint = read_checkpoint(config.run_dir)
@@ -91,7 +93,19 @@ def find_checkpoint(config: RunConfig) -> Checkpoint:
                     f"--resume: {section}.{key} is {now} but {checkpoint.folder} was written with {before}: set "
                     f"{before}, or begin a new run with another training.name"
                 )
+    refuse_by_rank(checkpoint.state, config.parallel.expert_parallel_size, world_size, zero_stage)
     return checkpoint
+
+
+def refuse_by_rank(state: SavedState, expert_parallel_size: int, world_size: int, zero_stage: int) -> None:
+    """Raise ConfigError if this layout is another one, and the optimizer's state cannot change it."""
+    optimizer = state.config["optimizer"]["name"]
+    before = (state.config["parallel"]["expert_parallel_size"], state.world_size, state.zero_stage)
+    if optimizer in BY_RANK and before != (expert_parallel_size, world_size, zero_stage):
+        raise ConfigError(
+            f"optimizer.name = {optimizer} keeps its state in blocks of what a rank holds: go on with "
+            f"parallel.expert_parallel_size = {before[0]}, {before[1]} ranks and ZeRO {before[2]}"
+        )
 
 
 def describe_resume(checkpoint: Checkpoint, config: RunConfig, world_size: int, zero_stage: int) -> str:

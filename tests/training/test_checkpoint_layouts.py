@@ -145,7 +145,7 @@ def _load(folder: str, pairs: list[tuple[Place, Place]], steps: int) -> dict[str
         config = _config(folder, target, source)
         engine = build_engine(config, target.world, "cpu")
         _train(engine, config, range(100, 101))  # the load must replace all that there is
-        load_checkpoint(engine, find_checkpoint(config))
+        load_checkpoint(engine, find_checkpoint(config, target.world, target.zero))
         results[f"{source}{target}"] = _state_and_future(engine, config, steps)
     return results
 

@@ -131,9 +131,9 @@ def _saved(config: RunConfig, **changes: Any) -> None:
 def test_resume_refuses_another_model_or_nothing(tmp_path: Path):
     config = small_config(tmp_path)
     with pytest.raises(ConfigError, match=r"--resume: .* holds no checkpoint"):
-        find_checkpoint(config)
+        find_checkpoint(config, 2, 1)
     _saved(config)
-    assert find_checkpoint(config).state.step == 4
+    assert find_checkpoint(config, 2, 1).state.step == 4
     values = config.model_dump()
     for section, key, value in (
         ("model", "d_ff", 64),
@@ -143,19 +143,19 @@ def test_resume_refuses_another_model_or_nothing(tmp_path: Path):
     ):
         other = validate(values | {section: values[section] | {key: value}})
         with pytest.raises(ConfigError, match=rf"^--resume: {section}\.{key} is {value} but [^\n]+$"):
-            find_checkpoint(other)
+            find_checkpoint(other, 2, 1)
     _saved(config, format=1)
     with pytest.raises(ConfigError, match=r"trainer_state\.json is of format 1, this version reads 2"):
-        find_checkpoint(config)
+        find_checkpoint(config, 2, 1)
     (config.run_dir / "checkpoints" / "step_00000004" / "trainer_state.json").write_text('{"step": 4')
     with pytest.raises(ConfigError, match=r"trainer_state\.json cannot be read"):
-        find_checkpoint(config)
+        find_checkpoint(config, 2, 1)
 
 
 def test_resume_says_what_changes(tmp_path: Path):
     config = small_config(tmp_path)
     _saved(config)
-    checkpoint = find_checkpoint(config)
+    checkpoint = find_checkpoint(config, 2, 1)
     assert describe_resume(checkpoint, config, 2, 1) == "going on from step_00000004"
     other = small_config(tmp_path, parallel={"expert_parallel_size": 2}, training={"precision": "bf16"})
     assert describe_resume(checkpoint, other, 4, 3) == (

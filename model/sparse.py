@@ -17,10 +17,10 @@ from model.router import Router, group_tokens, route
 class SparseFeedForward(nn.Module):
     """Mixture-of-experts feed-forward (paper, section 2). ``parallel/`` spreads its experts over ranks."""
 
-    def __init__(self, config: StMoeConfig):
+    def __init__(self, config: StMoeConfig, *, decoder: bool = False):
         # Not super().__init__(): the expert-parallel layer also derives from a DeepSpeed class whose __init__ it skips.
         nn.Module.__init__(self)
-        self.config = config
+        self.config, self.decoder = config, decoder
         self.router = Router(config)
         self.experts = self.make_experts(config)
 
@@ -51,7 +51,7 @@ class SparseFeedForward(nn.Module):
         size = group_tokens(batch * length, self.config.group_size)
         mask_GS = mask_BL.reshape(-1, size)
         logits_GSE = self.router(x_BLd).view(*mask_GS.shape, self.config.num_experts)
-        routing = route(logits_GSE, mask_GS, self.config, training=self.training, tokens=tokens)
+        routing = route(logits_GSE, mask_GS, self.config, training=self.training, tokens=tokens, decoder=self.decoder)
 
         slot_NT = routing.slots()
         token_R = tokens_of_rows(slot_NT, self.config.num_experts * mask_GS.shape[0] * routing.capacity)

@@ -6,7 +6,6 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-
 Gating = Literal["top_n", "flaxformer", "expert_choice"]
 
 
@@ -59,17 +58,17 @@ class StMoeConfig(PreTrainedConfig):
     gating: Gating = documented(
         "top_n",
         "top_n: the paper's, weights normalised over the top_n experts, those after the best by second_policy; "
-        "flaxformer: all top_n experts, raw probabilities as weights, rounded capacity; expert_choice: each expert takes "
-        "its most probable tokens, without load-balance loss (encoder only, see decoder_gating).",
+        "flaxformer: all top_n experts, raw probabilities as weights, rounded capacity; expert_choice: each expert "
+        "takes its most probable tokens, without load-balance loss (encoder only, see decoder_gating).",
     )
     decoder_gating: Gating | None = documented(
         None,
-        "Gating of the decoder: top_n or flaxformer; null: as gating, but top_n where that is expert_choice, which lets "
-        "a token learn of later ones.",
+        "Gating of the decoder: top_n or flaxformer; null: as gating, but top_n where that is expert_choice, by which "
+        "a token would learn of later ones.",
     )
     batch_prioritized: bool = documented(
         False,
-        "Encoder layers give places by descending best probability within the group; decoder layers stay left to right.",
+        "Encoder layers give places by descending best probability within the group; the decoder's stay left to right.",
     )
     top_n: int = documented(2, "Experts that a token may use.")
     second_policy: Literal["random", "all", "none", "threshold"] = documented(
@@ -157,8 +156,8 @@ class StMoeConfig(PreTrainedConfig):
     def _validate_gating(self) -> None:
         if self.decoder_gating == "expert_choice":
             raise ValueError(
-                "model.decoder_gating = expert_choice would let a token learn of later ones, since experts choose among "
-                "all tokens of a group: set top_n or flaxformer"
+                "model.decoder_gating = expert_choice would let a token learn of later ones, since an expert chooses "
+                "among all tokens of a group: set top_n or flaxformer"
             )
         if self.capacity == "dropless" and self.gating == "expert_choice":
             raise ValueError(

@@ -44,8 +44,8 @@ def route(
 ) -> Routing:
     """Send each token to its experts (paper, appendix G; equations 1-6).
 
-    L_B counts each real token's best expert before capacity, in ``flaxformer`` too, so that it is 1 for a uniform router
-    in every gating; of ``expert_choice``, whose loads are equal by construction, it is 0.
+    L_B counts the best expert of each real token, before capacity, for every token choice (flaxformer's own code counts
+    all top_n); for ``expert_choice``, whose loads are equal by construction, it is 0.
 
     Args:
         logits_GSE: router logits; computed on in float32.

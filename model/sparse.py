@@ -28,13 +28,9 @@ class SparseFeedForward(nn.Module):
         """All the layer's experts."""
         return Experts(config, config.num_experts)
 
-    def exchange(self, rows_ERd: Tensor) -> Tensor:
-        """Bring every expert's rows to the rank that holds it; nothing to do when that is this one."""
-        return rows_ERd
-
-    def exchange_back(self, rows_ERd: Tensor) -> Tensor:
-        """The inverse of ``exchange``."""
-        return rows_ERd
+    def run_experts(self, rows_Rd: Tensor, counts_E: Tensor | None = None) -> Tensor:
+        """Each expert on its rows, wherever it is: ``[R, d]`` → ``[R, d]``, see ``Experts.forward``."""
+        return self.experts(rows_Rd, counts_E)
 
     def forward(self, x_BLd: Tensor, mask_BL: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, RouterLosses]:
         """Route and transform the tokens.
@@ -57,9 +53,7 @@ class SparseFeedForward(nn.Module):
         token_R = tokens_of_rows(slot_NT, self.config.num_experts * mask_GS.shape[0] * routing.capacity)
         # Cast before the dispatch, so that ranks exchange rows in the dtype that the experts compute in.
         rows_Rd = dispatch(to_matmul_dtype(x_BLd).reshape(-1, d_model), slot_NT, token_R)
-        rows_ERd = rows_Rd.view(self.config.num_experts, -1, d_model)
-        rows_ERd = self.exchange_back(self.experts(self.exchange(rows_ERd)))
-        y_Td = combine(rows_ERd.reshape(-1, d_model), routing.gate_NGS.flatten(1), slot_NT, token_R)
+        y_Td = combine(self.run_experts(rows_Rd), routing.gate_NGS.flatten(1), slot_NT, token_R)
 
         real_tokens = mask_GS.sum()
         losses = RouterLosses(

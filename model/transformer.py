@@ -24,7 +24,8 @@ from model.sparse import SparseFeedForward
 class SparseFactory(Protocol):
     """What makes the sparse layers of a model."""
 
-    def __call__(self, config: StMoeConfig, *, decoder: bool) -> SparseFeedForward: ...
+    def __call__(self, config: StMoeConfig, *, decoder: bool) -> SparseFeedForward:
+        """A layer of the encoder or of the decoder."""
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Where tokens go: the result of every gating, and its layouts.
 
-Shape suffixes: N = choices of a token, G = groups, S = tokens of a group, E = experts, C = capacity, T = G * S tokens.
+Shape suffixes: N = choices of a token, G = groups, S = tokens of a group, E = experts, C = capacity, T = G * S tokens,
+X = E * G queues, R = rows.
 """
 
 from dataclasses import dataclass
@@ -34,11 +35,28 @@ class Routing:
 
     def slots(self) -> Tensor:
         """Row of each choice in the buffer laid out ``[E, G, C]``, int64 ``[N, T]``; ``E * G * C`` where not kept."""
-        choices, groups, size = self.expert_NGS.shape
-        group_G1 = torch.arange(groups, device=self.expert_NGS.device).unsqueeze(-1)
-        slot_NGS = (self.expert_NGS * groups + group_G1) * self.capacity + self.position_NGS
-        nowhere = self.num_experts * groups * self.capacity
-        return torch.where(self.kept_NGS, slot_NGS, nowhere).view(choices, groups * size)
+        slot_NGS = self._queues() * self.capacity + self.position_NGS
+        nowhere = self.num_experts * self.kept_NGS.shape[1] * self.capacity
+        return torch.where(self.kept_NGS, slot_NGS, nowhere).flatten(1)
+
+    def ragged_slots(self) -> tuple[Tensor, Tensor]:
+        """The same without empty rows: sorted by expert, then group, then place.
+
+        Returns:
+            Row of each choice, int64 ``[N, T]``, R where not kept; rows of each expert, int64 ``[E]``, in all R.
+        """
+        queue_NGS = self._queues()
+        groups = self.kept_NGS.shape[1]
+        count_X = torch.zeros(self.num_experts * groups, dtype=torch.int64, device=queue_NGS.device)
+        count_X.scatter_add_(0, queue_NGS.flatten(), self.kept_NGS.flatten().long())
+        end_X = count_X.cumsum(0)
+        slot_NGS = (end_X - count_X)[queue_NGS] + self.position_NGS
+        return torch.where(self.kept_NGS, slot_NGS, end_X[-1]).flatten(1), count_X.view(-1, groups).sum(-1)
+
+    def _queues(self) -> Tensor:
+        """The queue of each choice, ``expert * G + group``, int64 ``[N, G, S]``."""
+        groups = self.expert_NGS.shape[1]
+        return self.expert_NGS * groups + torch.arange(groups, device=self.expert_NGS.device).unsqueeze(-1)
 
     def dense_combine(self) -> Tensor:
         """The combine tensor of the paper's code, float32 ``[G, S, E, C]``: for tests and analysis only."""

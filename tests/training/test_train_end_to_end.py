@@ -28,8 +28,8 @@ def write(tmp_path: Path, corpus: dict[str, Any], zero_stage: int) -> Path:
         data=corpus,
         zero_stage=zero_stage,
         parallel={"expert_parallel_size": 2},
-        # two micro-batches per rank, dropout and jitter: everything that a resumed run must repeat
-        model={"dropout_rate": 0.1, "router_jitter": 0.01},
+        # two micro-batches per rank, dropout, jitter, sampled experts: everything that a resumed run must repeat
+        model={"dropout_rate": 0.1, "router_jitter": 0.01, "second_threshold": 0.9},
         training={
             "steps": 8, "micro_batch_size": 2, "log_every": 1, "eval_every": 4, "eval_examples": 16, "save_every": 4,
         },

@@ -51,6 +51,7 @@ def save_checkpoint(engine: Any, config: RunConfig, *, step: int, tokens: int, d
     if rank == 0:
         begin(folder)
     dist.barrier()
+    partial.mkdir(exist_ok=True)  # a network file system may not show it to other hosts yet
     optimizer, ranges = engine.basic_optimizer, engine_ranges(engine)
     by_rank = config.optimizer.name in BY_RANK
     part = write_ranges(optimizer, ranges, partial / shard_name(rank, world_size), weights_only=by_rank)

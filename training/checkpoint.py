@@ -101,6 +101,8 @@ def save_checkpoint(engine: Any, config: RunConfig, *, step: int, tokens: int, d
     """
     import deepspeed.comm as dist
 
+    from training.optimizer_state import save_optimizer_state
+
     world_size = dist.get_world_size()
     data_states: list[Any] = [None] * world_size
     dist.all_gather_object(data_states, data_state)
@@ -114,6 +116,7 @@ def save_checkpoint(engine: Any, config: RunConfig, *, step: int, tokens: int, d
     )
     folder = checkpoints_dir(config)
     engine.save_checkpoint(str(folder), tag=saved.tag, save_latest=False)
+    save_optimizer_state(engine.basic_optimizer, folder / saved.tag)
     dist.barrier()
     if dist.get_rank() == 0:
         _write_atomically(folder / saved.tag / STATE_FILE, json.dumps(asdict(saved)))
@@ -127,10 +130,13 @@ def load_checkpoint(engine: Any, config: RunConfig, saved: SavedState) -> None:
 
     DeepSpeed unpickles its files, so resume only from folders that you trust.
     """
+    from training.optimizer_state import load_optimizer_state
+
     folder = checkpoints_dir(config)
     path, _ = engine.load_checkpoint(str(folder), tag=saved.tag)
     if path is None:
         raise RuntimeError(f"DeepSpeed could not load {folder / saved.tag}")
+    load_optimizer_state(engine.basic_optimizer, folder / saved.tag)
 
 
 def _write_atomically(path: Path, text: str) -> None:

@@ -48,8 +48,8 @@ def write(tmp_path: Path, corpus: dict[str, Any], zero_stage: int) -> Path:
         zero_stage=zero_stage,
         parallel={"expert_parallel_size": 2},
         optimizer={"min_dim_size_to_factor": 16},  # so that Adafactor has some of both kinds of state
-        # two micro-batches per rank, dropout and jitter: everything that a resumed run must repeat
-        model={"dropout_rate": 0.1, "router_jitter": 0.01},
+        # two micro-batches per rank, dropout, jitter, sampled experts: everything that a resumed run must repeat
+        model={"dropout_rate": 0.1, "router_jitter": 0.01, "second_threshold": 0.9},
         training={
             "steps": 8, "micro_batch_size": 2, "log_every": 1, "eval_every": 4, "eval_examples": 16, "save_every": 4,
         },

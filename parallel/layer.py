@@ -40,7 +40,7 @@ class ExpertParallelFeedForward(SparseFeedForward, AutoEPMoELayer):
     Collective: all ranks must build their layers in the same order, after ``deepspeed.init_distributed()``.
     """
 
-    def __init__(self, config: StMoeConfig, expert_parallel_size: int):
+    def __init__(self, config: StMoeConfig, *, expert_parallel_size: int, decoder: bool = False):
         nn.Module.__init__(self)  # AutoEPMoELayer.__init__ converts a foreign layer; here there is none
         self.model_family = config.model_type
         self.ep_size = expert_parallel_size
@@ -57,7 +57,7 @@ class ExpertParallelFeedForward(SparseFeedForward, AutoEPMoELayer):
         self.folding_group_handles = None
         self.tp_group = None
         self.traffic = Traffic()
-        SparseFeedForward.__init__(self, config)
+        SparseFeedForward.__init__(self, config, decoder=decoder)
         self._mark_parameters()
 
     def make_experts(self, config: StMoeConfig) -> Experts:

@@ -123,11 +123,18 @@ def validate(values: Any) -> RunConfig:
         config.st_moe_config()
     except StrictDataclassError as error:
         raise ConfigError(" ".join(str(error.__cause__ or error).split())) from None
+    if config.optimizer.decay_steps is None:
+        try:
+            config.optimizer.check_decay(config.training.steps, "training.steps")
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
     return config
 
 
 def _first_mistake(error: ValidationError) -> str:
     mistake, *others = error.errors()
+    if mistake["type"] == "value_error":  # a validator of this project: names key, value and fix itself
+        return str(mistake["ctx"]["error"])
     # pydantic adds the members of a union to the path
     key = ".".join(str(part) for part in mistake["loc"][:2]) or "the config"
     value = mistake["input"]

@@ -32,7 +32,7 @@ def small_config(
         {
             "model": SMALL_MODEL | (model or {}),
             "data": sections.get("data", {}),
-            "optimizer": {"learning_rate": 3e-3, "warmup_steps": 5} | sections.get("optimizer", {}),
+            "optimizer": {"learning_rate": 1e-2, "warmup_steps": 5} | sections.get("optimizer", {}),
             "parallel": sections.get("parallel", {}),
             "training": training | sections.get("training", {}),
         }

@@ -103,7 +103,7 @@ def _check_run_folder(run_dir: Path, output: str) -> None:
     # 8 sequences of 32 + 8 positions, hardly any of them padding
     assert train[0]["tokens"] <= 8 * 40
     assert train[-1]["tokens"] > 8 * 8 * 40 * 0.9
-    assert train[4]["learning_rate"] == pytest.approx(3e-3)
+    assert train[4]["learning_rate"] == pytest.approx(1e-2)
 
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary.keys() >= SUMMARY_KEYS

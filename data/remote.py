@@ -8,8 +8,6 @@ import fsspec
 
 from data.retry import DataError
 
-# One request per block: an open response would be dropped by the server while a stream waits for its turn.
-BLOCK_BYTES = 8 << 20
 TIMEOUT_SECONDS = 30.0
 
 
@@ -18,17 +16,21 @@ def is_remote(path: str) -> bool:
     return "://" in path and not path.startswith("file://")
 
 
-def open_bytes(path: str) -> BinaryIO:
+def open_bytes(path: str, block_bytes: int) -> BinaryIO:
     """A seekable file of bytes at a path or URL.
+
+    A remote one is read in blocks, a request each: the server would drop an open response while a stream waits for its
+    turn.
 
     Raises:
         ImportError: the URL's protocol needs a package that is not installed (s3: s3fs, gs: gcsfs).
         OSError, httpx2.HTTPError: it cannot be opened.
     """
     if path.startswith(("http://", "https://")):
-        return io.BufferedReader(HttpFile(path), BLOCK_BYTES)
+        return io.BufferedReader(HttpFile(path), block_bytes)
     if is_remote(path):
-        opened: BinaryIO = fsspec.open(path, "rb").open()
+        files, name = fsspec.core.url_to_fs(path)
+        opened: BinaryIO = files.open(name, "rb", block_size=block_bytes)
         return opened
     return open(path.removeprefix("file://"), "rb")
 

@@ -14,7 +14,8 @@ from data.retry import DataError
 from data.rows import BadRow, Row
 from data.tokenizer import Tokenizer
 
-ROWS, DOCUMENTS, TOKENS, SPLIT_DOCUMENTS = "rows", "documents", "tokens", "split_documents"
+ROWS, DOCUMENTS, TOKENS, EXAMPLES = "rows", "documents", "tokens", "examples"
+SPLIT_DOCUMENTS = "split_documents"
 # Blank lines are as often the work of an editor as of a fault.
 BAD_KINDS = [kind.value for kind in BadRow if kind is not BadRow.BLANK_LINE]
 MIN_ROWS_OF_BAD_FRACTION = 1000
@@ -63,7 +64,8 @@ class ExampleStream:
         self._shuffle_buffer = shuffle_buffer
         self._start = Position(0, 0, 0)
         self._packs_given = self._pieces_before = self._given = 0
-        #: Raw tokens of the examples given so far.
+        self.examples_given = 0
+        #: Raw tokens of them.
         self.tokens_given = 0
         self._counts: Counter[str] = Counter()
         self._pack_counts: Counter[str] = Counter()
@@ -83,6 +85,13 @@ class ExampleStream:
         """Epoch of the current pack, from 0."""
         return self._start.epoch
 
+    @property
+    def mean_length(self) -> float:
+        """Mean raw tokens of the examples of the packs read; those of a full one before the first."""
+        examples = self._counts[EXAMPLES] + self._pack_counts[EXAMPLES]
+        tokens = self._counts[TOKENS] + self._pack_counts[TOKENS]
+        return tokens / examples if examples else float(self._objective.raw_length)
+
     def next_example(self) -> Example:
         """The next example.
 
@@ -99,6 +108,7 @@ class ExampleStream:
                 example = Example(inputs[self._given], labels[self._given], self._start.epoch, number)
                 raw = self._objective.raw_length
                 self.tokens_given += min(raw, self._pack_tokens - self._given * raw)
+                self.examples_given += 1
                 self._given += 1
                 if self._given == len(inputs):
                     self._finish_pack()
@@ -120,8 +130,8 @@ class ExampleStream:
             texts += parts
         tokens = np.concatenate([np.empty(0, np.int32), *self._tokenizer.encode_batch(texts)])
         counts[TOKENS] = self._pack_tokens = len(tokens)
+        counts[EXAMPLES] = pieces = -(-len(tokens) // self._objective.raw_length)
         self._pack_counts = +counts
-        pieces = -(-len(tokens) // self._objective.raw_length)
         # A pack all of whose pieces were given is left at once, so a saved count is below the pack's.
         if self._given and self._given >= pieces:
             raise DataError(
@@ -203,6 +213,7 @@ class ExampleStream:
             "packs_given": self._packs_given,
             "pieces_before_pack": self._pieces_before,
             "pieces_given": self._given,
+            "examples_given": self.examples_given,
             "tokens_given": self.tokens_given,
             "counts": dict(self._counts),
             "pack_counts": dict(self._pack_counts),
@@ -214,6 +225,7 @@ class ExampleStream:
         self._packs_given = state["packs_given"]
         self._pieces_before = state["pieces_before_pack"]
         self._given = state["pieces_given"]
+        self.examples_given = state["examples_given"]
         self.tokens_given = state["tokens_given"]
         self._counts = Counter(state["counts"])
         self._pack_counts = Counter(state["pack_counts"])

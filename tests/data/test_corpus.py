@@ -23,7 +23,7 @@ BAD_LINES = {
 
 
 def open_shards(pattern: str) -> FileShards:
-    return FileShards.matching("data.train_files", pattern, "text", Retries(0, 0.0))
+    return FileShards.matching("data.train_files", pattern, "text", Retries(0, 0.0), 1024)
 
 
 def open_corpus(pattern: str, num_streams: int, seed: int = 0, shuffled: bool = True) -> Corpus:

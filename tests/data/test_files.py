@@ -26,7 +26,7 @@ TEXTS = [f"document {i} über \u2028 {'x' * (i % 50)}" for i in range(700)]
 
 
 def shards(pattern: str, retries: Retries | None = None, column: str = "text") -> FileShards:
-    return FileShards.matching("data.train_files", pattern, column, retries or Retries(0, 0.0))
+    return FileShards.matching("data.train_files", pattern, column, retries or Retries(0, 0.0), 1024)
 
 
 def as_json(texts: list[str]) -> bytes:

@@ -33,7 +33,7 @@ def no_retries() -> Retries:
 
 
 def open_files(pattern: str) -> FileShards:
-    return FileShards.matching("k", pattern, "text", no_retries())
+    return FileShards.matching("k", pattern, "text", no_retries(), 1024)
 
 
 def stream(pattern: str, retries: Retries | None = None) -> HubShards:
@@ -139,7 +139,7 @@ def test_a_hub_that_cannot_be_opened_is_one_clear_error(
 
     monkeypatch.setattr(datasets, "load_dataset_builder", Mock(side_effect=error))
     with pytest.raises(DataError, match=message) as caught:
-        open_hub(HUB, no_retries())
+        open_hub(HUB, no_retries(), 1 << 20)
     assert "\n" not in str(caught.value)
     datasets.load_dataset_builder.assert_called_once_with("allenai/c4", "en", revision=HUB.keys.hub_revision)
 

@@ -145,7 +145,7 @@ class BreaksNowAndThen(FileShards):
 def test_a_failed_batch_takes_nothing(
     make_config: MakeConfig, tokenizer: Tokenizer, train_files: str, make_loader: MakeLoader
 ) -> None:
-    source = BreaksNowAndThen.matching("k", train_files, "text", Retries(0, 0.0))
+    source = BreaksNowAndThen.matching("k", train_files, "text", Retries(0, 0.0), 1024)
     loader = PretrainingLoader(make_config(), tokenizer, rank=0, world_size=1, batch_size=6, sources=[source])
     whole = make_loader(batch_size=6)
     failures = 0

@@ -74,7 +74,7 @@ def test_a_complete_dataset(
     assert (description["train_documents"], description["validation_documents"]) == (90, 10)
     assert "CC BY-SA 4.0" in description["licence"] and description["recipe"]["vocab_size"] == 200
     assert [path.name for path in out.parent.iterdir()] == ["wiki"]
-    assert FileShards.matching("k", str(out / "train/*.json.gz"), "text", Retries(0, 0.0)).num_shards == 4
+    assert FileShards.matching("k", str(out / "train/*.json.gz"), "text", Retries(0, 0.0), 1024).num_shards == 4
 
 
 def test_the_same_recipe_gives_the_same_bytes(tmp_path: Path, pip: list[list[str]]) -> None:
@@ -196,7 +196,7 @@ def test_c4_comes_from_the_hub(
     expected = [
         text
         for file in files
-        for text in FileShards.matching("k", file, "text", Retries(0, 0.0)).rows(0, 0)
+        for text in FileShards.matching("k", file, "text", Retries(0, 0.0), 1024).rows(0, 0)
         if isinstance(text, str)
     ][:30]
     assert sorted(read(tmp_path / "c4/train") + read(tmp_path / "c4/validation")) == sorted(expected)

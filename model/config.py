@@ -6,6 +6,8 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+Gating = Literal["top_n", "flaxformer", "expert_choice"]
+
 
 def documented(default: Any, doc: str) -> Any:
     """A dataclass field whose meaning, unit and default are printed by ``train.py --help``."""
@@ -53,11 +55,32 @@ class StMoeConfig(PreTrainedConfig):
     extra_feed_forward: Literal["after", "before", "none"] = documented(
         "after", "Where each sparse layer has its extra dense feed-forward (sparse-dense)."
     )
+    gating: Gating = documented(
+        "top_n",
+        "top_n: the paper's, weights normalised over the top_n experts, those after the best by second_policy; "
+        "flaxformer: all top_n experts, raw probabilities as weights, rounded capacity; expert_choice: each expert "
+        "takes its most probable tokens, without load-balance loss (encoder only, see decoder_gating).",
+    )
+    decoder_gating: Gating | None = documented(
+        None,
+        "Gating of the decoder: top_n or flaxformer; null: as gating, but top_n where that is expert_choice, by which "
+        "a token would learn of later ones.",
+    )
+    batch_prioritized: bool = documented(
+        False,
+        "Encoder layers give places by descending best probability within the group; the decoder's stay left to right.",
+    )
     top_n: int = documented(2, "Experts that a token may use.")
     second_policy: Literal["random", "all", "none", "threshold"] = documented(
-        "random", "When experts after the best are requested: random: with probability min(1, gate / second_threshold)."
+        "random",
+        "When top_n gating requests experts after the best: random: with probability min(1, gate / second_threshold).",
     )
     second_threshold: float | int = documented(0.2, "Gate from which an expert after the best is always requested.")
+    capacity: Literal["factor", "dropless"] = documented(
+        "factor",
+        "factor: as many places per expert as the capacity factors give, further tokens are dropped; dropless: every "
+        "request is served.",
+    )
     train_capacity_factor: float | int = documented(
         1.25, "Places per expert in training: int(tokens of the group x factor / num_experts)."
     )
@@ -87,6 +110,8 @@ class StMoeConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.num_decoder_layers is None:
             self.num_decoder_layers = self.num_layers
+        if self.decoder_gating is None:
+            self.decoder_gating = "top_n" if self.gating == "expert_choice" else self.gating
         super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:
@@ -121,11 +146,40 @@ class StMoeConfig(PreTrainedConfig):
             raise ValueError(
                 f"model.top_n = {self.top_n} must be 1, 2 or 3 and at most model.num_experts = {self.num_experts}"
             )
+        self._validate_gating()
         if self.num_experts and max(self.num_layers, self.num_decoder_layers or 0) < self.sparse_step:
             raise ValueError(
                 f"model.sparse_step = {self.sparse_step} leaves no sparse layer in {self.num_layers} blocks: lower "
                 "model.sparse_step, or set model.num_experts = 0"
             )
+
+    def _validate_gating(self) -> None:
+        if self.decoder_gating == "expert_choice":
+            raise ValueError(
+                "model.decoder_gating = expert_choice would let a token learn of later ones, since an expert chooses "
+                "among all tokens of a group: set top_n or flaxformer"
+            )
+        if self.capacity == "dropless" and self.gating == "expert_choice":
+            raise ValueError(
+                "model.capacity = dropless contradicts model.gating = expert_choice, where each expert takes as many "
+                "tokens as the capacity factor gives: set model.capacity = factor, or another model.gating"
+            )
+        for key, value in (("gating", "expert_choice"), ("capacity", "dropless")):
+            if self.batch_prioritized and getattr(self, key) == value:
+                raise ValueError(
+                    f"model.batch_prioritized = true has no effect with model.{key} = {value}, where no token competes "
+                    "for a place: set false"
+                )
+        if self.second_policy != "random" and "top_n" not in (self.gating, self.decoder_gating):
+            raise ValueError(
+                f"model.second_policy = {self.second_policy} has no effect with model.gating = {self.gating}, which "
+                "always requests all top_n experts: remove it, or set model.gating = top_n"
+            )
+
+    def stack_gating(self, *, decoder: bool) -> Gating:
+        """The gating of the decoder's layers or of the encoder's."""
+        assert self.decoder_gating is not None
+        return self.decoder_gating if decoder else self.gating
 
     def is_sparse_layer(self, index: int) -> bool:
         """Whether block ``index`` (from 0) of a stack has a sparse feed-forward (SPEC: index % 4 == 3)."""

@@ -21,6 +21,8 @@ def tokens_of_rows(slot_NT: Tensor, rows: int) -> Tensor:
 
 def _take_or_zero(source: Tensor, index: Tensor) -> Tensor:
     """Rows of ``source [n, d]``; zero where ``index`` is n."""
+    if not len(source):  # dropless routing of padding alone
+        return source.new_zeros(len(index), source.shape[1])
     nothing = index == len(source)
     taken = source.index_select(0, index.clamp(max=len(source) - 1))
     return taken.masked_fill_(nothing.unsqueeze(-1), 0)

@@ -1,6 +1,6 @@
 """The experts of a sparse layer: stacked feed-forwards, applied to rows that are already sorted by expert.
 
-Shape suffixes: E = experts held here, R = rows per expert, d = d_model, F = d_ff.
+Shape suffixes: E = experts held here, R = rows of all of them, r = rows of one, d = d_model, F = d_ff.
 """
 
 import torch
@@ -29,18 +29,29 @@ class Experts(nn.Module):
         # All experts' vectors on every rank: E x F numbers, small enough to replicate like a dense parameter.
         self.hidden_bias = make_hidden_bias(config, config.num_experts)
 
-    def forward(self, rows_ERd: Tensor) -> Tensor:
-        """Run expert e on ``rows_ERd[e]``: ``[E, R, d]`` → ``[E, R, d]``, same dtype."""
+    def forward(self, rows_Rd: Tensor, counts_E: Tensor | None = None) -> Tensor:
+        """Run every expert on its rows: ``[R, d]`` → ``[R, d]``, same dtype.
+
+        Args:
+            rows_Rd: sorted by expert.
+            counts_E: rows of each expert, integers; rows after the last expert's are nobody's and come out as 0.
+                None: R / E rows each.
+        """
+        rows = len(rows_Rd)
+        counts = [rows // self.num_local] * self.num_local if counts_E is None else counts_E.tolist()
+        parts = rows_Rd.split([*counts, rows - sum(counts)])
         # One linear per expert is faster than bmm on a CPU. unbind, unlike w[e], has one backward for all experts.
         outputs = [
-            self._one(rows_ERd[e], w1, w2, w3, e)
-            for e, (w1, w2, w3) in enumerate(zip(self.w1.unbind(), self.w2.unbind(), self.w3.unbind(), strict=True))
+            self._one(rows_rd, w1, w2, w3, e)
+            for e, (rows_rd, w1, w2, w3) in enumerate(
+                zip(parts[:-1], self.w1.unbind(), self.w2.unbind(), self.w3.unbind(), strict=True)
+            )
         ]
-        return torch.stack(outputs)
+        return torch.cat((*outputs, outputs[0].new_zeros(parts[-1].shape)))
 
-    def _one(self, rows_Rd: Tensor, w1_Fd: Tensor, w2_dF: Tensor, w3_Fd: Tensor, local: int) -> Tensor:
-        first, second = functional.linear(rows_Rd, w1_Fd), functional.linear(rows_Rd, w3_Fd)
-        hidden_RF = gelu(first) * second if self.gated else functional.relu(torch.cat((first, second), dim=-1))
+    def _one(self, rows_rd: Tensor, w1_Fd: Tensor, w2_dF: Tensor, w3_Fd: Tensor, local: int) -> Tensor:
+        first, second = functional.linear(rows_rd, w1_Fd), functional.linear(rows_rd, w3_Fd)
+        hidden_rF = gelu(first) * second if self.gated else functional.relu(torch.cat((first, second), dim=-1))
         if self.hidden_bias is not None:
-            hidden_RF = self.hidden_bias(hidden_RF, self.first + local)
-        return functional.linear(hidden_RF, w2_dF)
+            hidden_rF = self.hidden_bias(hidden_rF, self.first + local)
+        return functional.linear(hidden_rF, w2_dF)

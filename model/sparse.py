@@ -1,7 +1,7 @@
 """The sparse feed-forward: router → dispatch → experts → combine, with all experts on this process.
 
 Shape suffixes: B = sequences, L = positions, G = groups, S = tokens of a group, T = B * L = G * S, E = experts,
-C = capacity, R = E * G * C rows, d = d_model.
+C = capacity, R = rows (E * G * C; dropless: as many as requests), d = d_model.
 """
 
 from torch import Tensor, nn
@@ -17,10 +17,10 @@ from model.router import Router, group_tokens, route
 class SparseFeedForward(nn.Module):
     """Mixture-of-experts feed-forward (paper, section 2). ``parallel/`` spreads its experts over ranks."""
 
-    def __init__(self, config: StMoeConfig):
+    def __init__(self, config: StMoeConfig, *, decoder: bool = False):
         # Not super().__init__(): the expert-parallel layer also derives from a DeepSpeed class whose __init__ it skips.
         nn.Module.__init__(self)
-        self.config = config
+        self.config, self.decoder = config, decoder
         self.router = Router(config)
         self.experts = self.make_experts(config)
 
@@ -28,13 +28,9 @@ class SparseFeedForward(nn.Module):
         """All the layer's experts."""
         return Experts(config, config.num_experts)
 
-    def exchange(self, rows_ERd: Tensor) -> Tensor:
-        """Bring every expert's rows to the rank that holds it; nothing to do when that is this one."""
-        return rows_ERd
-
-    def exchange_back(self, rows_ERd: Tensor) -> Tensor:
-        """The inverse of ``exchange``."""
-        return rows_ERd
+    def run_experts(self, rows_Rd: Tensor, counts_E: Tensor | None = None) -> Tensor:
+        """Each expert on its rows, wherever it is: ``[R, d]`` → ``[R, d]``, see ``Experts.forward``."""
+        return self.experts(rows_Rd, counts_E)
 
     def forward(self, x_BLd: Tensor, mask_BL: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, RouterLosses]:
         """Route and transform the tokens.
@@ -51,15 +47,19 @@ class SparseFeedForward(nn.Module):
         size = group_tokens(batch * length, self.config.group_size)
         mask_GS = mask_BL.reshape(-1, size)
         logits_GSE = self.router(x_BLd).view(*mask_GS.shape, self.config.num_experts)
-        routing = route(logits_GSE, mask_GS, self.config, training=self.training, tokens=tokens)
+        routing = route(logits_GSE, mask_GS, self.config, training=self.training, tokens=tokens, decoder=self.decoder)
 
-        slot_NT = routing.slots()
-        token_R = tokens_of_rows(slot_NT, self.config.num_experts * mask_GS.shape[0] * routing.capacity)
+        counts_E = None
+        if self.config.capacity == "dropless":
+            slot_NT, counts_E = routing.ragged_slots()
+            rows = int(counts_E.sum())  # waits for the device: how many depends on the tokens
+        else:
+            slot_NT = routing.slots()
+            rows = self.config.num_experts * mask_GS.shape[0] * routing.capacity
+        token_R = tokens_of_rows(slot_NT, rows)
         # Cast before the dispatch, so that ranks exchange rows in the dtype that the experts compute in.
         rows_Rd = dispatch(to_matmul_dtype(x_BLd).reshape(-1, d_model), slot_NT, token_R)
-        rows_ERd = rows_Rd.view(self.config.num_experts, -1, d_model)
-        rows_ERd = self.exchange_back(self.experts(self.exchange(rows_ERd)))
-        y_Td = combine(rows_ERd.reshape(-1, d_model), routing.gate_NGS.flatten(1), slot_NT, token_R)
+        y_Td = combine(self.run_experts(rows_Rd, counts_E), routing.gate_NGS.flatten(1), slot_NT, token_R)
 
         real_tokens = mask_GS.sum()
         losses = RouterLosses(

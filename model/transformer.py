@@ -3,8 +3,8 @@
 Shape suffixes: B = sequences, L = positions, K = positions of the memory or cache, d = d_model.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,12 @@ from model.norm import RMSNorm
 from model.precision import to_matmul_dtype
 from model.sparse import SparseFeedForward
 
-SparseFactory = Callable[[StMoeConfig], SparseFeedForward]
+
+class SparseFactory(Protocol):
+    """What makes the sparse layers of a model."""
+
+    def __call__(self, config: StMoeConfig, *, decoder: bool) -> SparseFeedForward:
+        """A layer of the encoder or of the decoder."""
 
 
 @dataclass
@@ -47,7 +52,7 @@ class Block(GradientCheckpointingLayer):
         sparse = config.is_sparse_layer(index)
         self.extra_place = config.extra_feed_forward if sparse else "none"
         self.feed_forward_norm = _norm(config)
-        self.feed_forward = make_sparse(config) if sparse else FeedForward(config)
+        self.feed_forward = make_sparse(config, decoder=decoder) if sparse else FeedForward(config)
         self.extra_norm = _norm(config) if self.extra_place != "none" else None
         self.extra_feed_forward = FeedForward(config) if self.extra_place != "none" else None
         self.dropout = nn.Dropout(config.dropout_rate)

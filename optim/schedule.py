@@ -1,25 +1,36 @@
 """Learning-rate schedules, as factors of the peak."""
 
+import math
+
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from optim.config import OptimizerConfig
 
 
-def rsqrt_factor(step: int, warmup_steps: int, warmup: str) -> float:
-    """T5's 1/sqrt(max(step, warmup_steps)), scaled to 1 at ``warmup_steps``.
+def learning_rate_factor(step: int, config: OptimizerConfig, total_steps: int) -> float:
+    """The factor of the peak at an update.
+
+    ``rsqrt`` is T5's 1/sqrt(max(step, warmup_steps)), scaled to 1 at ``warmup_steps``: with the peak 0.01 and 10k
+    steps, the paper's 1/sqrt(max(step, 10k)).
 
     Args:
         step: updates already made, from 0.
-        warmup_steps: where the decay begins.
-        warmup: ``constant`` keeps 1 until there (SPEC: lr 0.01 = 1/sqrt(10k) for 10k steps); ``linear`` rises to it,
-            beginning at 1 / warmup_steps.
+        config: which schedule.
+        total_steps: where linear and cosine decay end unless ``config.decay_steps`` says so.
     """
-    if step < warmup_steps:
-        return 1.0 if warmup == "constant" else (step + 1) / warmup_steps
-    return (warmup_steps / step) ** 0.5
+    if step < config.warmup_steps:
+        return 1.0 if config.warmup == "constant" else (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return 1.0
+    if config.schedule == "rsqrt":
+        return (config.warmup_steps / step) ** 0.5
+    end = config.decay_steps or total_steps
+    progress = min(1.0, (step - config.warmup_steps) / (end - config.warmup_steps))
+    left = 1 - progress if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return config.floor + (1 - config.floor) * left
 
 
-def make_schedule(optimizer: Optimizer, config: OptimizerConfig) -> LambdaLR:
+def make_schedule(optimizer: Optimizer, config: OptimizerConfig, total_steps: int) -> LambdaLR:
     """The schedule that ``config`` asks for; one ``step()`` per update."""
-    return LambdaLR(optimizer, lambda step: rsqrt_factor(step, config.warmup_steps, config.warmup))
+    return LambdaLR(optimizer, lambda step: learning_rate_factor(step, config, total_steps))

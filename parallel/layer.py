@@ -30,7 +30,8 @@ from model.config import StMoeConfig
 from model.experts import Experts
 from model.sparse import SparseFeedForward
 from model.transformer import SparseFactory
-from parallel.all_to_all import rows_from_experts, rows_to_experts
+from parallel.all_to_all import Traffic
+from parallel.exchange import EqualExchange, RaggedExchange
 
 
 class ExpertParallelFeedForward(SparseFeedForward, AutoEPMoELayer):
@@ -39,7 +40,7 @@ class ExpertParallelFeedForward(SparseFeedForward, AutoEPMoELayer):
     Collective: all ranks must build their layers in the same order, after ``deepspeed.init_distributed()``.
     """
 
-    def __init__(self, config: StMoeConfig, expert_parallel_size: int):
+    def __init__(self, config: StMoeConfig, *, expert_parallel_size: int, decoder: bool = False):
         nn.Module.__init__(self)  # AutoEPMoELayer.__init__ converts a foreign layer; here there is none
         self.model_family = config.model_type
         self.ep_size = expert_parallel_size
@@ -55,20 +56,24 @@ class ExpertParallelFeedForward(SparseFeedForward, AutoEPMoELayer):
         )
         self.folding_group_handles = None
         self.tp_group = None
-        SparseFeedForward.__init__(self, config)
+        self.traffic = Traffic()
+        SparseFeedForward.__init__(self, config, decoder=decoder)
         self._mark_parameters()
 
     def make_experts(self, config: StMoeConfig) -> Experts:
         """This rank's share of the experts."""
         return Experts(config, self.num_local_experts, first=self.ep_rank * self.num_local_experts)
 
-    def exchange(self, rows_ERd: Tensor) -> Tensor:
-        """All-to-all to the ranks that hold the experts."""
-        return rows_to_experts(rows_ERd, self.ep_group) if self.ep_size > 1 else rows_ERd
-
-    def exchange_back(self, rows_ERd: Tensor) -> Tensor:
-        """All-to-all back to the ranks that hold the tokens."""
-        return rows_from_experts(rows_ERd, self.ep_group) if self.ep_size > 1 else rows_ERd
+    def run_experts(self, rows_Rd: Tensor, counts_E: Tensor | None = None) -> Tensor:
+        """All-to-all to the ranks that hold the experts, the experts, and all-to-all back."""
+        if self.ep_size == 1:
+            return self.experts(rows_Rd, counts_E)
+        exchange: EqualExchange | RaggedExchange
+        if counts_E is None:
+            exchange = EqualExchange(self.ep_group, self.traffic, self.num_local_experts)
+        else:
+            exchange = RaggedExchange(counts_E, self.ep_group, self.traffic)
+        return exchange.from_experts(self.experts(exchange.to_experts(rows_Rd), exchange.counts_L))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ExpertParallelFeedForward":
         """Materialising from the meta device makes new parameters, without marks."""

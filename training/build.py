@@ -8,11 +8,16 @@ import torch
 from model.config import StMoeConfig
 from model.initialisation import initialise_weights
 from model.st_moe import StMoeForConditionalGeneration
+from optim.adafactor import Adafactor
 from optim.build import build_optimizer
+from optim.non_finite import discard_non_finite
 from optim.schedule import make_schedule
+from optim.slices import parameter_specs
+from optim.zero_layout import read_layout
 from parallel.layer import sparse_factory
 from training.config import RunConfig
 from training.deepspeed_config import deepspeed_config
+from training.parameters import first_experts
 
 
 def build_model(
@@ -34,11 +39,16 @@ def build_engine(config: RunConfig, world_size: int, device: str) -> Any:
     model = build_model(config.st_moe_config(), config.parallel.expert_parallel_size, config.training.seed, device)
     if config.training.activation_checkpointing:
         model.activation_checkpointing_enable()
-    optimizer = build_optimizer(model.named_parameters(), config.optimizer, model.get_input_embeddings().weight)
+    specs = parameter_specs(model.named_parameters(), first_experts(model))
+    optimizer = build_optimizer(specs, config.optimizer, model.get_input_embeddings().weight)
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,
-        lr_scheduler=make_schedule(optimizer, config.optimizer),
+        lr_scheduler=make_schedule(optimizer, config.optimizer, config.training.steps),
         config=deepspeed_config(config, world_size),
     )
+    if isinstance(optimizer, Adafactor):
+        optimizer.bind(read_layout(engine.optimizer, specs))
+    if engine.optimizer is optimizer:  # DeepSpeed's wrappers find gradients that are not finite, but here is none
+        optimizer.register_step_pre_hook(discard_non_finite)
     return engine

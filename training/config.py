@@ -124,12 +124,20 @@ def validate(values: Any) -> RunConfig:
         config.st_moe_config()
     except StrictDataclassError as error:
         raise ConfigError(" ".join(str(error.__cause__ or error).split())) from None
+    if config.optimizer.decay_steps is None:
+        try:
+            config.optimizer.check_decay(config.training.steps, "training.steps")
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
     return config
 
 
 def _first_mistake(error: ValidationError) -> str:
     mistake, *others = error.errors()
     key, siblings = _locate(mistake["loc"])
+    if mistake["type"] == "value_error":  # a validator of this project: names value and fix itself, and mostly the key
+        text = str(mistake["ctx"]["error"])
+        return text if text.startswith(tuple(f"{section}." for section in SECTIONS)) else f"{key}: {text}"
     value = mistake["input"]
     also = f" (and {len(others)} more)" if others and others[0]["loc"][:2] != mistake["loc"][:2] else ""
     if mistake["type"] == "extra_forbidden":
@@ -141,9 +149,6 @@ def _first_mistake(error: ValidationError) -> str:
         return f"{key} is missing: add it to the config file{also}"
     if key == "training.precision" and value in ("fp16", "float16", "half"):
         return f"{key} = {value}: fp16 {FP16_REFUSED}{also}"
-    if mistake["type"] == "value_error":  # of a validator of ours, which names value and fix
-        where = f"{key}: " if len(mistake["loc"]) > 1 else ""
-        return f"{where}{mistake['ctx']['error']}{also}"
     reason = mistake["msg"][0].lower() + mistake["msg"][1:]
     return f"{key} = {value!r}: {reason}; see train.py --help{also}"
 

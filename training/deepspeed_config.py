@@ -72,6 +72,8 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
         "gradient_clipping": config.optimizer.gradient_clipping,
         "bf16": {"enabled": precision == "bf16"},
     }
+    # DeepSpeed asks to be told that the optimizer is not one of its own.
+    options |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
     if precision == "bf16_autocast":
         options["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     options.setdefault("steps_per_print", 2**31)  # the trainer reports

@@ -169,7 +169,8 @@ class Trainer:
     @property
     def learning_rate(self) -> float:
         """That of the last update."""
-        return float(self.engine.lr_scheduler.lr_lambdas[0](self.step - 1) * self.config.optimizer.learning_rate)
+        schedule = self.engine.lr_scheduler  # it does not count updates that were left out
+        return float(schedule.lr_lambdas[0](max(0, schedule.last_epoch - 1)) * self.config.optimizer.learning_rate)
 
     def _restart_window(self) -> None:
         self.window_start, self.window_steps, self.window_tokens, self.window_wait = time.monotonic(), 0, 0, 0.0

@@ -28,7 +28,7 @@ def _train(
     rank, world = dist.get_rank(), dist.get_world_size()
     config = small_config(
         Path(folder),
-        model={"second_policy": policy},
+        model={"second_policy": policy, "second_threshold": 0.9},  # at 0.2 an untrained router leaves nothing to chance
         zero_stage=zero_stage,
         parallel={"expert_parallel_size": expert_parallel_size},
         training={"precision": precision},

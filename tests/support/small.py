@@ -1,6 +1,7 @@
 """A sparse model small enough for tests, as a run's configuration, and batches for it."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ def small_config(
 ) -> RunConfig:
     """``SMALL_MODEL`` in fp32 with 8 sequences a step; ``model`` and other sections override."""
     ds_file = tmp_path / f"zero{zero_stage}.json"
-    ds_file.write_text(json.dumps({"zero_optimization": {"stage": zero_stage}}))
+    written = ds_file.with_suffix(f".{os.getpid()}")  # every rank writes it, and may read while another writes
+    written.write_text(json.dumps({"zero_optimization": {"stage": zero_stage}}))
+    written.replace(ds_file)
     training = {
         "precision": "fp32", "global_batch_size": 8, "micro_batch_size": 4, "deepspeed_config": str(ds_file),
         "output_dir": str(tmp_path / "runs"), "name": "small",
@@ -29,7 +32,7 @@ def small_config(
         {
             "model": SMALL_MODEL | (model or {}),
             "data": sections.get("data", {}),
-            "optimizer": {"learning_rate": 3e-3, "warmup_steps": 5} | sections.get("optimizer", {}),
+            "optimizer": {"learning_rate": 1e-2, "warmup_steps": 5} | sections.get("optimizer", {}),
             "parallel": sections.get("parallel", {}),
             "training": training | sections.get("training", {}),
         }

@@ -46,8 +46,13 @@ def test_model_section_reaches_the_model():
         ("model.top_n=9", ["model.top_n = 9", "at most model.num_experts = 8"]),
         ("model.num_experts=1", ["model.num_experts = 1", "set 0 for a dense one"]),
         ("model.sparse_step=9", ["model.sparse_step = 9", "lower"]),
+        ("model.decoder_gating=expert_choice", ["model.decoder_gating = expert_choice", "later ones", "set top_n or"]),
+        ("model.gating=hash", ["model.gating = 'hash'", "'top_n', 'flaxformer' or 'expert_choice'"]),
         ("model.feed_forward=swiglu", ["model.feed_forward = 'swiglu'", "'geglu' or 'relu'"]),
         ("data.noise_density=1.5", ["data.noise_density = 1.5", "less than 1"]),
+        ("optimizer.beta2=0.98", ["optimizer.beta2 = 0.98", "optimizer.name = adafactor", "remove it", "adamw"]),
+        ("optimizer.name=sgd", ["optimizer.name = 'sgd'", "'adafactor', 'adamw' or 'adamw_8bit'"]),
+        ("optimizer.floor=0.1", ["optimizer.floor = 0.1", "optimizer.schedule = rsqrt", "linear or cosine"]),
         ("steps=5", ["'steps=5'", "section.key=value"]),
         ("training.steps", ["'training.steps'", "section.key=value"]),
     ],
@@ -58,6 +63,20 @@ def test_one_line_names_key_value_and_fix(override: str, words: list[str]):
     message = str(error.value)
     assert "\n" not in message
     assert [word for word in words if word not in message] == [], message
+
+
+def test_keys_of_another_optimizer_and_decays_without_steps():
+    def refused(*overrides: str) -> str:
+        with pytest.raises(ConfigError, match=r"^[^\n]+$") as error:
+            load_config(TINY, list(overrides))
+        return str(error.value)
+
+    adamw = refused("optimizer.name=adamw", "optimizer.update_clipping=0.1")
+    assert "optimizer.update_clipping = 0.1 is not used with optimizer.name = adamw" in adamw
+    linear = ["optimizer.schedule=linear", "optimizer.warmup_steps=20"]
+    assert "optimizer.decay_steps = 20 leaves" in refused(*linear, "optimizer.decay_steps=20")
+    assert "training.steps = 20 leaves" in refused(*linear, "training.steps=20")
+    assert load_config(TINY, [*linear, "optimizer.decay_steps=21", "training.steps=20"]).optimizer.floor == 0
 
 
 def test_files_that_are_no_config(tmp_path: Path):

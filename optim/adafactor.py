@@ -1,0 +1,219 @@
+"""Adafactor as T5 and ST-MoE train with it, on whole parameters and on ZeRO's flat shards alike.
+
+Shape suffixes: U = units (experts, or whole parameters) of a shard.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim import Optimizer
+
+from optim.second_moment import FactoredMoment
+from optim.shard_state import ShardState, index_fragments
+from optim.slices import ParameterSpec, Shard, whole
+
+STEP = "step"  # name of the number of updates in the named state
+
+
+class UpdateStatistics(NamedTuple):
+    """How large the last update of a parameter was, by unit; float tensors ``[U]``, not rounded to the host."""
+
+    spec: ParameterSpec
+    replicas: int  # ranks that report the same
+    weight_rms: Tensor
+    update_rms: Tensor  # before clipping and before the relative scale and the learning rate
+    clip: Tensor  # what the update was divided by, 1 or more
+
+
+class Adafactor(Optimizer):
+    """Shazeer & Stern 2018 (arXiv 1804.04235), algorithms 4 and 5 with relative step sizes.
+
+    For update ``t`` = 0, 1, … of a tensor with gradient ``G`` and weights ``X``::
+
+        V = β2 V + (1 - β2) (G² + ε1),  β2 = 1 - (t + 1)^-0.8   V: row and column means, or full
+        U = G / sqrt(V)                                         V ≈ row columnᵀ / mean(row)
+        U = U / max(1, RMS(U) / update_clipping)
+        X = X - lr max(ε2, RMS(X)) U
+
+    A tensor is factored if it is a matrix with both dimensions of at least ``min_dim_size_to_factor``; Hugging Face's
+    ``transformers.optimization.Adafactor``, with which this agrees otherwise, factors everything of 2 dimensions or
+    more, as ``min_dim_size_to_factor=1`` does. Each expert of a parameter with an expert axis is a tensor of its own.
+
+    On ZeRO's shards the sums over a tensor are sums over ranks. A step makes two all-reduces for every flat tensor that
+    it is handed and that is partitioned over several ranks: ZeRO 1 and 2 hand it one for the dense parameters and one
+    for the experts, ZeRO 3 one per sub-group. The first carries one number per unit, and rows + columns of each matrix;
+    the second one number per unit. State: rows + columns on every rank, the second moment of other tensors and the
+    momentum (β1 > 0) on the rank that holds their elements. None of it is in ``state``, which DeepSpeed takes to be
+    per element: save ``named_state()``.
+
+    Args:
+        params: tensors or groups, as for any optimizer; float32 (or float64).
+        specs: what the tensors are, see ``parameter_specs``.
+        lr: learning rate, relative to the RMS of a tensor's weights.
+        update_clipping: largest RMS of a tensor's update, before ``lr`` and the relative scale.
+        beta1: decay of the momentum, the running mean of updates; 0: none.
+        weight_decay: weights are first multiplied by 1 - lr max(ε2, RMS(X)) weight_decay.
+        min_dim_size_to_factor: see above.
+
+    Raises:
+        TypeError: weights in a dtype of low precision, or a gradient that is sparse.
+    """
+
+    decay_exponent = 0.8
+    gradient_epsilon = 1e-30  # ε1
+    min_parameter_scale = 1e-3  # ε2
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        specs: Mapping[Tensor, ParameterSpec],
+        *,
+        lr: float = 1e-2,
+        update_clipping: float = 1.0,
+        beta1: float = 0.0,
+        weight_decay: float = 0.0,
+        min_dim_size_to_factor: int = 128,
+    ):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        self.update_clipping, self.beta1, self.min_dim_size_to_factor = update_clipping, beta1, min_dim_size_to_factor
+        self.specs = dict(specs)
+        self.shards: dict[Tensor, ShardState] = {}
+        self.bytes_reduced = 0  # by this rank's all-reduces since the beginning
+
+    def bind(self, shards: Iterable[Shard]) -> None:
+        """Work on these tensors from now on, in place of the parameters: DeepSpeed has put them into the groups."""
+        self.shards = {}
+        for shard in shards:
+            self._add(shard)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update the tensors of all groups that have a gradient; collective over each shard's group."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for tensor in group["params"]:
+                if tensor.grad is None:
+                    continue
+                if tensor.grad.is_sparse:
+                    raise TypeError("Adafactor needs dense gradients: use nn.Embedding(sparse=False)")
+                state = self._state_of(tensor)
+                if state is not None:
+                    self._update(state, tensor.grad, group["lr"], group["weight_decay"])
+        return loss
+
+    def _state_of(self, tensor: Tensor) -> ShardState | None:
+        if tensor in self.shards:
+            return self.shards[tensor]
+        if tensor in self.specs:
+            return self._add(whole(tensor, self.specs[tensor]))
+        # While it is constructed, DeepSpeed may rehearse a step, with zero gradients, on tensors not yet bound.
+        if tensor.grad is not None and tensor.grad.any():
+            raise RuntimeError("Adafactor does not know this tensor: call bind() with the shards' layout first")
+        return None
+
+    def _add(self, shard: Shard) -> ShardState:
+        if shard.tensor.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"Adafactor updates float32 weights, not {shard.tensor.dtype}: give it a master copy")
+        state = ShardState(shard, self.min_dim_size_to_factor, momentum=self.beta1 > 0)
+        self.shards[shard.tensor] = state
+        return state
+
+    def _update(self, state: ShardState, grad: Tensor, lr: float, weight_decay: float) -> None:
+        weights = state.shard.tensor.detach().view(-1)
+        grad = grad.reshape(-1).to(weights.dtype)
+        decay = 1 - (state.step + 1) ** -self.decay_exponent
+        state.step += 1
+        units = len(state.unit_numel_U)
+        parts = list(zip(state.moments, state.unit_places, state.mean_places, strict=True))
+
+        sums = weights.new_zeros(units + len(state.means))
+        weight_squares_U, means = sums.split((units, len(state.means)))
+        for moment, place_U, place in parts:
+            if isinstance(moment, FactoredMoment):
+                moment.measure(weights, grad, weight_squares_U[place_U], means[place])
+            else:
+                moment.measure(weights, grad, weight_squares_U[place_U], decay, self.gradient_epsilon)
+        self._all_reduce(sums, state.shard)
+        state.means.mul_(decay).add_(means.add_(self.gradient_epsilon), alpha=1 - decay)
+
+        update_squares_U = weights.new_zeros(units)
+        for moment, place_U, _ in parts:
+            moment.square_update(grad, update_squares_U[place_U])
+        self._all_reduce(update_squares_U, state.shard)
+
+        state.weight_rms_U = (weight_squares_U / state.unit_numel_U).sqrt()
+        state.update_rms_U = (update_squares_U / state.unit_numel_U).sqrt()
+        state.clip_U = (state.update_rms_U / self.update_clipping).clamp_min(1.0)
+        rate_U = lr * state.weight_rms_U.clamp_min(self.min_parameter_scale)
+        target, step_size_U = weights, rate_U / state.clip_U
+        if state.momentum is not None:
+            target, step_size_U = state.momentum.mul_(self.beta1), (self.beta1 - 1) * step_size_U
+        if weight_decay:
+            for part, place_U in zip(state.shard.slices, state.unit_places, strict=True):
+                for unit, _, place in part.fragments():
+                    own = part.view(weights)[place]
+                    own.addcmul_(own, rate_U[place_U][unit], value=-weight_decay)
+        for moment, place_U, _ in parts:
+            moment.apply(target, grad, step_size_U[place_U])
+        if state.momentum is not None:
+            weights.sub_(state.momentum)
+
+    def _all_reduce(self, sums: Tensor, shard: Shard) -> None:
+        if not shard.partitioned or shard.replicas == 1:
+            return
+        moved = sums.to(shard.device or sums.device)  # of weights in host memory: to where the group communicates
+        dist.all_reduce(moved, group=shard.group)
+        if moved is not sums:
+            sums.copy_(moved)
+        self.bytes_reduced += sums.nbytes
+
+    def statistics(self) -> Iterator[UpdateStatistics]:
+        """Of the last update of every parameter; nothing before the first."""
+        for state in self.shards.values():
+            if state.step:
+                replicas = state.shard.replicas
+                for part, units in zip(state.shard.slices, state.unit_places, strict=True):
+                    figures = state.weight_rms_U[units], state.update_rms_U[units], state.clip_U[units]
+                    yield UpdateStatistics(part.spec, replicas, *figures)
+
+    @property
+    def state_nbytes(self) -> int:
+        """Bytes of this rank's state."""
+        return sum(state.nbytes for state in self.shards.values())
+
+    def named_state(self) -> dict[str, Tensor]:
+        """This rank's part of the state, under names that do not depend on the layout; see ``shard_state``.
+
+        All ranks' parts together are the whole state, without repetition except for the number of updates.
+
+        Raises:
+            ValueError: parameters have made different numbers of updates.
+        """
+        steps = {state.step for state in self.shards.values()}
+        if len(steps) > 1:
+            raise ValueError(f"parameters have made different numbers of updates: {sorted(steps)}")
+        named = {name: tensor for state in self.shards.values() for name, tensor in state.named_state()}
+        return named | {STEP: torch.tensor(max(steps, default=0))}
+
+    @torch.no_grad()
+    def load_named_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take what this rank needs of a whole state, saved at any layout.
+
+        Args:
+            state: all ranks' ``named_state()`` together; read only where needed.
+
+        Raises:
+            ValueError: it lacks something that this rank needs.
+        """
+        for tensor in (p for group in self.param_groups for p in group["params"] if p in self.specs):
+            self._state_of(tensor)
+        index, step = index_fragments(state), int(state[STEP])
+        for shard in self.shards.values():
+            shard.load(state, index)
+            shard.step = step

@@ -1,9 +1,12 @@
 """Everything that can be wrong and be known before a model is built: layout, files, vocabulary, data, resume."""
 
+import functools
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+import torch
 
 from data.loader import PretrainingLoader, validation_batches
 from data.tokenizer import Tokenizer
@@ -56,7 +59,9 @@ def check_layout(config: RunConfig, world_size: int) -> int:
             f"world size = {config.training.micro_batch_size} x {world_size}: set a multiple of {per_pass}"
         )
     size = config.parallel.expert_parallel_size
-    stage = zero_stage(read_deepspeed_file(config.training.deepspeed_config))
+    options = read_deepspeed_file(config.training.deepspeed_config)
+    check_optimizer(config, options)
+    stage = zero_stage(options)
     if stage == 0 and size > 1 and config.optimizer.gradient_clipping:
         raise ConfigError(
             f"optimizer.gradient_clipping = {config.optimizer.gradient_clipping} with "
@@ -64,6 +69,36 @@ def check_layout(config: RunConfig, world_size: int) -> int:
             "norm): use ds_configs/zero1.json, or set 0"
         )
     return int(stage)
+
+
+def check_optimizer(config: RunConfig, options: dict[str, Any]) -> None:
+    """Check that the optimizer can run here, and with these options of DeepSpeed's. Raises ConfigError."""
+    name = config.optimizer.name
+    key = f"optimizer.name = {name}"
+    if name == "adamw_8bit":
+        if find_spec("bitsandbytes") is None:
+            raise ConfigError(
+                f"{key} needs the package bitsandbytes: pip install -r requirements-8bit.txt, or set adafactor or adamw"
+            )
+        if not torch.cuda.is_available():
+            raise ConfigError(f"{key} needs a CUDA device, and there is none here: set adafactor or adamw")
+    zero = options.get("zero_optimization")
+    zero = zero if isinstance(zero, dict) else {}
+    offload = zero.get("offload_optimizer") or {}
+    file = f"training.deepspeed_config = {config.training.deepspeed_config}: zero_optimization"
+    if zero.get("compute_grad_norm") is False:
+        raise ConfigError(f"{file}.compute_grad_norm = false: remove it, the norm tells gradients that are not finite")
+    if name == "adamw":
+        return
+    unfit = {  # what steps an optimizer of DeepSpeed's own, or moves the optimizer's state
+        "zenflow": bool(zero.get("zenflow")),
+        "offload_optimizer.super_offload": bool(offload.get("super_offload")),
+        "offload_optimizer.ratio": offload.get("ratio", 1.0) != 1.0,
+        "offload_optimizer.device": offload.get("device") in (("nvme",) if name == "adafactor" else ("nvme", "cpu")),
+    }
+    for option in (option for option, is_unfit in unfit.items() if is_unfit):
+        value = functools.reduce(dict.__getitem__, option.split("."), zero)
+        raise ConfigError(f"{file}.{option} = {value} does not work with {key}: remove it, or set adamw")
 
 
 def prepare(config: RunConfig, layout: Layout, resume: bool) -> Inputs:

@@ -17,6 +17,7 @@ from training.config import RunConfig
 from training.deepspeed_config import accumulation_steps
 from training.layout import Layout
 from training.metrics import MetricsWriter, PartsMean
+from training.optimizer_metrics import optimizer_metrics
 from training.preflight import Inputs
 from training.progress import Progress
 from training.run_folder import write_config, write_summary
@@ -89,6 +90,10 @@ class Trainer:
             self.engine, batches, self.pad_id, self.config.training.seed, self.step, self.layout.rank
         )
         self.step += 1
+        if self.config.optimizer.non_finite == "stop" and not self.engine.was_step_applied():
+            raise FloatingPointError(
+                f"the gradient of step {self.step} is not finite, and optimizer.non_finite = stop; no update was made"
+            )
         self.tokens += counts.total
         self.window_steps += 1
         self.window_tokens += counts.total
@@ -104,6 +109,8 @@ class Trainer:
             **values,
             "learning_rate": self.learning_rate,
             "grad_norm": _number(self.engine.get_global_grad_norm()),
+            "skipped_steps": self.engine.skipped_steps,
+            **optimizer_metrics(self.engine),
             "tokens_per_second": self.window_tokens / seconds,
             "step_seconds": seconds / self.window_steps,
             "data_seconds": self.window_wait / self.window_steps,

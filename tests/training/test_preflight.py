@@ -69,6 +69,39 @@ def test_deepspeed_files_that_are_refused(text: str | None, words: list[str], tm
     assert [word for word in [str(file), *words] if word not in message] == [], message
 
 
+@pytest.mark.parametrize(
+    ("zero", "words"),
+    [
+        ({"stage": 3, "offload_optimizer": {"device": "nvme"}}, ["offload_optimizer.device = nvme", "adafactor"]),
+        ({"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}, ["offload_optimizer.ratio = 0.5"]),
+        ({"stage": 2, "zenflow": {"topk_ratio": 0.1}}, ["zenflow", "set adamw"]),
+        ({"stage": 1, "compute_grad_norm": False}, ["compute_grad_norm = false", "not finite"]),
+    ],
+)
+def test_deepspeed_options_that_the_optimizer_cannot_run_with(zero: dict[str, Any], words: list[str], tmp_path: Path):
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({"zero_optimization": zero}))
+    config = small_config(tmp_path, training={"deepspeed_config": str(file)})
+    with pytest.raises(ConfigError, match=r"^[^\n]+$") as error:
+        check_layout(config, 1)
+    assert [word for word in [str(file), *words] if word not in str(error.value)] == [], str(error.value)
+    check_layout(small_config(tmp_path, training={"deepspeed_config": "ds_configs/offload.json"}), 1)
+
+
+def test_adamw_8bit_needs_its_package_and_a_cuda_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = small_config(tmp_path, optimizer={"name": "adamw_8bit"})
+    found: dict[str, object] = {}
+    monkeypatch.setattr("training.preflight.find_spec", found.get)
+    with pytest.raises(ConfigError, match=r"optimizer\.name = adamw_8bit needs the package bitsandbytes: pip install"):
+        check_layout(config, 1)
+    found["bitsandbytes"] = object()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"optimizer\.name = adamw_8bit needs a CUDA device, .* set adafactor or"):
+        check_layout(config, 1)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    check_layout(config, 1)
+
+
 def test_deepspeed_config_is_completed_from_the_run_config(tmp_path: Path):
     config = small_config(tmp_path, training={"precision": "bf16_autocast", "micro_batch_size": 2})
     options = deepspeed_config(config, world_size=2)

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.loader import PretrainingLoader, validation_batches
+from data.loader import PretrainingLoader
 from data.tokenizer import Tokenizer
 from data.unigram import count_targets
+from data.validation import validation_batches
 from training.config import ConfigError, RunConfig
 from training.deepspeed_config import accumulation_steps, read_deepspeed_file, zero_stage
 from training.layout import Layout
@@ -118,10 +119,12 @@ def prepare(config: RunConfig, layout: Layout, resume: bool) -> Inputs:
     tokenizer.check_fits(config.st_moe_config().vocab_size)
     place: dict[str, Any] = {"rank": layout.rank, "world_size": layout.world_size}
     micro_batch_size = config.training.micro_batch_size
-    loader = PretrainingLoader(config.data, tokenizer, split="train", batch_size=micro_batch_size, **place)
+    loader = PretrainingLoader(config.data, tokenizer, batch_size=micro_batch_size, **place)
     if saved is not None:
         loader.load_state_dict(saved.state.data)
-    sample = PretrainingLoader(config.data, tokenizer, split="train", batch_size=micro_batch_size, **place)
+    without_workers = config.data.model_copy(update={"num_workers": 0})
+    sample = PretrainingLoader(without_workers, tokenizer, batch_size=micro_batch_size, **place)
+    loader.start()
     batches = -(-UNIGRAM_EXAMPLES // (micro_batch_size * layout.world_size))
     return Inputs(
         tokenizer=tokenizer,

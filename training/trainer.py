@@ -10,7 +10,7 @@ from torch import Tensor
 
 from data.unigram import count_targets, unigram_cross_entropy
 from model.size import count_parameters
-from training.batches import to_device
+from training.batches import sum_over_ranks, to_device
 from training.build import build_engine
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import RunConfig
@@ -114,6 +114,7 @@ class Trainer:
             "tokens_per_second": self.window_tokens / seconds,
             "step_seconds": seconds / self.window_steps,
             "data_seconds": self.window_wait / self.window_steps,
+            **sum_over_ranks(self.inputs.loader.metrics(), self.device),
         }
         if self.writer is not None:
             self.writer.write(row)
@@ -148,6 +149,7 @@ class Trainer:
 
     def finish(self, validation_cross_entropy: float, unigram: float, wall_seconds: float) -> None:
         """Write the summary and say what came out."""
+        self.inputs.loader.close()
         total, active = count_parameters(self.model_config)
         bad_rows: list[Any] = [None] * self.layout.world_size
         dist.all_gather_object(bad_rows, self.inputs.loader.bad_rows)

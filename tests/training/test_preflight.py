@@ -1,6 +1,7 @@
 """What is refused before any model is built, because of ranks, files or data."""
 
 import gzip
+import json
 import shutil
 import sys
 from dataclasses import replace

@@ -2,9 +2,9 @@
 
     python benchmarks/data_pipeline.py [--metrics runs/tiny/metrics.jsonl] [--out benchmarks/results/data_pipeline.json]
 
-Two cases: documents of C4's mean length with a vocabulary of T5's size, and the short ones of configs/tiny.yaml with its
-small vocabulary. The parts of a case are measured in turn, several times, in CPU time of this process; the medians are
-compared. The text is that of `python -m data.prepare --source wikipedia`.
+Two cases: documents of C4's mean length with a vocabulary of T5's size, and the short ones of configs/tiny.yaml with
+its small vocabulary. The parts of a case are measured in turn, several times, in CPU time of this process; the medians
+are compared. The text is that of `python -m data.prepare --source wikipedia`.
 """
 
 import argparse
@@ -78,7 +78,9 @@ def measures(config: DataConfig) -> dict[str, Measure]:
     def corrupt() -> int:
         for number, pack in enumerate(tokens):
             pieces = -(-len(pack) // objective.raw_length)
-            objective.examples(pack, [np.random.default_rng(np.array((2, 0, 0, number, i), np.uint32)) for i in range(pieces)])
+            objective.examples(
+                pack, [np.random.default_rng(np.array((2, 0, 0, number, i), np.uint32)) for i in range(pieces)]
+            )
         return total
 
     def read() -> int:

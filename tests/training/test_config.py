@@ -58,7 +58,10 @@ def test_model_section_reaches_the_model():
         ("data.mixture=[{weight: 1, files: a.txt}]", ["data.mixture[0].name is missing"]),
         ("data.mixture=[{name: a, weight: 0, files: a.txt}]", ["data.mixture[0].weight = 0", "greater than 0"]),
         ("data.mixture=[{name: a, weight: x, files: a.txt}]", ["data.mixture[0].weight = 'x'", "valid"]),
-        ("data.mixture=[{name: a, weight: 1, flies: x}]", ["data.mixture[0].flies = 'x'", "mean data.mixture[0].files?"]),
+        (
+            "data.mixture=[{name: a, weight: 1, flies: x}]",
+            ["data.mixture[0].flies = 'x'", "mean data.mixture[0].files?"],
+        ),
         ("data.mixture=[{name: a, weight: 1}]", ["data.mixture[0]: source 'a' has no files", "set files"]),
         (
             "data.mixture=[{name: a, weight: 1, files: x},{name: a, weight: 1, files: y}]",

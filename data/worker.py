@@ -102,7 +102,7 @@ class WorkerPool:
 def _start(connection: Connection) -> "subprocess.Popen[bytes]":
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(  # noqa: S603
-        [sys.executable, "-m", "data.worker", str(connection.fileno()), str(os.getpid())],
+        [sys.executable, "-P", "-m", "data.worker", str(connection.fileno()), str(os.getpid())],
         pass_fds=[connection.fileno()],
         stdin=subprocess.DEVNULL,
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},

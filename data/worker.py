@@ -4,6 +4,7 @@ Plain programs, not `multiprocessing` children, which would import the training 
 its pickled `StreamGroup` over a socket, and sends one message per batch that its streams have a part in.
 """
 
+import contextlib
 import os
 import queue
 import signal
@@ -46,12 +47,14 @@ class WorkerPool:
         self._connections: list[Connection] = []
         self._processes: list[subprocess.Popen[bytes]] = []
         self._finalizer = weakref.finalize(self, _stop, self._connections, self._processes)
-        for group in groups:
+        for _ in groups:
             ours, theirs = Pipe()
             with theirs:
                 self._processes.append(_start(theirs))
             self._connections.append(ours)
-            ours.send((group, schedule, next_example, prefetch))
+        for connection, group in zip(self._connections, groups, strict=True):
+            with contextlib.suppress(BrokenPipeError):  # a worker that died at its start is reported by `take`
+                connection.send((group, schedule, next_example, prefetch))
 
     def take(self, order: Sequence[int]) -> Taken:
         """As `StreamGroup.take`; `order` is that of the next batch of the schedule.

@@ -17,9 +17,11 @@ from training.config import RunConfig
 from training.deepspeed_config import accumulation_steps
 from training.layout import Layout
 from training.metrics import MetricsWriter, PartsMean
+from training.optimizer_metrics import optimizer_metrics
 from training.preflight import Inputs
 from training.progress import Progress
 from training.run_folder import write_config, write_summary
+from training.saved_state import describe_resume
 from training.update import evaluate, update
 
 
@@ -42,14 +44,16 @@ class Trainer:
         self.step = self.tokens = 0
         resume = inputs.resume_from
         if resume is not None:
-            load_checkpoint(self.engine, config, resume)
-            self.step, self.tokens = resume.step, resume.tokens
+            self.step, self.tokens = resume.state.step, resume.state.tokens
+        self.progress = Progress(config.training.steps, self.step, layout.rank == 0)
+        if resume is not None:
+            self.progress.say(describe_resume(resume, config, layout.world_size, inputs.zero_stage))
+            load_checkpoint(self.engine, resume)
         self.validation = [to_device(batch, device) for batch in inputs.validation]
         self.writer: MetricsWriter | None = None
         if layout.rank == 0:
             write_config(config)
-            self.writer = MetricsWriter(config.run_dir, None if resume is None else resume.step)
-        self.progress = Progress(config.training.steps, self.step, layout.rank == 0)
+            self.writer = MetricsWriter(config.run_dir, None if resume is None else resume.state.step)
         self.saved_step = self.step
 
     def train(self) -> None:
@@ -86,6 +90,10 @@ class Trainer:
             self.engine, batches, self.pad_id, self.config.training.seed, self.step, self.layout.rank
         )
         self.step += 1
+        if self.config.optimizer.non_finite == "stop" and not self.engine.was_step_applied():
+            raise FloatingPointError(
+                f"the gradient of step {self.step} is not finite, and optimizer.non_finite = stop; no update was made"
+            )
         self.tokens += counts.total
         self.window_steps += 1
         self.window_tokens += counts.total
@@ -101,6 +109,8 @@ class Trainer:
             **values,
             "learning_rate": self.learning_rate,
             "grad_norm": _number(self.engine.get_global_grad_norm()),
+            "skipped_steps": self.engine.skipped_steps,
+            **optimizer_metrics(self.engine),
             "tokens_per_second": self.window_tokens / seconds,
             "step_seconds": seconds / self.window_steps,
             "data_seconds": self.window_wait / self.window_steps,

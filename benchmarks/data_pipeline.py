@@ -164,7 +164,6 @@ def main() -> None:
         train_files=options.files, vocabulary=options.vocabulary, num_streams=1, num_workers=0, inputs_length=512
     )
     results: dict[str, Any] = {
-        "command": " ".join(["python", *sys.argv]),
         "machine": {"cpu": _cpu_name(), "cores": os.cpu_count(), "python": platform.python_version()},
         "versions": {name: version(name) for name in ("sentencepiece", "numpy")},
         "cases": {},

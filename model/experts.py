@@ -9,6 +9,9 @@ from torch.nn import functional
 
 from model.config import StMoeConfig
 from model.feed_forward import gelu, make_hidden_bias
+from model.grouped_geglu import ReusedMemory, can_group, geglu_grouped, geglu_per_expert
+
+Weights = tuple[Tensor, Tensor, Tensor]
 
 
 class Experts(nn.Module):
@@ -28,28 +31,38 @@ class Experts(nn.Module):
         self.w3 = nn.Parameter(torch.empty(num_local, inner, d))
         # All experts' vectors on every rank: E x F numbers, small enough to replicate like a dense parameter.
         self.hidden_bias = make_hidden_bias(config, config.num_experts)
+        self.gradient_memory = tuple(ReusedMemory() for _ in range(3))
 
     def forward(self, rows_Rd: Tensor, counts_E: Tensor | None = None) -> Tensor:
         """Run every expert on its rows: ``[R, d]`` → ``[R, d]``, same dtype.
+
+        Products are computed in the dtype of the rows; the weights' gradients have the dtype of the weights.
 
         Args:
             rows_Rd: sorted by expert.
             counts_E: rows of each expert, integers; rows after the last expert's are nobody's and come out as 0.
                 None: R / E rows each.
         """
-        rows = len(rows_Rd)
-        counts = [rows // self.num_local] * self.num_local if counts_E is None else counts_E.tolist()
+        return self.run(rows_Rd, counts_E, (self.w1, self.w2, self.w3))
+
+    def run(self, rows_Rd: Tensor, counts_E: Tensor | None, weights: Weights, first: int = 0) -> Tensor:
+        """``forward`` for a part of the experts: those of ``weights``, from the local expert ``first`` on."""
+        rows, experts, plain = len(rows_Rd), len(weights[0]), self.gated and self.hidden_bias is None
+        if plain and can_group(rows_Rd, weights[0]):
+            return geglu_grouped(rows_Rd, counts_E, *weights)
+        counts = [rows // experts] * experts if counts_E is None else counts_E.tolist()
+        if plain:
+            return geglu_per_expert(rows_Rd, counts, *weights, self.gradient_memory)
         parts = rows_Rd.split([*counts, rows - sum(counts)])
-        # One linear per expert is faster than bmm on a CPU. unbind, unlike w[e], has one backward for all experts.
+        of_each = zip(*(w.unbind() for w in weights), strict=True)  # unbind, unlike w[e], has one backward for all
         outputs = [
-            self._one(rows_rd, w1, w2, w3, e)
-            for e, (rows_rd, w1, w2, w3) in enumerate(
-                zip(parts[:-1], self.w1.unbind(), self.w2.unbind(), self.w3.unbind(), strict=True)
-            )
+            self._one(part, w1, w2, w3, first + e)
+            for e, (part, (w1, w2, w3)) in enumerate(zip(parts[:-1], of_each, strict=True))
         ]
         return torch.cat((*outputs, outputs[0].new_zeros(parts[-1].shape)))
 
     def _one(self, rows_rd: Tensor, w1_Fd: Tensor, w2_dF: Tensor, w3_Fd: Tensor, local: int) -> Tensor:
+        """The variants of the paper's studies: ReLU, or a bias on the hidden activation."""
         first, second = functional.linear(rows_rd, w1_Fd), functional.linear(rows_rd, w3_Fd)
         hidden_rF = gelu(first) * second if self.gated else functional.relu(torch.cat((first, second), dim=-1))
         if self.hidden_bias is not None:

@@ -28,20 +28,20 @@ class ShardState:
         self.shard, self.step = shard, 0
         like = shard.tensor.detach()
         self.momentum = torch.zeros_like(like).view(-1) if momentum else None
-        factored = [part for part in shard.slices if part.spec.is_factored(min_dim_size_to_factor)]
-        self.means = like.new_zeros(sum(FactoredMoment.size(part) for part in factored))
+        sizes = [
+            FactoredMoment.size(part) if part.spec.is_factored(min_dim_size_to_factor) else 0 for part in shard.slices
+        ]
+        self.means = like.new_zeros(sum(sizes))
         self.moments: list[FactoredMoment | FullMoment] = []
         self.unit_places: list[slice] = []  # of each moment in the vectors of units
         self.mean_places: list[slice] = []  # of each moment in ``means``; empty when it is not factored
         units = used = 0
-        for part in shard.slices:
-            size = FactoredMoment.size(part) if part in factored else 0
-            self.mean_places.append(slice(used, used + size))
+        for part, size in zip(shard.slices, sizes, strict=True):
             self.unit_places.append(slice(units, units + part.spec.units))
-            used, units = used + size, units + part.spec.units
-            self.moments.append(
-                FactoredMoment(part, self.means[self.mean_places[-1]]) if size else FullMoment(part, like)
-            )
+            self.mean_places.append(slice(used, used + size))
+            units, used = units + part.spec.units, used + size
+            means = self.means[self.mean_places[-1]]
+            self.moments.append(FactoredMoment(part, means) if size else FullMoment(part, like))
         numel = [float(part.spec.unit_numel) for part in shard.slices for _ in range(part.spec.units)]
         self.unit_numel_U = like.new_tensor(numel)
         # Of the last update, for metrics: RMS of weights and of the update, and what the update was divided by.

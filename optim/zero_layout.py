@@ -4,6 +4,7 @@ DeepSpeed 0.19.8 wraps the optimizer, by ZeRO stage and precision, in one of fou
 float32 weights). All put flat tensors, or copies, in place of the parameters.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -136,7 +137,7 @@ def check_cover(shards: list[Shard], specs: Specs) -> None:
                 raise RuntimeError(f"the ranks' slices do not make up {part.spec.name} exactly: {edges}")
         places = sorted((part.offset, part.offset + part.stop - part.start) for part in shard.slices)
         places = [(low, high) for low, high in places if low < high]
-        for (_, end), (begin, _) in zip(places, [*places[1:], (shard.tensor.numel(), 0)], strict=True):
+        for (_, end), (begin, _) in itertools.pairwise([*places, (shard.tensor.numel(),) * 2]):
             if begin < end:
                 raise RuntimeError(f"slices overlap at {begin}-{end} of a tensor of {shard.tensor.numel()}: {places}")
 

@@ -20,6 +20,7 @@ def check(*slices: Slice, numel: int = 12) -> None:
 def test_layouts():
     check(Slice(A, 0, 6, 0), Slice(B, 0, 5, 6))
     check(Slice(B, 0, 5, 0), Slice(A, 0, 6, 6))
+    check_cover([Shard(torch.zeros(2), ())], {FROZEN: C})  # a rank may hold nothing but padding
     for message, slices in {
         r"every trainable parameter once: \['second'\]": (Slice(A, 0, 6, 0),),
         r"every trainable parameter once: \['first', 'second', 'second'\]": (

@@ -2,6 +2,7 @@
 
 import json
 import math
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,12 @@ def small(
     **training: Any,
 ) -> RunConfig:
     """The small model, with the options of DeepSpeed's ``zero_optimization`` and others."""
-    file = Path(folder) / f"ds-{dist.get_rank()}.json"
-    file.write_text(json.dumps({"zero_optimization": zero} | (deepspeed_options or {})))
+    text = json.dumps({"zero_optimization": zero} | (deepspeed_options or {}))
+    file = Path(folder) / f"{zlib.crc32(text.encode())}-{dist.get_rank()}.json"
+    file.write_text(text)
     return small_config(
         Path(folder),
-        model={"second_policy": "all", "feed_forward_bias": "additive"},
+        model={"second_policy": "all", "feed_forward_bias": "additive", "num_layers": 2, "sparse_step": 2},
         parallel={"expert_parallel_size": size},
         optimizer=optimizer,
         training={"deepspeed_config": str(file), **training},
@@ -91,14 +93,14 @@ def assert_same(ranks: list[dict[str, Any]], one: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("one")
-    return run_ranks(train_small, 1, folder, str(folder), [(0, 1)], 12)[0][0]
+    return run_ranks(train_small, 1, folder, str(folder), [(0, 1)], 8)[0][0]
 
 
 def test_every_layout_equals_one_process(one_process: dict[str, Any], tmp_path: Path):
-    ranks = run_ranks(train_small, 2, tmp_path, str(tmp_path), LAYOUTS, 12)
+    ranks = run_ranks(train_small, 2, tmp_path, str(tmp_path), LAYOUTS, 8)
     for both in zip(*ranks, strict=True):
         assert_same(list(both), one_process)
-    assert one_process["losses"][-1] < one_process["losses"][0] - 0.1
+    assert one_process["losses"][-1] < one_process["losses"][0] - 0.05
     metrics = one_process["metrics"]
     families = {"embedding", "attention", "feed_forward", "experts", "router", "norm", "relative_bias", "head"}
     assert {name.partition("/")[2] for name in metrics} == families
@@ -108,8 +110,8 @@ def test_every_layout_equals_one_process(one_process: dict[str, Any], tmp_path: 
 
 
 def test_momentum_and_weight_decay_at_every_stage(tmp_path: Path):
-    one = run_ranks(train_small, 1, tmp_path, str(tmp_path), [(0, 1)], 6, 0.9)[0][0]
-    for both in zip(*run_ranks(train_small, 2, tmp_path, str(tmp_path), LAYOUTS[1::2], 6, 0.9), strict=True):
+    one = run_ranks(train_small, 1, tmp_path, str(tmp_path), [(0, 1)], 4, 0.9)[0][0]
+    for both in zip(*run_ranks(train_small, 2, tmp_path, str(tmp_path), LAYOUTS[1::2], 4, 0.9), strict=True):
         assert_same(list(both), one)
 
 
@@ -117,15 +119,16 @@ def train_variants(folder: str) -> dict[str, dict[str, Any]]:
     fp32_sums = {"data_types": {"grad_accum_dtype": "fp32"}}
     offload = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
     sub_groups = {"stage": 3, "sub_group_size": 5000}
-    return {
-        "fp32": train(small(folder, {"stage": 1}, 2), 8),
-        "offload": train(small(folder, offload, 2), 8),
-        "sub-groups": train(small(folder, sub_groups, 2), 8),
-        "round robin": train(small(folder, {"stage": 2, "round_robin_gradients": True}, 2), 8),
-        "bf16, fp32 sums": train(small(folder, {"stage": 1}, 2, precision="bf16", deepspeed_options=fp32_sums), 8),
-        **{f"bf16 {s}": train(small(folder, {"stage": s}, 2, precision="bf16"), 8) for s in (0, 1, 2, 3)},
-        **{f"cast {s}": train(small(folder, {"stage": s}, 2, precision="bf16_autocast"), 8) for s in (0, 1, 2, 3)},
+    configs = {
+        "fp32": small(folder, {"stage": 1}, 2),
+        "offload": small(folder, offload, 2),
+        "sub-groups": small(folder, sub_groups, 2),
+        "round robin": small(folder, {"stage": 2, "round_robin_gradients": True}, 2),
+        "bf16, fp32 sums": small(folder, {"stage": 1}, 2, precision="bf16", deepspeed_options=fp32_sums),
+        **{f"bf16 {stage}": small(folder, {"stage": stage}, 2, precision="bf16") for stage in (0, 1, 2, 3)},
+        **{f"cast {stage}": small(folder, {"stage": stage}, 2, precision="bf16_autocast") for stage in (0, 1, 2, 3)},
     }
+    return {name: train(config, 4) for name, config in configs.items()}
 
 
 def test_offload_sub_groups_and_bf16(tmp_path: Path):

@@ -1,5 +1,6 @@
 """Adafactor's state in files: whole, bit for bit, at whatever layout it was saved and is loaded."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from training.build import build_engine
 from training.optimizer_state import INDEX_FILE, SavedOptimizerState, load_optimizer_state, save_optimizer_state
 from training.update import update
 
-LAYOUTS = [(1, 2), (2, 1), (3, 2), (0, 2), (3, 1), (1, 1), (2, 2), (0, 1)]
+LAYOUTS = [(1, 1), (2, 2), (3, 2), (3, 1), (0, 2)]
 
 
 def engine_at(folder: Path, stage: int, size: int) -> Any:
@@ -44,21 +45,28 @@ def load_and_save(folder: Path, layouts: list[tuple[int, int]]) -> None:
         save(engine, folder / f"world-{dist.get_world_size()}-stage-{stage}-size-{size}")
 
 
-def test_state_goes_to_every_layout_and_back(tmp_path: Path):
-    run_ranks(train_and_save, 2, tmp_path, tmp_path)
-    run_ranks(load_and_save, 2, tmp_path, tmp_path, LAYOUTS)
-    run_ranks(load_and_save, 1, tmp_path, tmp_path, [(0, 1), (3, 1)])
-    first = whole_state(SavedOptimizerState(tmp_path / "first"))
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds ``first``: the state after three updates at ZeRO 1 and expert-parallel size 2."""
+    path = tmp_path_factory.mktemp("state")
+    run_ranks(train_and_save, 2, path, path)
+    return path
+
+
+def test_state_goes_to_every_layout_and_back(folder: Path):
+    run_ranks(load_and_save, 2, folder, folder, LAYOUTS)
+    run_ranks(load_and_save, 1, folder, folder, [(3, 1)])
+    first = whole_state(SavedOptimizerState(folder / "first"))
     assert int(first["step"]) == 3
-    assert first["encoder.blocks.3.feed_forward.experts.w1/expert_3/row"].shape == (48,)
-    assert first["encoder.blocks.3.feed_forward.experts.hidden_bias.weight/expert_3/second_moment"].shape == (48,)
+    assert first["encoder.blocks.1.feed_forward.experts.w1/expert_3/row"].shape == (48,)
+    assert first["encoder.blocks.1.feed_forward.experts.hidden_bias.weight/expert_3/second_moment"].shape == (48,)
     assert first["shared.weight/momentum"].shape == (256 * 32,)
     assert all(tensor.any() for tensor in first.values())
-    for folder in tmp_path.glob("world-*"):
-        state = whole_state(SavedOptimizerState(folder))
-        assert state.keys() == first.keys(), folder
-        assert all(torch.equal(state[name], first[name]) for name in first), folder
-    assert len(list(tmp_path.glob("world-*"))) == len(LAYOUTS) + 2
+    for saved in folder.glob("world-*"):
+        state = whole_state(SavedOptimizerState(saved))
+        assert state.keys() == first.keys(), saved
+        assert all(torch.equal(state[name], first[name]) for name in first), saved
+    assert len(list(folder.glob("world-*"))) == len(LAYOUTS) + 1
 
 
 class Counted(dict[str, Tensor]):
@@ -80,9 +88,12 @@ def read_experts(folder: Path) -> list[str]:
     return sorted({name.split("expert_")[1][0] for name in state.read if "experts.w1" in name})
 
 
-def test_a_rank_reads_its_experts_only_and_broken_files_are_named(tmp_path: Path):
-    run_ranks(train_and_save, 2, tmp_path, tmp_path)
-    assert run_ranks(read_experts, 2, tmp_path, tmp_path) == [["0", "1"], ["2", "3"]]
+def test_a_rank_reads_its_experts_only(folder: Path):
+    assert run_ranks(read_experts, 2, folder, folder) == [["0", "1"], ["2", "3"]]
+
+
+def test_broken_files_are_named(folder: Path, tmp_path: Path):
+    shutil.copytree(folder / "first", tmp_path / "first")
     saved = SavedOptimizerState(tmp_path / "first")
     file = tmp_path / "first" / "optimizer-00001.safetensors"
     name = next(name for name, where in saved.files.items() if where == file.name)

@@ -11,6 +11,8 @@ from model.config import StMoeConfig
 from model.feed_forward import gelu, make_hidden_bias
 from model.grouped_geglu import ReusedMemory, can_group, geglu_grouped, geglu_per_expert
 
+Weights = tuple[Tensor, Tensor, Tensor]
+
 
 class Experts(nn.Module):
     """``num_local`` of the layer's experts, beginning with the global expert ``first``.
@@ -41,17 +43,21 @@ class Experts(nn.Module):
             counts_E: rows of each expert, integers; rows after the last expert's are nobody's and come out as 0.
                 None: R / E rows each.
         """
-        if self.gated and self.hidden_bias is None and can_group(rows_Rd, self.w1):
-            return geglu_grouped(rows_Rd, counts_E, self.w1, self.w2, self.w3)
-        rows = len(rows_Rd)
-        counts = [rows // self.num_local] * self.num_local if counts_E is None else counts_E.tolist()
-        if self.gated and self.hidden_bias is None:
-            return geglu_per_expert(rows_Rd, counts, self.w1, self.w2, self.w3, self.gradient_memory)
+        return self.run(rows_Rd, counts_E, (self.w1, self.w2, self.w3))
+
+    def run(self, rows_Rd: Tensor, counts_E: Tensor | None, weights: Weights, first: int = 0) -> Tensor:
+        """``forward`` for a part of the experts: those of ``weights``, from the local expert ``first`` on."""
+        rows, experts, plain = len(rows_Rd), len(weights[0]), self.gated and self.hidden_bias is None
+        if plain and can_group(rows_Rd, weights[0]):
+            return geglu_grouped(rows_Rd, counts_E, *weights)
+        counts = [rows // experts] * experts if counts_E is None else counts_E.tolist()
+        if plain:
+            return geglu_per_expert(rows_Rd, counts, *weights, self.gradient_memory)
         parts = rows_Rd.split([*counts, rows - sum(counts)])
-        # unbind, unlike w[e], has one backward for all experts.
-        weights = zip(self.w1.unbind(), self.w2.unbind(), self.w3.unbind(), strict=True)
+        of_each = zip(*(w.unbind() for w in weights), strict=True)  # unbind, unlike w[e], has one backward for all
         outputs = [
-            self._one(part, *of_one, e) for e, (part, of_one) in enumerate(zip(parts[:-1], weights, strict=True))
+            self._one(part, w1, w2, w3, first + e)
+            for e, (part, (w1, w2, w3)) in enumerate(zip(parts[:-1], of_each, strict=True))
         ]
         return torch.cat((*outputs, outputs[0].new_zeros(parts[-1].shape)))
 

@@ -32,13 +32,13 @@ class ReusedMemory:
 
     def empty_like(self, tensor: Tensor) -> Tensor:
         """An uninitialised tensor of the shape and dtype of ``tensor``, contiguous, on its device."""
-        free = self._storage is not None and torch._C._storage_Use_Count(self._storage._cdata) == 1
-        size = tensor.numel() * tensor.element_size()
-        if not free or self._storage.nbytes() != size or self._storage.device != tensor.device:
-            self._storage = torch.UntypedStorage(size, device=tensor.device)
+        storage, size = self._storage, tensor.numel() * tensor.element_size()
+        fits = storage is not None and storage.nbytes() == size and storage.device == tensor.device
+        if storage is None or not fits or torch._C._storage_Use_Count(storage._cdata) > 1:
+            storage = self._storage = torch.UntypedStorage(size, device=tensor.device)
         shape = tensor.shape
         strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-        return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(self._storage, 0, shape, strides)
+        return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(storage, 0, shape, strides)
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return type(self), ()  # a copy begins without memory

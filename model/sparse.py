@@ -28,10 +28,6 @@ class SparseFeedForward(nn.Module):
         """All the layer's experts."""
         return Experts(config, config.num_experts)
 
-    def run_experts(self, rows_Rd: Tensor, counts_E: Tensor | None = None) -> Tensor:
-        """Each expert on its rows, wherever it is: ``[R, d]`` → ``[R, d]``, see ``Experts.forward``."""
-        return self.experts(rows_Rd, counts_E)
-
     def forward(self, x_BLd: Tensor, mask_BL: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, RouterLosses]:
         """Route and transform the tokens.
 
@@ -59,7 +55,7 @@ class SparseFeedForward(nn.Module):
         token_R = tokens_of_rows(slot_NT, rows)
         # Cast before the dispatch, so that ranks exchange rows in the dtype that the experts compute in.
         rows_Rd = dispatch(to_matmul_dtype(x_BLd).reshape(-1, d_model), slot_NT, token_R)
-        y_Td = combine(self.run_experts(rows_Rd, counts_E), routing.gate_NGS.flatten(1), slot_NT, token_R)
+        y_Td = combine(self.experts(rows_Rd, counts_E), routing.gate_NGS.flatten(1), slot_NT, token_R)
 
         real_tokens = mask_GS.sum()
         losses = RouterLosses(

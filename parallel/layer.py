@@ -31,8 +31,8 @@ from model.config import StMoeConfig
 from model.experts import Experts
 from model.sparse import SparseFeedForward
 from model.transformer import SparseFactory
-from parallel.all_to_all import Traffic
-from parallel.exchange import EqualExchange, RaggedExchange
+from parallel.config import ParallelConfig
+from parallel.experts import ExchangedExperts
 
 
 class ExpertParallelFeedForward(SparseFeedForward, AutoEPMoELayer):
@@ -41,7 +41,9 @@ class ExpertParallelFeedForward(SparseFeedForward, AutoEPMoELayer):
     Collective: all ranks must build their layers in the same order, after ``deepspeed.init_distributed()``.
     """
 
-    def __init__(self, config: StMoeConfig, *, expert_parallel_size: int, decoder: bool = False):
+    def __init__(
+        self, config: StMoeConfig, *, expert_parallel_size: int, all_to_all_chunks: int = 1, decoder: bool = False
+    ):
         nn.Module.__init__(self)  # AutoEPMoELayer.__init__ converts a foreign layer; here there is none
         self.model_family = config.model_type
         self.ep_size = expert_parallel_size
@@ -57,24 +59,13 @@ class ExpertParallelFeedForward(SparseFeedForward, AutoEPMoELayer):
         )
         self.folding_group_handles = None
         self.tp_group = None
-        self.traffic = Traffic()
+        self.all_to_all_chunks = all_to_all_chunks
         SparseFeedForward.__init__(self, config, decoder=decoder)
         self._mark_parameters()
 
     def make_experts(self, config: StMoeConfig) -> Experts:
         """This rank's share of the experts."""
-        return Experts(config, self.num_local_experts, first=self.ep_rank * self.num_local_experts)
-
-    def run_experts(self, rows_Rd: Tensor, counts_E: Tensor | None = None) -> Tensor:
-        """All-to-all to the ranks that hold the experts, the experts, and all-to-all back."""
-        if self.ep_size == 1:
-            return self.experts(rows_Rd, counts_E)
-        exchange: EqualExchange | RaggedExchange
-        if counts_E is None:
-            exchange = EqualExchange(self.ep_group, self.traffic, self.num_local_experts)
-        else:
-            exchange = RaggedExchange(counts_E, self.ep_group, self.traffic)
-        return exchange.from_experts(self.experts(exchange.to_experts(rows_Rd), exchange.counts_L))
+        return ExchangedExperts(config, self.ep_group, self.all_to_all_chunks)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ExpertParallelFeedForward":
         """Materialising from the meta device makes new parameters, without marks."""
@@ -125,6 +116,16 @@ def expert_place(parameter: nn.Parameter) -> ExpertPlace | None:
     return ExpertPlace(meta[AUTOEP_PARAM_LOCAL_EXPERTS][0], meta[AUTOEP_PARAM_LOGICAL_SHAPE][0])
 
 
-def sparse_factory(expert_parallel_size: int) -> SparseFactory:
-    """What builds a sparse layer whose experts are spread over ``expert_parallel_size`` ranks."""
-    return functools.partial(ExpertParallelFeedForward, expert_parallel_size=expert_parallel_size)
+def sparse_factory(parallel: ParallelConfig) -> SparseFactory:
+    """What builds a sparse layer whose experts are spread over ``parallel.expert_parallel_size`` ranks."""
+    return functools.partial(
+        ExpertParallelFeedForward,
+        expert_parallel_size=parallel.expert_parallel_size,
+        all_to_all_chunks=parallel.all_to_all_chunks,
+    )
+
+
+def take_traffic(model: nn.Module) -> tuple[int, float]:
+    """Bytes and seconds of the all-to-alls of all layers of ``model`` since the last call, see ``Traffic.take``."""
+    taken = [module.traffic.take() for module in model.modules() if isinstance(module, ExchangedExperts)]
+    return sum(size for size, _ in taken), sum(seconds for _, seconds in taken)

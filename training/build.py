@@ -14,21 +14,20 @@ from optim.non_finite import discard_non_finite
 from optim.schedule import make_schedule
 from optim.slices import parameter_specs
 from optim.zero_layout import read_layout
+from parallel.config import ParallelConfig
 from parallel.layer import sparse_factory
 from training.config import RunConfig
 from training.deepspeed_config import deepspeed_config
 from training.parameters import first_experts
 
 
-def build_model(
-    config: StMoeConfig, expert_parallel_size: int, seed: int, device: str
-) -> StMoeForConditionalGeneration:
+def build_model(config: StMoeConfig, parallel: ParallelConfig, seed: int, device: str) -> StMoeForConditionalGeneration:
     """This rank's share of the model: made without storage, so that no rank ever holds all experts, then filled.
 
     Collective over all ranks (expert-parallel groups).
     """
     with torch.device("meta"):
-        model = StMoeForConditionalGeneration(config, sparse_factory(expert_parallel_size))
+        model = StMoeForConditionalGeneration(config, sparse_factory(parallel))
     model.to_empty(device=device)
     initialise_weights(model, config, seed)
     return model
@@ -36,7 +35,7 @@ def build_model(
 
 def build_engine(config: RunConfig, world_size: int, device: str) -> Any:
     """The DeepSpeed engine with model, optimizer and schedule; collective over all ranks."""
-    model = build_model(config.st_moe_config(), config.parallel.expert_parallel_size, config.training.seed, device)
+    model = build_model(config.st_moe_config(), config.parallel, config.training.seed, device)
     if config.training.activation_checkpointing:
         model.activation_checkpointing_enable()
     specs = parameter_specs(model.named_parameters(), first_experts(model))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from data.unigram import count_targets, unigram_cross_entropy
 from model.size import count_parameters
+from parallel.layer import take_traffic
 from training.batches import sum_over_ranks, to_device
 from training.build import build_engine
 from training.checkpoint import load_checkpoint, save_checkpoint
@@ -100,9 +101,10 @@ class Trainer:
         return parts
 
     def log(self, parts: PartsMean) -> None:
-        """Write this step's row; rates are means since the last row."""
+        """Write this step's row; rates, seconds and bytes are rank 0's means since the last row."""
         values = parts.reduce(self.model_config)
         seconds = time.monotonic() - self.window_start
+        all_to_all_bytes, all_to_all_seconds = take_traffic(self.engine.module)
         row = {
             "step": self.step,
             "tokens": self.tokens,
@@ -115,6 +117,8 @@ class Trainer:
             "step_seconds": seconds / self.window_steps,
             "data_seconds": self.window_wait / self.window_steps,
             **sum_over_ranks(self.inputs.loader.metrics(), self.device),
+            "all_to_all_bytes": all_to_all_bytes / self.window_steps,
+            "all_to_all_seconds": all_to_all_seconds / self.window_steps,
         }
         if self.writer is not None:
             self.writer.write(row)
@@ -184,6 +188,7 @@ class Trainer:
 
     def _restart_window(self) -> None:
         self.window_start, self.window_steps, self.window_tokens, self.window_wait = time.monotonic(), 0, 0, 0.0
+        take_traffic(self.engine.module)  # of evaluations
 
     def _say_start(self, unigram: float) -> None:
         total, active = count_parameters(self.model_config)

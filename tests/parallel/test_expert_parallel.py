@@ -12,6 +12,7 @@ from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 from model.config import StMoeConfig
 from model.initialisation import initialise_weights
 from model.st_moe import StMoeForConditionalGeneration
+from parallel.config import ParallelConfig
 from tests.support.ranks import run_ranks
 from tests.support.small import SMALL_MODEL, global_batch, small_config
 from training.build import build_engine, build_model
@@ -96,7 +97,8 @@ def test_bf16_trains_close_to_fp32(tmp_path: Path):
 
 def _expert_weights() -> dict[str, torch.Tensor]:
     """Full names with global expert numbers → weights on this rank, at expert-parallel size = world size."""
-    model = build_model(StMoeConfig(**SMALL_MODEL), dist.get_world_size(), seed=3, device="cpu")
+    parallel = ParallelConfig(expert_parallel_size=dist.get_world_size())
+    model = build_model(StMoeConfig(**SMALL_MODEL), parallel, seed=3, device="cpu")
     found = {}
     for name, module in model.named_modules():
         if isinstance(module, AutoEPMoELayer):

@@ -14,7 +14,7 @@ from tests.support.small import small_config
 from training.config import ConfigError, RunConfig, validate
 from training.deepspeed_config import deepspeed_config
 from training.layout import Layout
-from training.preflight import check_layout, prepare
+from training.preflight import check_layout, check_nodes, prepare
 from training.saved_state import SavedState, describe_resume, find_checkpoint, set_latest, write_state
 
 ALONE = Layout(rank=0, local_rank=0, world_size=1, local_world_size=1)
@@ -31,6 +31,16 @@ ALONE = Layout(rank=0, local_rank=0, world_size=1, local_world_size=1)
             2,
             ["parallel.expert_parallel_size = 2", "model.num_experts = 0", "dense"],
         ),
+        (
+            {"parallel": {"all_to_all_chunks": 2}},
+            2,
+            ["parallel.all_to_all_chunks = 2", "parallel.expert_parallel_size = 1", "set 1"],
+        ),
+        (
+            {"parallel": {"expert_parallel_size": 2, "all_to_all_chunks": 3}},
+            2,
+            ["parallel.all_to_all_chunks = 3", "2 experts of a rank", "a divisor of 2"],
+        ),
         ({"training": {"global_batch_size": 9}}, 1, ["training.global_batch_size = 9", "multiple of 4"]),
         ({}, 3, ["training.global_batch_size = 8", "multiple of 12"]),
         ({"training": {"eval_examples": 5}}, 1, ["training.eval_examples = 5", "multiple of 4"]),
@@ -46,6 +56,17 @@ def test_layouts_that_cannot_work(sections: dict[str, Any], world_size: int, wor
         check_layout(small_config(tmp_path, **sections), world_size)
     message = str(error.value)
     assert [word for word in ["\n", *words] if (word in message) == (word == "\n")] == [], message
+
+
+def test_experts_may_be_kept_within_a_node(tmp_path: Path):
+    across = {"expert_parallel_size": 4}
+    check_nodes(small_config(tmp_path, parallel=across), ranks_of_node=2)
+    within = small_config(tmp_path, parallel=across | {"expert_parallel_within_node": True})
+    check_nodes(within, ranks_of_node=8)
+    with pytest.raises(ConfigError) as error:
+        check_nodes(within, ranks_of_node=6)
+    for words in ("parallel.expert_parallel_size = 4", "6 ranks of a node", "a divisor of 6"):
+        assert words in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,83 @@
+"""Time and memory of a step: forward and backward of a module."""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+Step = Callable[[], None]
+
+
+def make_step(module: nn.Module, x: Tensor) -> Step:
+    """Forward and backward from a gradient of ones; gradients are dropped before, as an optimizer does."""
+    grad = torch.ones_like(x)
+
+    def step() -> None:
+        x.grad = None
+        module.zero_grad(set_to_none=True)
+        module(x).backward(grad)
+
+    return step
+
+
+def seconds(step: Step, device: str) -> float:
+    """Of one call; on CUDA between two events."""
+    if device == "cpu":
+        began = time.perf_counter()
+        step()
+        return time.perf_counter() - began
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    step()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
+
+
+def interleaved_medians(steps: dict[str, Step], repeats: int, device: str) -> dict[str, float]:
+    """Median seconds of each step; all take turns, so that a slow moment of the machine hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for repeat in range(-1, repeats):  # the first round warms up
+        for name, step in steps.items():
+            taken = seconds(step, device)
+            if repeat >= 0:
+                times[name].append(taken)
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def peak_bytes(step: Step, device: str) -> int:
+    """The most memory that ``step`` holds at once beyond what was there before it.
+
+    On a CPU from the profiler's record of every allocation of a tensor; what libraries allocate inside is not seen.
+    Meant for the first step of a new module: memory that it keeps for later steps is then counted.
+    """
+    gc.collect()
+    if device != "cpu":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    assert profiler.profiler is not None
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def matmul_flops_per_second(device: str, dtype: torch.dtype, size: int = 8192) -> float:
+    """Of one large square matrix product: the peak that a program can see."""
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+
+    def product() -> None:
+        torch.mm(a, b)
+
+    return 2 * size**3 / interleaved_medians({"product": product}, 20, device)["product"]

@@ -1,0 +1,63 @@
+"""One cell of the comparison: all contenders at one size and dtype."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.measure import interleaved_medians, make_step, matmul_flops_per_second, peak_bytes
+from benchmarks.moe_peers import CONTENDERS, LIMITS, SLOTS, Case, build
+
+
+def measure_cell(case: Case, repeats: int) -> dict[str, Any]:
+    """Seconds and memory of every contender and of the fastest form of the limit.
+
+    Returns:
+        The case; ``limit`` (the name of its fastest form); for each contender ``seconds``, ``over_limit`` (a ratio),
+        ``memory`` (peak bytes beyond weights and their gradients) and ``memory_over_limit`` (the limit's subtracted, in
+        units of T * d elements); on CUDA also ``tflops`` and ``of_peak``.
+    """
+    memory, steps = {}, {}
+    for name, make in {**{n: c.make for n, c in CONTENDERS.items()}, **LIMITS}.items():
+        module = build(make, case)
+        step = make_step(module, _input(case, name))
+        gradients = sum(p.numel() * p.element_size() for p in module.parameters())
+        memory[name] = peak_bytes(step, case.device) - gradients
+        module.zero_grad(set_to_none=True)
+        steps[name] = step
+    seconds = interleaved_medians(steps, repeats, case.device)
+    limit = min(LIMITS, key=lambda name: seconds[name])
+    flops = 3 * 6 * case.rows * case.d_model * case.d_ff  # three products, forward and twice backward
+    peak = matmul_flops_per_second(case.device, case.dtype) if case.device == "cuda" else None
+    unit = case.tokens * case.d_model * case.dtype.itemsize
+    rows: dict[str, dict[str, float]] = {}
+    for name in (*CONTENDERS, limit):
+        rows["limit" if name == limit else name] = {
+            "seconds": seconds[name],
+            "over_limit": seconds[name] / seconds[limit],
+            "memory": memory[name],
+            "memory_over_limit": (memory[name] - memory[limit]) / unit,
+            "tflops": flops / seconds[name] / 1e12,
+        } | ({} if peak is None else {"of_peak": flops / seconds[name] / peak})
+    return {
+        "tokens": case.tokens,
+        "experts": case.experts,
+        "d_model": case.d_model,
+        "d_ff": case.d_ff,
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "limit": limit,
+        "limit_seconds": {name: seconds[name] for name in LIMITS},
+        "rows": rows,
+    }
+
+
+def _input(case: Case, name: str) -> torch.Tensor:
+    """Tokens, or rows for the limit, for 1.25 T rows of the experts."""
+    if name in LIMITS:
+        shape: tuple[int, ...] = (case.rows, case.d_model)
+    else:
+        tokens = int(case.tokens * SLOTS / CONTENDERS[name].rows_per_token)
+        length = next(length for length in (256, 64, 16, 1) if tokens % length == 0)
+        shape = (tokens // length, length, case.d_model)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    return nn.Parameter(x.to(device=case.device, dtype=case.dtype))

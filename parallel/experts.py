@@ -1,0 +1,46 @@
+"""The experts of one rank, working for all ranks of the expert-parallel group.
+
+Shape suffixes: E = experts of the layer, R = rows on this rank, d = d_model.
+"""
+
+import functools
+
+import deepspeed.comm as dist
+from torch import Tensor
+
+from model.config import StMoeConfig
+from model.experts import Experts
+from parallel.all_to_all import Traffic
+from parallel.exchange import EqualExchange, Exchange, RaggedExchange
+
+
+class ExchangedExperts(Experts):
+    """This rank's share of a layer's experts.
+
+    Args:
+        config: of the model.
+        group: the ranks that hold the experts, each as many.
+        chunks: parts, of equally many experts, in which rows travel while others are computed.
+    """
+
+    def __init__(self, config: StMoeConfig, group: dist.ProcessGroup, chunks: int):
+        num_local = config.num_experts // dist.get_world_size(group=group)
+        super().__init__(config, num_local, first=dist.get_rank(group=group) * num_local)
+        self.group, self.chunks, self.traffic = group, chunks, Traffic()
+
+    def forward(self, rows_Rd: Tensor, counts_E: Tensor | None = None) -> Tensor:
+        """As ``Experts.forward``, for the experts of all ranks; collective over the group."""
+        if dist.get_world_size(group=self.group) == 1:
+            return super().forward(rows_Rd, counts_E)
+        exchange: Exchange
+        if counts_E is None:
+            exchange = EqualExchange(self.num_local, self.group, self.traffic, self.chunks)
+        else:
+            exchange = RaggedExchange(counts_E, self.group, self.traffic, self.chunks)
+        if self.chunks == 1:
+            return exchange.through(rows_Rd, [super().forward])
+        size = self.num_local // self.chunks
+        # split, unlike a slice, has one backward for all chunks.
+        weights = zip(self.w1.split(size), self.w2.split(size), self.w3.split(size), strict=True)
+        chunks = [functools.partial(self.run, weights=w, first=chunk * size) for chunk, w in enumerate(weights)]
+        return exchange.through(rows_Rd, chunks)

@@ -20,7 +20,7 @@ WORKDIR /workspace
 COPY requirements.txt ./
 RUN pip install -r requirements.txt
 
-COPY train.py pyproject.toml LICENSE README.md ./
+COPY train.py convert.py pyproject.toml LICENSE README.md ./
 COPY configs ./configs
 COPY ds_configs ./ds_configs
 COPY launch ./launch

@@ -9,6 +9,7 @@ import sys
 import time
 from typing import NoReturn
 
+from data.retry import DataError
 from training.config import load_config
 from training.help import describe_keys
 from training.layout import Layout, initialise_distributed
@@ -47,12 +48,16 @@ def main() -> None:
     try:
         config = load_config(arguments.config, arguments.overrides)
         inputs = prepare(config, layout, arguments.resume)
-    except (ValueError, ConnectionError) as error:
+    except ValueError as error:
         refuse(str(error), layout)
     device = initialise_distributed(layout, config.training.timeout_seconds)
     from training.trainer import Trainer  # torch and DeepSpeed are heavy: imported when all is checked
 
-    Trainer(config, layout, inputs, device).train()
+    trainer = Trainer(config, layout, inputs, device)
+    try:
+        trainer.train()
+    except DataError as error:
+        refuse(str(error), layout)
 
 
 if __name__ == "__main__":

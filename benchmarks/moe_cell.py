@@ -20,7 +20,7 @@ def measure_cell(case: Case, repeats: int) -> dict[str, Any]:
     memory, steps = {}, {}
     for name, make in {**{n: c.make for n, c in CONTENDERS.items()}, **LIMITS}.items():
         module = build(make, case)
-        step = make_step(module, _input(case, name))
+        step = make_step(module, make_input(case, name))
         gradients = sum(p.numel() * p.element_size() for p in module.parameters())
         memory[name] = peak_bytes(step, case.device) - gradients
         module.zero_grad(set_to_none=True)
@@ -51,7 +51,7 @@ def measure_cell(case: Case, repeats: int) -> dict[str, Any]:
     }
 
 
-def _input(case: Case, name: str) -> torch.Tensor:
+def make_input(case: Case, name: str) -> torch.Tensor:
     """Tokens, or rows for the limit, for 1.25 T rows of the experts."""
     if name in LIMITS:
         shape: tuple[int, ...] = (case.rows, case.d_model)

@@ -1,27 +1,68 @@
-"""Rows streamed from the Hugging Face Hub, shard by shard."""
+"""Rows of data sets on the Hugging Face Hub: `datasets` resolves them, and streams them shard by shard."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from data.config import DataConfig
-from data.corpus import Row, Split, check_text
+from data.config import TextSource
+from data.corpus import ShardSource
+from data.files import FileShards
+from data.formats import file_format
+from data.retry import DataError, Retries, reason
+from data.rows import Row, check_record
 
-# Consecutive failures without one new row before a shard is given up; waits double from 1 s: 1 + 2 + … + 32 s.
-ATTEMPTS = 7
+ROWS_AT_A_TIME = 256
 
 
-def load_from_hub(config: DataConfig, split: Split) -> Any:
-    """The Hub dataset of the config, as a `datasets.IterableDataset`; reads its list of files only."""
+def import_datasets() -> Any:
+    """The `datasets` package with its own retries off.
+
+    They go on in the middle of the decompressed data after a broken read of the compressed, which gives an error at
+    best; `Retries` opens the shard anew.
+    """
     import datasets
 
-    return datasets.load_dataset(
-        config.hub_dataset, config.hub_config, split=split, revision=config.hub_revision, streaming=True
-    )
+    datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
+    for name in ("READ_RETRY", "READ_SERVER_UNAVAILABLE_RETRY", "READ_RATE_LIMIT_RETRY", "OPEN_RETRY"):
+        setattr(datasets.config, f"STREAMING_{name}_INTERVAL", 0)
+    return datasets
 
 
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+def open_hub(source: TextSource, retries: Retries, block_bytes: int) -> ShardSource:
+    """The shards of a split of a Hub data set at its revision; reads its list of files only.
+
+    JSON lines are read by `FileShards` from the `hf://` files that `datasets` resolved: its own JSON reader loses 10 MB
+    around one malformed line, and its text reader cannot read bytes that are no UTF-8. All else streams by `datasets`.
+
+    Raises:
+        DataError: no such dataset, configuration or split, or the Hub cannot be reached.
+    """
+    keys = source.keys
+    key = f"{source.setting} = {keys.hub_dataset!r} ({keys.hub_config}, {source.split})"
+    try:
+        builder = import_datasets().load_dataset_builder(keys.hub_dataset, keys.hub_config, revision=keys.hub_revision)
+        files = _json_lines(builder, source.split)
+        if files:
+            return FileShards(key, files, keys.text_column, retries, block_bytes)
+        return HubShards(key, builder.as_streaming_dataset(split=source.split), keys.text_column, retries)
+    except (ValueError, FileNotFoundError) as error:
+        raise DataError(
+            f"{key} cannot be opened: check hub_dataset, hub_config, hub_revision and split ({reason(error)})"
+        ) from error
+    except Exception as error:
+        # The Hub's own client has already tried several times.
+        raise DataError(
+            f"{key} cannot be reached: check the network and HF_TOKEN, or set source=files ({reason(error)})"
+        ) from error
+
+
+def _json_lines(builder: Any, split: str) -> list[str]:
+    """URLs of the files of a split if they are JSON lines that `read_rows` knows, else none."""
+    from datasets.packaged_modules.json.json import Json
+
+    if not isinstance(builder, Json) or builder.config.field is not None:
+        return []
+    files = [str(file) for file in (builder.config.data_files or {}).get(split, [])]
+    return files if all(map(file_format, files)) else []
 
 
 class HubShards:
@@ -31,64 +72,44 @@ class HubShards:
     restarts from zero without a word when the epoch differs, and neither is tied to a single shard.
 
     Args:
-        config: names dataset, configuration and revision.
-        split: name of the split on the Hub.
-        load: returns the streaming dataset; a parameter so that any `datasets` loader can stand in for the Hub.
-        sleep: waits so many seconds between attempts.
-
-    Raises:
-        ValueError: no such dataset, configuration or split.
-        ConnectionError: the Hub cannot be reached.
+        key: `setting = value` that named the dataset, for messages.
+        dataset: a `datasets.IterableDataset`.
+        text_column: of the text.
+        retries: policy for failures; a broken connection surfaces as any of a dozen exceptions.
     """
 
-    def __init__(
-        self,
-        config: DataConfig,
-        split: Split,
-        load: Callable[[DataConfig, Split], Any] = load_from_hub,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self.key = f"data.hub_dataset = {config.hub_dataset!r} ({config.hub_config}, {split})"
-        self._sleep = sleep
-        try:
-            self._dataset = load(config, split)
-        except (ValueError, FileNotFoundError) as error:
-            raise ValueError(
-                f"{self.key} cannot be opened: check data.hub_dataset, data.hub_config and data.hub_revision "
-                f"({_reason(error)})"
-            ) from error
-        except Exception as error:
-            raise ConnectionError(
-                f"{self.key} cannot be reached: check the network and HF_TOKEN, or set data.source=local "
-                f"({_reason(error)})"
-            ) from error
+    def __init__(self, key: str, dataset: Any, text_column: str, retries: Retries) -> None:
+        self.key = key
+        self.retries = retries
+        self._dataset = dataset
+        self._text_column = text_column
 
     @property
     def num_shards(self) -> int:
-        """Files of the split (1,024 for C4 English)."""
+        """Files of the split."""
         return int(self._dataset.num_shards)
 
-    def rows(self, shard: int, start: int) -> Iterator[Row]:
-        """See `ShardSource`. After any error the shard is opened anew at the row reached.
+    def describe(self, shard: int) -> str:
+        """See `ShardSource`."""
+        return f"{self.key}: shard {shard} of {self.num_shards}"
 
-        A broken connection in a gzip stream surfaces as any of a dozen exceptions, and the retry built into `datasets`
-        goes on in the middle of the compressed data; only a new stream reads on correctly.
+    def rows(self, shard: int, start: int) -> Iterator[Row]:
+        """See `ShardSource`.
 
         Raises:
-            ConnectionError: several attempts in a row gave no new row.
+            DataError: several attempts in a row gave no new row, or there is no such column.
         """
-        row, failures = start, 0
-        while True:
-            try:
-                for record in self._dataset.shard(num_shards=self.num_shards, index=shard).skip(row):
-                    row, failures = row + 1, 0
-                    yield check_text(record)
-                return
-            except Exception as error:
-                failures += 1
-                if failures == ATTEMPTS:
-                    raise ConnectionError(
-                        f"{self.key}: shard {shard} cannot be read beyond row {row} after {ATTEMPTS} attempts: check "
-                        f"the network ({_reason(error)})"
-                    ) from error
-            self._sleep(2.0 ** (failures - 1))
+        return self.retries.rows(lambda row: self._read(shard, row), start, self.describe(shard))
+
+    def _read(self, shard: int, start: int) -> Iterator[Row]:
+        import_datasets()
+        part = self._dataset.shard(num_shards=self.num_shards, index=shard).with_format("arrow")
+        for table in part.iter(batch_size=ROWS_AT_A_TIME):
+            if self._text_column not in table.column_names:
+                raise DataError(
+                    f"{self.key} has no column {self._text_column!r}: set text_column to one of "
+                    f"{', '.join(table.column_names)}"
+                )
+            skipped = min(start, table.num_rows)
+            start -= skipped
+            yield from map(check_record, table[self._text_column].slice(skipped).to_pylist())

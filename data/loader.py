@@ -1,88 +1,41 @@
-"""Batches of span-corruption examples: the training order over ranks, its state, and the fixed validation set.
+"""Batches of training examples: one rank's share of a global order, and its state.
 
 Global example n is taken from stream n % num_streams and belongs to rank n % world_size. Step k of a run holds the
-examples from k * world_size * batch_size on, so its set of examples is the same at any number of ranks.
+examples from k * world_size * batch_size on, so its set of examples is the same at any number of ranks and workers.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.config import DataConfig
-from data.corpus import TRAIN_MASK, VALIDATION_MASK, BadRow, Corpus, ShardSource, Split, open_shards
-from data.packing import DOCUMENTS, TOKENS, Piece, PieceStream
-from data.span_corruption import IntArray, check_sentinels, corrupt, random_spans_mask, raw_and_target_lengths
+from data.corpus import ShardSource, open_shards
+from data.group import Schedule, StreamGroup
+from data.objective import make_objective
+from data.rows import BadRow
+from data.stream import BAD_KINDS, DOCUMENTS, ROWS, SPLIT_DOCUMENTS, TOKENS
 from data.tokenizer import Tokenizer
-
-IGNORED_LABEL = -100
+from data.worker import WorkerPool
 
 Batch = dict[str, NDArray[np.int64]]
 
 
-class ExampleMaker:
-    """Raw pieces to rows of fixed shape.
-
-    Raises:
-        ValueError: the examples need more sentinels than the vocabulary has.
-    """
-
-    def __init__(self, config: DataConfig, tokenizer: Tokenizer) -> None:
-        self._config = config
-        self._tokenizer = tokenizer
-        density, mean_span = config.noise_density, config.mean_noise_span_length
-        check_sentinels(config.inputs_length, density, mean_span, tokenizer.num_sentinels)
-        self.raw_length, self.targets_length = raw_and_target_lengths(config.inputs_length, density, mean_span)
-
-    def mask_and_corrupt(self, piece: Piece, seed: list[int]) -> tuple[IntArray, IntArray]:
-        """(inputs, targets) of a piece, unpadded; the mask follows from `seed` and the piece's place alone."""
-        mask = random_spans_mask(
-            len(piece.tokens),
-            self._config.noise_density,
-            self._config.mean_noise_span_length,
-            np.random.default_rng([*seed, piece.epoch, piece.number]),
-        )
-        inputs, targets = corrupt(piece.tokens, mask, self._tokenizer.first_sentinel_id, self._tokenizer.eos_id)
-        return self._fit(inputs, self._config.inputs_length), self._fit(targets, self.targets_length)
-
-    def _fit(self, ids: IntArray, length: int) -> IntArray:
-        """Cuts before the EOS, as T5 does: at a few lengths float32 rounding masks one token more than was planned."""
-        if len(ids) <= length:
-            return ids
-        return np.append(ids[: length - 1], ids[-1:])
-
-    def batch(self, examples: list[tuple[IntArray, IntArray]]) -> Batch:
-        """input_ids int64 [batch, inputs_length], padded with pad; labels int64 [batch, targets_length], with -100."""
-        input_ids = np.full((len(examples), self._config.inputs_length), self._tokenizer.pad_id, np.int64)
-        labels = np.full((len(examples), self.targets_length), IGNORED_LABEL, np.int64)
-        for row, (inputs, targets) in enumerate(examples):
-            input_ids[row, : len(inputs)] = inputs
-            labels[row, : len(targets)] = targets
-        return {"input_ids": input_ids, "labels": labels}
-
-
-def _check_ranks(rank: int, world_size: int, batch_size: int) -> None:
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank = {rank} is not in [0, world_size = {world_size})")
-    if batch_size < 1:
-        raise ValueError(f"batch_size = {batch_size} must be at least 1")
-
-
 class PretrainingLoader:
-    """Endless batches of one rank, resumable at any batch, at another number of ranks too.
+    """Endless batches of one rank, resumable at any batch, at another number of ranks or workers too.
 
     Args:
         config: the `data` section.
         tokenizer: the vocabulary.
-        split: which shards to read.
         rank, world_size: this rank and the number of data-parallel ranks.
         batch_size: examples per rank and batch.
-        source: shards to read in place of those the config names.
+        sources: shards to read in place of those the config names, one for each of its sources.
 
     Raises:
-        ValueError: num_streams is no multiple of world_size or more than the shards, no files, too few sentinels.
-        ConnectionError: the Hub cannot be reached.
+        ValueError: num_streams is no multiple of world_size or more than the shards, too many workers, no files, too
+            few sentinels; (DataError) a remote source cannot be reached.
     """
 
     def __init__(
@@ -90,48 +43,104 @@ class PretrainingLoader:
         config: DataConfig,
         tokenizer: Tokenizer,
         *,
-        split: Split = "train",
         rank: int,
         world_size: int,
         batch_size: int,
-        source: ShardSource | None = None,
+        sources: Sequence[ShardSource] | None = None,
     ) -> None:
-        _check_ranks(rank, world_size, batch_size)
-        if config.num_streams % world_size:
-            raise ValueError(
-                f"data.num_streams = {config.num_streams} is not a multiple of world_size = {world_size}: set "
-                f"data.num_streams to a multiple of {world_size}, or use a number of ranks that divides it"
-            )
-        self._config = config
-        self._rank, self._world_size, self._batch_size = rank, world_size, batch_size
-        self._maker = ExampleMaker(config, tokenizer)
-        corpus = Corpus(source or open_shards(config, split), config.num_streams, config.seed)
-        self._streams = {
-            stream: PieceStream(corpus, tokenizer, stream, self._maker.raw_length, config.documents_per_pack)
-            for stream in range(rank, config.num_streams, world_size)
-        }
+        check_ranks(rank, world_size, batch_size)
+        _check_streams(config, world_size)
+        self._config, self._tokenizer = config, tokenizer
+        self._schedule = Schedule(rank, world_size, batch_size, config.num_streams)
+        self.targets_length = make_objective(config, tokenizer).targets_length
+        named = config.train_sources()
+        self._sources = sources or [open_shards(config, source) for source in named]
+        self._names = [source.name for source in named]
+        self._own = range(rank, config.num_streams, world_size)
+        #: Where the training is, whatever workers have read ahead.
+        self._states = StreamGroup(config, tokenizer, self._sources, self._own).state_dicts()
         self._next_example = 0
-        #: What fixes the order and content of the examples: a state can only be continued under the same.
-        self._identity: dict[str, Any] = {
-            "data.num_streams": config.num_streams,
-            "data.documents_per_pack": config.documents_per_pack,
-            "data.inputs_length": config.inputs_length,
-            "data.noise_density": config.noise_density,
-            "data.mean_noise_span_length": config.mean_noise_span_length,
-            "data.seed": config.seed,
-            "number of shards": corpus.source.num_shards,
-            "fingerprint of data.vocabulary": tokenizer.fingerprint,
-        }
+        self._server: StreamGroup | WorkerPool | None = None
+        self._retries = sum(source.retries.counts.total() for source in self._sources)
+        for source in self._sources:
+            source.retries.counts.clear()
+        self._identity = self._describe()
 
-    @property
-    def targets_length(self) -> int:
-        """Tokens per row of labels."""
-        return self._maker.targets_length
+    def _describe(self) -> dict[str, Any]:
+        """What fixes the order and content of the examples: a state can only be continued under the same."""
+        c = self._config
+        shards = [source.num_shards for source in self._sources]
+        identity: dict[str, Any] = {
+            "data.num_streams": c.num_streams,
+            "data.documents_per_pack": c.documents_per_pack,
+            "data.shuffle_buffer": c.shuffle_buffer,
+            "data.max_document_length": c.max_document_length,
+            "data.objective": c.objective,
+            "data.inputs_length": c.inputs_length,
+            "data.noise_density": c.noise_density,
+            "data.mean_noise_span_length": c.mean_noise_span_length,
+            "data.seed": c.seed,
+            "number of shards": shards[0] if len(shards) == 1 else shards,
+            "fingerprint of data.vocabulary": self._tokenizer.fingerprint,
+        }
+        if c.mixture:
+            identity["names and weights of data.mixture"] = [[item.name, float(item.weight)] for item in c.mixture]
+        return identity
+
+    def start(self) -> None:
+        """Starts the workers, if there are any and they do not run: they prepare the next batches meanwhile."""
+        if self._server is None:
+            workers = self._config.num_workers
+            parts = [self._own[i::workers] for i in range(workers)] if workers else [self._own]
+            groups = [StreamGroup(self._config, self._tokenizer, self._sources, part) for part in parts]
+            for group in groups:
+                group.load_state_dicts(self._states)
+            self._server = (
+                WorkerPool(groups, self._schedule, self._next_example, self._config.prefetch_batches)
+                if workers
+                else groups[0]
+            )
+
+    def close(self) -> None:
+        """Ends the workers; the loader can go on, with new ones."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    def next_batch(self) -> Batch:
+        """input_ids int64 [batch, inputs_length] padded with 0; labels int64 [batch, targets_length] padded with -100.
+
+        A call that fails or is interrupted takes nothing: the next one, and the state, are as if it had not been made.
+
+        Raises:
+            DataError: the data cannot be read, too much of it is bad, or a worker died.
+        """
+        try:
+            self.start()
+            assert self._server is not None
+            taken = self._server.take(self._schedule.streams(self._next_example))
+        except BaseException:
+            # A checkpoint may still be written after it, and the next call begins anew from the same states.
+            self.close()
+            raise
+        self._next_example = self._schedule.after(self._next_example)
+        self._states |= taken.states
+        self._retries += taken.retries
+        return {"input_ids": taken.inputs.astype(np.int64), "labels": taken.labels.astype(np.int64)}
+
+    def _source_counts(self) -> list[Counter[str]]:
+        """Counts of each source over this rank's streams."""
+        totals: list[Counter[str]] = [Counter() for _ in self._names]
+        for state in self._states.values():
+            for total, source in zip(totals, state["sources"], strict=True):
+                total.update(source["counts"])
+                total.update(source["pack_counts"])
+        return totals
 
     @property
     def counts(self) -> Counter[str]:
-        """Documents, tokens and bad rows by kind, read by this rank's streams since step 0."""
-        return sum((stream.counts for stream in self._streams.values()), Counter())
+        """Rows, documents, tokens and bad rows by kind, read by this rank's streams since step 0."""
+        return sum(self._source_counts(), Counter())
 
     @property
     def bad_rows(self) -> dict[str, int]:
@@ -151,44 +160,36 @@ class PretrainingLoader:
 
     @property
     def epoch(self) -> int:
-        """Lowest epoch among this rank's streams, from 0."""
-        return min(stream.epoch for stream in self._streams.values())
+        """Lowest epoch among this rank's streams and sources, from 0."""
+        return min(source["epoch"] for state in self._states.values() for source in state["sources"])
 
-    def next_batch(self) -> Batch:
-        """input_ids int64 [batch, inputs_length] padded with 0; labels int64 [batch, targets_length] padded with -100.
+    def metrics(self) -> dict[str, int]:
+        """What to add up over ranks and log; the same keys on every rank.
 
-        A call that fails or is interrupted takes nothing: the next one, and the state, are as if it had not been made.
-
-        Raises:
-            ValueError: a stream holds no text at all.
-            ConnectionError: the Hub cannot be reached.
+        Rows, documents, bad rows, documents tokenized in parts and retries of remote sources (these since the process
+        began, the others since step 0), and raw tokens of the examples given of each source.
         """
-        end = self._next_example + self._world_size * self._batch_size
-        first = self._next_example + (self._rank - self._next_example) % self._world_size
-        order = [n % self._config.num_streams for n in range(first, end, self._world_size)]
-        before = {stream: self._streams[stream].state_dict() for stream in order}
-        try:
-            pieces = [self._streams[stream].next_piece() for stream in order]
-        except BaseException:
-            # A broken connection, or a signal: a checkpoint may still be written after it.
-            for stream, state in before.items():
-                self._streams[stream].load_state_dict(state)
-            raise
-        self._next_example = end
-        seed = self._config.seed
-        return self._maker.batch(
-            [
-                self._maker.mask_and_corrupt(piece, [TRAIN_MASK, seed, stream])
-                for stream, piece in zip(order, pieces, strict=True)
-            ]
-        )
+        counts = self.counts
+        tokens = Counter(dict.fromkeys(self._names, 0))
+        for state in self._states.values():
+            tokens.update(
+                {name: part["tokens_given"] for name, part in zip(self._names, state["sources"], strict=True)}
+            )
+        return {
+            "data_rows": counts[ROWS],
+            "data_documents": counts[DOCUMENTS],
+            "data_bad_rows": sum(counts[kind] for kind in BAD_KINDS),
+            "data_split_documents": counts[SPLIT_DOCUMENTS],
+            "data_retries": self._retries,
+            **{f"data_tokens_{name}": tokens[name] for name in self._names},
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON state of this rank's streams; `merge_states` joins those of all ranks."""
         return {
             "identity": dict(self._identity),
             "next_example": self._next_example,
-            "streams": {str(stream): state.state_dict() for stream, state in self._streams.items()},
+            "streams": {str(stream): state for stream, state in self._states.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -200,22 +201,43 @@ class PretrainingLoader:
         Raises:
             ValueError: the state is of other data settings, or lacks a stream of this rank.
         """
-        for key, value in self._identity.items():
-            saved = state["identity"].get(key)
+        for key in self._identity | state["identity"]:
+            saved, value = state["identity"].get(key), self._identity.get(key)
             if saved != value:
                 raise ValueError(
                     f"{key} = {value!r}, but the checkpoint was made with {saved!r}: restore that value to resume, or "
                     "start a new run"
                 )
-        missing = [stream for stream in self._streams if str(stream) not in state["streams"]]
+        missing = [stream for stream in self._own if str(stream) not in state["streams"]]
         if missing:
             raise ValueError(
-                f"the checkpoint's data state lacks streams {missing} of rank {self._rank}: load the merged states of "
-                "all ranks (merge_states)"
+                f"the checkpoint's data state lacks streams {missing} of rank {self._schedule.rank}: load the merged "
+                "states of all ranks (merge_states)"
             )
-        for stream, pieces in self._streams.items():
-            pieces.load_state_dict(state["streams"][str(stream)])
+        self.close()
+        self._states = {stream: state["streams"][str(stream)] for stream in self._own}
         self._next_example = state["next_example"]
+
+
+def check_ranks(rank: int, world_size: int, batch_size: int) -> None:
+    """Raises ValueError for a rank or batch size that cannot be."""
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank = {rank} is not in [0, world_size = {world_size})")
+    if batch_size < 1:
+        raise ValueError(f"batch_size = {batch_size} must be at least 1")
+
+
+def _check_streams(config: DataConfig, world_size: int) -> None:
+    if config.num_streams % world_size:
+        raise ValueError(
+            f"data.num_streams = {config.num_streams} is not a multiple of world_size = {world_size}: set "
+            f"data.num_streams to a multiple of {world_size}, or use a number of ranks that divides it"
+        )
+    if config.num_workers > config.num_streams // world_size:
+        raise ValueError(
+            f"data.num_workers = {config.num_workers} is more than the {config.num_streams // world_size} streams of a "
+            f"rank (data.num_streams / ranks): set data.num_workers to at most {config.num_streams // world_size}"
+        )
 
 
 def merge_states(states: list[dict[str, Any]]) -> dict[str, Any]:
@@ -237,49 +259,3 @@ def merge_states(states: list[dict[str, Any]]) -> dict[str, Any]:
         streams.update(state["streams"])
     ordered = {stream: streams[stream] for stream in sorted(streams, key=int)}
     return {"identity": states[0]["identity"], "next_example": states[0]["next_example"], "streams": ordered}
-
-
-def validation_batches(
-    config: DataConfig,
-    tokenizer: Tokenizer,
-    *,
-    rank: int,
-    world_size: int,
-    batch_size: int,
-    num_batches: int,
-    source: ShardSource | None = None,
-) -> list[Batch]:
-    """This rank's share of the first num_batches * world_size * batch_size examples of the validation split.
-
-    The split is read as one stream in file order with masks fixed by data.seed: every call gives the same examples,
-    and all ranks together hold the same set at any world size. Rank r keeps example n when n % world_size == r.
-
-    Args:
-        batch_size: examples per rank and batch.
-        num_batches: batches per rank, all ranks together training.eval_examples examples.
-        source: shards to read in place of those the config names.
-
-    Returns:
-        num_batches batches, as of `PretrainingLoader.next_batch`.
-
-    Raises:
-        ValueError: the split has too few examples; names the largest training.eval_examples.
-    """
-    _check_ranks(rank, world_size, batch_size)
-    maker = ExampleMaker(config, tokenizer)
-    corpus = Corpus(source or open_shards(config, "validation"), num_streams=1, seed=None)
-    stream = PieceStream(corpus, tokenizer, 0, maker.raw_length, config.documents_per_pack)
-    examples = []
-    per_pass = world_size * batch_size
-    for n in range(num_batches * per_pass):
-        piece = stream.next_piece()
-        if piece.epoch > 0:
-            largest = n // per_pass * per_pass
-            fix = f"set training.eval_examples to at most {largest}" if largest else "use a smaller micro-batch"
-            raise ValueError(
-                f"training.eval_examples = {num_batches * per_pass}, but {corpus.source.key} has {n} examples: {fix}, "
-                "or add validation text"
-            )
-        if n % world_size == rank:
-            examples.append(maker.mask_and_corrupt(piece, [VALIDATION_MASK, config.seed, 0]))
-    return [maker.batch(examples[i : i + batch_size]) for i in range(0, len(examples), batch_size)]

@@ -4,6 +4,8 @@ Source: the published T5 code (google-research/text-to-text-transfer-transformer
 `random_spans_helper`, `random_spans_noise_mask`, `noise_span_to_unique_sentinel`), in numpy.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -52,82 +54,83 @@ def noise_counts(length: int, density: float, mean_span: float) -> tuple[int, in
     return noise, min(max(spans, 1), noise, length - noise)
 
 
-def _random_segmentation(num_items: int, num_segments: int, rng: Rng) -> NDArray[np.int64]:
-    """Lengths, int64 [num_segments], of a random split of `num_items` into non-empty segments."""
-    first = np.arange(num_items - 1) < num_segments - 1
-    rng.shuffle(first)
-    bounds = np.empty(num_segments + 1, np.int64)
-    bounds[0] = 0
-    bounds[1:-1] = np.flatnonzero(first) + 1
-    bounds[-1] = num_items
-    return bounds[1:] - bounds[:-1]
+def _random_segmentations(num_items: int, num_segments: int, rngs: Sequence[Rng]) -> NDArray[np.int64]:
+    """Lengths, int64 [len(rngs), num_segments], of random splits of `num_items` into non-empty segments."""
+    first = np.zeros((len(rngs), num_items - 1), np.bool_)
+    first[:, : num_segments - 1] = True
+    for row, rng in zip(first, rngs, strict=True):
+        rng.shuffle(row)
+    bounds = np.empty((len(rngs), num_segments + 1), np.int64)
+    bounds[:, 0] = 0
+    bounds[:, 1:-1] = first.nonzero()[1].reshape(len(rngs), -1) + 1
+    bounds[:, -1] = num_items
+    return bounds[:, 1:] - bounds[:, :-1]
 
 
-def random_spans_mask(length: int, density: float, mean_span: float, rng: Rng) -> BoolArray:
-    """Random spans to mask; kept and masked spans alternate, the first is kept and the last is masked.
+def random_spans_masks(length: int, density: float, mean_span: float, rngs: Sequence[Rng]) -> BoolArray:
+    """Random spans to mask in texts of one length; kept and masked spans alternate, the first is kept, the last masked.
 
-    `rng` is used for exactly two shuffles, masked lengths first, so another implementation that shuffles the same
-    arrays in the same order gives the same mask. A text of one token is not masked (T5: the mask of two, cut to one).
+    Each of `rngs` is used for exactly two shuffles, masked lengths first, so another implementation that shuffles the
+    same arrays in the same order gives the same mask. A text of one token is not masked (T5: the mask of two, cut to
+    one).
 
     Args:
-        length: tokens in the text, >= 0.
+        length: tokens in each text, >= 0.
         density: fraction of masked tokens; 0 masks nothing.
         mean_span: mean tokens per masked span.
-        rng: `np.random.Generator` or `np.random.RandomState`.
+        rngs: one for each text, `np.random.Generator` or `np.random.RandomState`.
 
     Returns:
-        bool [length], True where masked.
+        bool [len(rngs), length], True where masked; all rows have as many masked tokens and as many spans.
     """
+    texts = len(rngs)
     if density == 0.0:
-        return np.zeros(length, np.bool_)
+        return np.zeros((texts, length), np.bool_)
     # T5 lengthens degenerate texts to two tokens, and cuts the mask back.
     padded = max(length, 2)
     noise, spans = noise_counts(padded, density, mean_span)
-    span_lengths = np.empty(2 * spans, np.int64)
-    span_lengths[1::2] = _random_segmentation(noise, spans, rng)
-    span_lengths[0::2] = _random_segmentation(padded - noise, spans, rng)
-    is_noise = np.zeros(2 * spans, np.bool_)
-    is_noise[1::2] = True
-    return is_noise.repeat(span_lengths)[:length]
+    span_lengths = np.empty((texts, spans, 2), np.int64)
+    span_lengths[:, :, 1] = _random_segmentations(noise, spans, rngs)
+    span_lengths[:, :, 0] = _random_segmentations(padded - noise, spans, rngs)
+    is_noise = np.zeros((texts, spans, 2), np.bool_)
+    is_noise[:, :, 1] = True
+    return is_noise.reshape(-1).repeat(span_lengths.reshape(-1)).reshape(texts, padded)[:, :length]
 
 
-def _replace_spans(tokens: IntArray, start: BoolArray, inside: BoolArray, first_sentinel_id: int, eos: int) -> IntArray:
-    """Replaces each run of `inside` by one descending sentinel, and appends EOS. `start` marks first tokens."""
-    starts = np.flatnonzero(start)
+def _replace_spans(tokens: IntArray, inside: BoolArray, first_sentinel_id: int, eos_id: int) -> IntArray:
+    """Replaces each run of `inside` in each row by one descending sentinel, and appends EOS."""
+    start = inside.copy()
+    start[:, 1:] &= ~inside[:, :-1]
+    spans = int(start[0].sum())
     replaced = tokens.copy()
-    replaced[starts] = np.arange(first_sentinel_id, first_sentinel_id - len(starts), -1)
-    kept = replaced[start | ~inside]
-    out = np.empty(len(kept) + 1, tokens.dtype)
-    out[:-1] = kept
-    out[-1] = eos
-    return out
+    replaced[start] = np.tile(np.arange(first_sentinel_id, first_sentinel_id - spans, -1), len(tokens))
+    kept = replaced[start | ~inside].reshape(len(tokens), -1)
+    return np.pad(kept, ((0, 0), (0, 1)), constant_values=eos_id)
 
 
 def corrupt(tokens: IntArray, mask: BoolArray, first_sentinel_id: int, eos_id: int) -> tuple[IntArray, IntArray]:
-    """Inputs and targets of a masked text.
+    """Inputs and targets of masked texts.
 
     Inputs keep the unmasked tokens and put one sentinel in place of each masked span. Targets mirror them (T5): the
-    masked tokens, and one sentinel in place of each kept span. A mask of `random_spans_mask` starts kept and ends
+    masked tokens, and one sentinel in place of each kept span. A mask of `random_spans_masks` starts kept and ends
     masked, so each masked span follows its sentinel and no sentinel closes the targets.
 
     Args:
-        tokens: int [length], without EOS.
-        mask: bool [length], True where masked.
-        first_sentinel_id: id of the first sentinel; the following ones descend by 1.
+        tokens: int [texts, length], texts >= 1, without EOS.
+        mask: bool [texts, length], True where masked; rows with equal numbers of masked tokens and of spans.
+        first_sentinel_id: id of a text's first sentinel; the following ones descend by 1.
         eos_id: appended once to inputs and once to targets.
 
     Returns:
-        (inputs, targets), 1-D, of the dtype of `tokens`.
+        (inputs, targets), int [texts, …], of the dtype of `tokens`, without padding.
+
+    Raises:
+        ValueError: the shapes differ, or the rows' masked tokens or spans do.
     """
-    tokens, mask = np.asarray(tokens), np.asarray(mask, np.bool_)
-    if len(tokens) != len(mask):
-        raise ValueError(f"a mask of {len(mask)} tokens does not fit a text of {len(tokens)}")
-    change = np.empty(len(mask), np.bool_)
-    change[:1] = True
-    np.not_equal(mask[1:], mask[:-1], out=change[1:])
-    keep = ~mask
-    inputs = _replace_spans(tokens, change & mask, mask, first_sentinel_id, eos_id)
-    targets = _replace_spans(tokens, change & keep, keep, first_sentinel_id, eos_id)
+    if tokens.shape != mask.shape:
+        raise ValueError(f"a mask of shape {mask.shape} does not fit texts of shape {tokens.shape}")
+    inputs = _replace_spans(tokens, mask, first_sentinel_id, eos_id)
+    targets = _replace_spans(tokens, ~mask, first_sentinel_id, eos_id)
     return inputs, targets
 
 

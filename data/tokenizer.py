@@ -159,8 +159,8 @@ class Tokenizer:
     def encode_batch(self, texts: list[str]) -> list[NDArray[np.int32]]:
         """Ids of each text, int32 [its length], without EOS. Sentinels written in a text are read as plain text."""
         # One thread: a node runs one such process per accelerator.
-        ids: list[list[int]] = self._pieces.encode(texts, out_type=int, num_threads=1)
-        return [np.array(row, np.int32) for row in ids]
+        ids: list[NDArray[np.int32]] = self._pieces.encode(texts, return_type="numpy", num_threads=1)
+        return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids (list or 1-D array). Sentinels become <extra_id_k>; pad, eos and negative ids are dropped; ids

@@ -127,42 +127,45 @@ class Adafactor(Optimizer):
     def _update(self, state: ShardState, grad: Tensor, lr: float, weight_decay: float) -> None:
         weights = state.shard.tensor.detach().view(-1)
         grad = grad.reshape(-1).to(weights.dtype)
-        decay = 1 - (state.step + 1) ** -self.decay_exponent
-        state.step += 1
-        units = len(state.unit_numel_U)
-        parts = list(zip(state.moments, state.unit_places, state.mean_places, strict=True))
-
-        sums = weights.new_zeros(units + len(state.means))
-        weight_squares_U, means = sums.split((units, len(state.means)))
-        for moment, place_U, place in parts:
-            if isinstance(moment, FactoredMoment):
-                moment.measure(weights, grad, weight_squares_U[place_U], means[place])
-            else:
-                moment.measure(weights, grad, weight_squares_U[place_U], decay, self.gradient_epsilon)
-        self._all_reduce(sums, state.shard)
-        state.means.mul_(decay).add_(means.add_(self.gradient_epsilon), alpha=1 - decay)
-
-        update_squares_U = weights.new_zeros(units)
-        for moment, place_U, _ in parts:
-            moment.square_update(grad, update_squares_U[place_U])
-        self._all_reduce(update_squares_U, state.shard)
-
-        state.weight_rms_U = (weight_squares_U / state.unit_numel_U).sqrt()
-        state.update_rms_U = (update_squares_U / state.unit_numel_U).sqrt()
-        state.clip_U = (state.update_rms_U / self.update_clipping).clamp_min(1.0)
+        self._update_moments(state, weights, grad)
+        self._measure_update(state, grad)
         rate_U = lr * state.weight_rms_U.clamp_min(self.min_parameter_scale)
         target, step_size_U = weights, rate_U / state.clip_U
         if state.momentum is not None:
             target, step_size_U = state.momentum.mul_(self.beta1), (self.beta1 - 1) * step_size_U
         if weight_decay:
-            for part, place_U in zip(state.shard.slices, state.unit_places, strict=True):
-                for unit, _, place in part.fragments():
-                    own = part.view(weights)[place]
-                    own.addcmul_(own, rate_U[place_U][unit], value=-weight_decay)
-        for moment, place_U, _ in parts:
-            moment.apply(target, grad, step_size_U[place_U])
+            for moment, units in zip(state.moments, state.unit_places, strict=True):
+                for unit, _, place in moment.part.fragments():
+                    own = moment.part.view(weights)[place]
+                    own.addcmul_(own, rate_U[units][unit], value=-weight_decay)
+        for moment, units in zip(state.moments, state.unit_places, strict=True):
+            moment.apply(target, grad, step_size_U[units])
         if state.momentum is not None:
             weights.sub_(state.momentum)
+
+    def _update_moments(self, state: ShardState, weights: Tensor, grad: Tensor) -> None:
+        """Second moments, and the RMS of the weights; one all-reduce."""
+        decay = 1 - (state.step + 1) ** -self.decay_exponent
+        state.step += 1
+        sums = weights.new_zeros(len(state.unit_numel_U) + len(state.means))
+        weight_squares_U, means = sums.split((len(state.unit_numel_U), len(state.means)))
+        for moment, units, place in zip(state.moments, state.unit_places, state.mean_places, strict=True):
+            if isinstance(moment, FactoredMoment):
+                moment.measure(weights, grad, weight_squares_U[units], means[place])
+            else:
+                moment.measure(weights, grad, weight_squares_U[units], decay, self.gradient_epsilon)
+        self._all_reduce(sums, state.shard)
+        state.means.mul_(decay).add_(means.add_(self.gradient_epsilon), alpha=1 - decay)
+        state.weight_rms_U = (weight_squares_U / state.unit_numel_U).sqrt()
+
+    def _measure_update(self, state: ShardState, grad: Tensor) -> None:
+        """The RMS of the update, and what clipping divides it by; one all-reduce."""
+        squares_U = torch.zeros_like(state.unit_numel_U)
+        for moment, units in zip(state.moments, state.unit_places, strict=True):
+            moment.square_update(grad, squares_U[units])
+        self._all_reduce(squares_U, state.shard)
+        state.update_rms_U = (squares_U / state.unit_numel_U).sqrt()
+        state.clip_U = (state.update_rms_U / self.update_clipping).clamp_min(1.0)
 
     def _all_reduce(self, sums: Tensor, shard: Shard) -> None:
         if not shard.partitioned or shard.replicas == 1:

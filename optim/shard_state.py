@@ -72,9 +72,10 @@ class ShardState:
         for moment in self.moments:
             if isinstance(moment, FactoredMoment):
                 for name, own in self._means_of(moment):
-                    if name not in state or state[name].shape != own.shape:
+                    saved = state.get(name)
+                    if saved is None or saved.shape != own.shape:
                         raise ValueError(f"the optimizer state has no {name} of shape {list(own.shape)}")
-                    own.copy_(state[name])
+                    own.copy_(saved)
             else:
                 _load_fragments(moment.part, "second_moment", moment.moment, state, index)
             if self.momentum is not None:

@@ -45,7 +45,7 @@ def read_layout(optimizer: Any, specs: Specs) -> list[Shard]:
         shards = list(readers[type(optimizer)](optimizer, specs))
     else:
         raise TypeError(f"the layout of {type(optimizer).__name__} is not known")
-    _check_cover(shards, specs)
+    check_cover(shards, specs)
     return shards
 
 
@@ -118,8 +118,8 @@ def _place(group: Any) -> dict[str, Any]:
     }
 
 
-def _check_cover(shards: list[Shard], specs: Specs) -> None:
-    """Gather every rank's slices: of each parameter they must follow one another from its first element to its last."""
+def check_cover(shards: list[Shard], specs: Specs) -> None:
+    """Raise RuntimeError unless all ranks' slices hold every element of the trainable parameters exactly once."""
     names = [part.spec.name for shard in shards for part in shard.slices]
     trainable = [spec.name for parameter, spec in specs.items() if parameter.requires_grad and spec.numel]
     if sorted(names) != sorted(trainable):
@@ -127,15 +127,24 @@ def _check_cover(shards: list[Shard], specs: Specs) -> None:
         raise RuntimeError(f"the optimizer does not hold every trainable parameter once: {wrong}")
     for shard in shards:
         own = torch.tensor([(part.start, part.stop) for part in shard.slices], device=shard.device)
-        parts = [own]
+        ranks = [own]
         if shard.partitioned:
-            parts = [torch.empty_like(own) for _ in range(shard.replicas)]
-            dist.all_gather(parts, own, group=shard.group)
-        for part, edges in zip(shard.slices, torch.stack(parts, dim=1).tolist(), strict=True):
-            position = 0
-            for start, stop in sorted((start, stop) for start, stop in edges if start < stop):
-                if start != position:
-                    break
-                position = stop
-            if position != part.spec.numel:
+            ranks = [torch.empty_like(own) for _ in range(shard.replicas)]
+            dist.all_gather(ranks, own, group=shard.group)
+        for part, edges in zip(shard.slices, torch.stack(ranks, dim=1).tolist(), strict=True):
+            if not _follow_one_another(edges, part.spec.numel):
                 raise RuntimeError(f"the ranks' slices do not make up {part.spec.name} exactly: {edges}")
+        places = sorted((part.offset, part.offset + part.stop - part.start) for part in shard.slices)
+        places = [(low, high) for low, high in places if low < high]
+        for (_, end), (begin, _) in zip(places, [*places[1:], (shard.tensor.numel(), 0)], strict=True):
+            if begin < end:
+                raise RuntimeError(f"slices overlap at {begin}-{end} of a tensor of {shard.tensor.numel()}: {places}")
+
+
+def _follow_one_another(edges: list[list[int]], numel: int) -> bool:
+    position = 0
+    for start, stop in sorted(edge for edge in edges if edge[0] < edge[1]):
+        if start != position:
+            return False
+        position = stop
+    return position == numel

@@ -19,7 +19,18 @@ class GlobalCounts(NamedTuple):
 
 def to_device(batch: dict[str, np.ndarray], device: str) -> dict[str, Tensor]:
     """``input_ids [B, L]`` and ``labels [B, M]``, int64, as tensors on ``device``."""
-    return {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in batch.items()}
+    tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+    if device.startswith("cuda"):
+        # Only a copy from pinned memory runs beside the computation.
+        return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()}
+    return tensors
+
+
+def sum_over_ranks(counts: dict[str, int], device: str) -> dict[str, int]:
+    """Totals of counts that every rank has under the same names; one small all-reduce."""
+    totals = torch.tensor(list(counts.values()), dtype=torch.int64, device=device)
+    dist.all_reduce(totals)
+    return dict(zip(counts, totals.tolist(), strict=True))
 
 
 def count_tokens(batches: list[dict[str, Tensor]], pad_id: int) -> GlobalCounts:

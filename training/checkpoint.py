@@ -1,89 +1,35 @@
-"""Checkpoints: DeepSpeed's files plus one JSON file with everything else that a resumed run needs.
+"""Checkpoints of a DeepSpeed engine that load at any parallel layout, bit for bit.
 
-``checkpoints/step_00000040/`` holds the engine's files and ``trainer_state.json``; ``checkpoints/latest`` names the
-newest complete folder and is moved last.
+Each rank writes the master weights and the optimizer's state of the ranges that it holds; at a load, each rank reads
+the ranges that it holds then, from whichever files they are in. No file is pickled.
 """
 
-import json
-import os
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import deepspeed.comm as dist
+
 from data.loader import merge_states
-from training.config import ConfigError, RunConfig
+from training.config import RunConfig
+from training.element_state import join, owners, read_ranges, write_ranges
+from training.optimizer_state import load_optimizer_state, save_optimizer_state
+from training.ranges import engine_ranges, refresh_weights
+from training.rank_state import load_rank_state, rank_state_name, save_rank_state
+from training.saved_state import (
+    BY_RANK,
+    Checkpoint,
+    SavedState,
+    begin,
+    checkpoints_dir,
+    partial_folder,
+    publish,
+    set_latest,
+    write_state,
+    write_text,
+)
+from training.shards import INDEX_FILE, ShardReader, shard_name
 
-STATE_FILE = "trainer_state.json"
-LATEST = "latest"
-FORMAT = 1
-
-
-@dataclass(frozen=True)
-class SavedState:
-    """The part of a checkpoint that is not DeepSpeed's. Plain JSON."""
-
-    step: int
-    tokens: int
-    config: dict[str, Any]
-    world_size: int
-    zero_stage: int
-    data: dict[str, Any]  # merged over ranks
-    format: int = FORMAT
-
-    @property
-    def tag(self) -> str:
-        """The folder's name."""
-        return f"step_{self.step:08d}"
-
-
-def checkpoints_dir(config: RunConfig) -> Path:
-    """Where a run's checkpoints are."""
-    return config.run_dir / "checkpoints"
-
-
-def find_checkpoint(config: RunConfig, world_size: int, zero_stage: int) -> SavedState:
-    """The newest checkpoint of the run, checked against the present configuration.
-
-    Raises:
-        ConfigError: there is none, or it is of another model, optimizer or parallel layout.
-    """
-    folder = checkpoints_dir(config)
-    latest = folder / LATEST
-    if not latest.is_file():
-        raise ConfigError(f"--resume: {folder} holds no checkpoint; start without --resume, or set training.name")
-    state_file = folder / latest.read_text(encoding="utf-8").strip() / STATE_FILE
-    try:
-        saved = SavedState(**json.loads(state_file.read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError) as error:
-        raise ConfigError(f"--resume: {state_file} cannot be read: {error}") from None
-    present = config.model_dump()
-    for section in ("model", "optimizer"):
-        _refuse_difference(section, saved.config[section], present[section], state_file)
-    _refuse_difference("parallel", saved.config["parallel"], present["parallel"], state_file)
-    for key, before, now in (
-        ("the world size", saved.world_size, world_size),
-        ("the ZeRO stage", saved.zero_stage, zero_stage),
-        ("training.precision", saved.config["training"]["precision"], config.training.precision),
-        (
-            "training.global_batch_size",
-            saved.config["training"]["global_batch_size"],
-            config.training.global_batch_size,
-        ),
-        ("training.seed", saved.config["training"]["seed"], config.training.seed),
-    ):
-        if before != now:
-            raise ConfigError(f"--resume: {key} is {now} but {state_file} was written with {before}: use {before}")
-    return saved
-
-
-def _refuse_difference(section: str, before: dict[str, Any], now: dict[str, Any], state_file: Path) -> None:
-    for name in before.keys() | now.keys():
-        old, new = before.get(name), now.get(name)
-        if old != new:
-            raise ConfigError(
-                f"--resume: {section}.{name} is {new} but {state_file} was written with {old}: set {old}, or begin a "
-                "new run with another training.name"
-            )
+COUNTERS = ("global_steps", "global_samples", "skipped_steps")  # DeepSpeed's own
 
 
 def save_checkpoint(engine: Any, config: RunConfig, *, step: int, tokens: int, data_state: dict[str, Any]) -> Path:
@@ -99,44 +45,59 @@ def save_checkpoint(engine: Any, config: RunConfig, *, step: int, tokens: int, d
     Returns:
         The checkpoint's folder.
     """
-    import deepspeed.comm as dist
-
-    world_size = dist.get_world_size()
-    data_states: list[Any] = [None] * world_size
-    dist.all_gather_object(data_states, data_state)
-    saved = SavedState(
-        step=step,
-        tokens=tokens,
-        config=config.model_dump(),
-        world_size=world_size,
-        zero_stage=int(engine.zero_optimization_stage()),
-        data=merge_states(data_states),
-    )
-    folder = checkpoints_dir(config)
-    engine.save_checkpoint(str(folder), tag=saved.tag, save_latest=False)
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    folder = checkpoints_dir(config.run_dir) / f"step_{step:08d}"
+    partial = partial_folder(folder)
+    if rank == 0:
+        begin(folder)
     dist.barrier()
-    if dist.get_rank() == 0:
-        _write_atomically(folder / saved.tag / STATE_FILE, json.dumps(asdict(saved)))
-        _write_atomically(folder / LATEST, saved.tag)
+    partial.mkdir(exist_ok=True)  # a network file system may not show it to other hosts yet
+    optimizer, ranges = engine.basic_optimizer, engine_ranges(engine)
+    by_rank = config.optimizer.name in BY_RANK
+    part = write_ranges(optimizer, ranges, partial / shard_name(rank, world_size), weights_only=by_rank)
+    if by_rank:
+        save_rank_state(optimizer, owners(ranges), partial / rank_state_name(rank))
+    save_optimizer_state(optimizer, partial)
+    parts: list[Any] = [None] * world_size
+    dist.all_gather_object(parts, (part, data_state))  # every rank's files are whole now
+    if rank == 0:
+        state = SavedState(
+            step=step,
+            tokens=tokens,
+            config=config.model_dump(),
+            world_size=world_size,
+            zero_stage=int(engine.zero_optimization_stage()),
+            data=merge_states([data for _, data in parts]),
+            engine={name: getattr(engine, name) for name in COUNTERS} | {"schedule": engine.lr_scheduler.state_dict()},
+        )
+        write_text(partial / INDEX_FILE, join([part for part, _ in parts]).to_json())
+        write_state(partial, state)
+        publish(folder)
+        set_latest(folder)
     dist.barrier()
-    return folder / saved.tag
+    return folder
 
 
-def load_checkpoint(engine: Any, config: RunConfig, saved: SavedState) -> None:
-    """Restore model, optimizer and schedule; collective over all ranks.
+def load_checkpoint(engine: Any, checkpoint: Checkpoint) -> None:
+    """Restore weights, optimizer, schedule and counters, whatever layout they were saved at; collective.
 
-    DeepSpeed unpickles its files, so resume only from folders that you trust.
+    Args:
+        engine: the DeepSpeed engine.
+        checkpoint: of the same model and optimizer.
+
+    Raises:
+        ValueError: the checkpoint's tensors are not those of the engine's model, or a file is missing or broken.
     """
-    folder = checkpoints_dir(config)
-    path, _ = engine.load_checkpoint(str(folder), tag=saved.tag)
-    if path is None:
-        raise RuntimeError(f"DeepSpeed could not load {folder / saved.tag}")
+    folder, state = checkpoint
+    optimizer, ranges = engine.basic_optimizer, engine_ranges(engine)
+    read_ranges(optimizer, ranges, ShardReader(folder))
+    if state.config["optimizer"]["name"] in BY_RANK:
+        load_rank_state(optimizer, owners(ranges), folder / rank_state_name(dist.get_rank()))
+    load_optimizer_state(optimizer, folder)
+    refresh_weights(engine)
 
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    for name in COUNTERS:
+        setattr(engine, name, state.engine[name])
+    engine.lr_scheduler.load_state_dict(dict(state.engine["schedule"]))
+    for group, rate in zip(optimizer.param_groups, engine.lr_scheduler.get_last_lr(), strict=True):
+        group["lr"] = rate

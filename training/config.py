@@ -1,6 +1,7 @@
 """A run's whole configuration: one YAML file of five sections, merged with ``key=value`` overrides and validated."""
 
 import difflib
+import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -133,17 +134,16 @@ def validate(values: Any) -> RunConfig:
 
 def _first_mistake(error: ValidationError) -> str:
     mistake, *others = error.errors()
-    if mistake["type"] == "value_error":  # a validator of this project: names key, value and fix itself
-        return str(mistake["ctx"]["error"])
-    # pydantic adds the members of a union to the path
-    key = ".".join(str(part) for part in mistake["loc"][:2]) or "the config"
+    key, siblings = _locate(mistake["loc"])
+    if mistake["type"] == "value_error":  # a validator of this project: names value and fix itself, and mostly the key
+        text = str(mistake["ctx"]["error"])
+        return text if text.startswith(tuple(f"{section}." for section in SECTIONS)) else f"{key}: {text}"
     value = mistake["input"]
     also = f" (and {len(others)} more)" if others and others[0]["loc"][:2] != mistake["loc"][:2] else ""
-    section, _, name = key.partition(".")
     if mistake["type"] == "extra_forbidden":
-        known = list(SECTIONS[section].model_fields) if name else list(SECTIONS)
-        close = difflib.get_close_matches(name or section, known, n=1)
-        fix = f"did you mean {section + '.' if name else ''}{close[0]}?" if close else "see train.py --help"
+        parent, _, name = key.rpartition(".")
+        close = difflib.get_close_matches(name, siblings, n=1)
+        fix = f"did you mean {parent + '.' if parent else ''}{close[0]}?" if close else "see train.py --help"
         return f"{key} = {value!r}: unknown key; {fix}{also}"
     if mistake["type"] == "missing":
         return f"{key} is missing: add it to the config file{also}"
@@ -151,3 +151,16 @@ def _first_mistake(error: ValidationError) -> str:
         return f"{key} = {value}: fp16 {FP16_REFUSED}{also}"
     reason = mistake["msg"][0].lower() + mistake["msg"][1:]
     return f"{key} = {value!r}: {reason}; see train.py --help{also}"
+
+
+def _locate(location: tuple[int | str, ...]) -> tuple[str, list[str]]:
+    """The key at a place in pydantic's words, and the keys known beside it."""
+    names = [str(part) for part in location]
+    if len(location) < 2:
+        return ".".join(names) or "the config", list(SECTIONS)
+    fields = SECTIONS[names[0]].model_fields
+    if len(location) > 2 and isinstance(location[2], int):  # an item of a list of sections
+        item = typing.get_args(fields[names[1]].annotation)[0]
+        return ".".join([f"{names[0]}.{names[1]}[{location[2]}]", *names[3:4]]), list(item.model_fields)
+    # pydantic adds the members of a union to the path
+    return ".".join(names[:2]), list(fields)

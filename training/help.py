@@ -4,6 +4,8 @@ import textwrap
 import types
 import typing
 
+from pydantic import BaseModel
+
 from training.config import SECTIONS
 
 
@@ -13,6 +15,8 @@ def _type_name(annotation: object) -> str:
     if typing.get_origin(annotation) in (types.UnionType, typing.Union):
         names = [_type_name(part) for part in typing.get_args(annotation)]
         return "float" if names == ["float", "int"] else " | ".join(names)
+    if typing.get_origin(annotation) is list:
+        return "list"
     return "null" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
 
 
@@ -21,8 +25,21 @@ def describe_keys() -> str:
     lines = []
     for section, config in SECTIONS.items():
         lines.append(f"\n{section}:")
-        for name, field in config.model_fields.items():
-            default = "null" if field.default is None else field.default
-            lines.append(f"  {section}.{name} ({_type_name(field.annotation)}, default {default})")
-            lines += textwrap.wrap(field.description or "", 112, initial_indent="      ", subsequent_indent="      ")
+        lines += _describe_fields(section, config)
     return "\n".join(lines)
+
+
+def _describe_fields(prefix: str, config: type[BaseModel]) -> list[str]:
+    lines = []
+    for name, field in config.model_fields.items():
+        default = "required" if field.is_required() else f"default {_plain(field.default)}"
+        lines.append(f"  {prefix}.{name} ({_type_name(field.annotation)}, {default})")
+        lines += textwrap.wrap(field.description or "", 112, initial_indent="      ", subsequent_indent="      ")
+        item = (typing.get_args(field.annotation) or (None,))[0]
+        if typing.get_origin(field.annotation) is list and issubclass(item, BaseModel):
+            lines += _describe_fields(f"{prefix}.{name}[]", item)
+    return lines
+
+
+def _plain(default: object) -> object:
+    return "null" if default is None else default

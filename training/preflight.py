@@ -1,17 +1,21 @@
 """Everything that can be wrong and be known before a model is built: layout, files, vocabulary, data, resume."""
 
+import functools
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+import torch
 
-from data.loader import PretrainingLoader, validation_batches
+from data.loader import PretrainingLoader
 from data.tokenizer import Tokenizer
 from data.unigram import count_targets
-from training.checkpoint import SavedState, find_checkpoint
+from data.validation import validation_batches
 from training.config import ConfigError, RunConfig
 from training.deepspeed_config import accumulation_steps, read_deepspeed_file, zero_stage
 from training.layout import Layout
+from training.saved_state import Checkpoint, find_checkpoint
 
 UNIGRAM_EXAMPLES = 4096  # training examples, over all ranks, that the unigram baseline counts
 
@@ -27,11 +31,11 @@ class Inputs:
     target_counts: np.ndarray  # int64 [vocabulary], of this rank's part of the first training examples
     validation: list[Batch]
     zero_stage: int
-    resume_from: SavedState | None
+    resume_from: Checkpoint | None
 
 
-def check_layout(config: RunConfig, world_size: int) -> int:
-    """Check what depends on the number of ranks; returns the ZeRO stage. Raises ConfigError."""
+def check_expert_parallel(config: RunConfig, world_size: int) -> None:
+    """Check that experts can be spread over the ranks. Raises ConfigError."""
     experts, size = config.st_moe_config().num_experts, config.parallel.expert_parallel_size
     key = f"parallel.expert_parallel_size = {size}"
     if size > 1 and not experts:
@@ -43,14 +47,11 @@ def check_layout(config: RunConfig, world_size: int) -> int:
             f"{key} does not divide the world size {world_size}: start a multiple of {size} ranks "
             "(deepspeed --num_gpus), or set a divisor"
         )
-    chunks = config.parallel.all_to_all_chunks
-    if chunks > 1 and size == 1:
-        raise ConfigError(f"parallel.all_to_all_chunks = {chunks} but {key}: there is no all-to-all to divide; set 1")
-    if experts and experts // size % chunks:
-        raise ConfigError(
-            f"parallel.all_to_all_chunks = {chunks} does not divide the {experts // size} experts of a rank "
-            f"(model.num_experts = {experts}, {key}): set a divisor of {experts // size}"
-        )
+
+
+def check_layout(config: RunConfig, world_size: int) -> int:
+    """Check what depends on ranks and DeepSpeed's options; returns the ZeRO stage. Raises ConfigError."""
+    check_expert_parallel(config, world_size)
     accumulation_steps(config, world_size)
     per_pass = config.training.micro_batch_size * world_size
     if config.training.eval_examples % per_pass:
@@ -58,24 +59,66 @@ def check_layout(config: RunConfig, world_size: int) -> int:
             f"training.eval_examples = {config.training.eval_examples} is not divisible by training.micro_batch_size x "
             f"world size = {config.training.micro_batch_size} x {world_size}: set a multiple of {per_pass}"
         )
-    stage = zero_stage(read_deepspeed_file(config.training.deepspeed_config))
+    size = config.parallel.expert_parallel_size
+    options = read_deepspeed_file(config.training.deepspeed_config)
+    check_optimizer(config, options)
+    stage = zero_stage(options)
     if stage == 0 and size > 1 and config.optimizer.gradient_clipping:
         raise ConfigError(
-            f"optimizer.gradient_clipping = {config.optimizer.gradient_clipping} with {key} is wrong under ZeRO stage "
-            "0 (each rank clips by its own experts' norm): use ds_configs/zero1.json, or set 0"
+            f"optimizer.gradient_clipping = {config.optimizer.gradient_clipping} with "
+            f"parallel.expert_parallel_size = {size} is wrong under ZeRO stage 0 (each rank clips by its own experts' "
+            "norm): use ds_configs/zero1.json, or set 0"
         )
     return int(stage)
 
 
-def check_nodes(config: RunConfig, ranks_of_node: int) -> None:
-    """Keep expert parallelism inside a node, if asked to. Raises ConfigError."""
-    size = config.parallel.expert_parallel_size
-    if config.parallel.expert_parallel_within_node and ranks_of_node % size:
+def check_all_to_all(config: RunConfig, ranks_of_node: int) -> None:
+    """Check that rows can travel to their experts as asked. Raises ConfigError."""
+    parallel, experts = config.parallel, config.st_moe_config().num_experts
+    size, chunks = parallel.expert_parallel_size, parallel.all_to_all_chunks
+    key = f"parallel.expert_parallel_size = {size}"
+    if parallel.expert_parallel_within_node and ranks_of_node % size:
         raise ConfigError(
-            f"parallel.expert_parallel_size = {size} does not divide the {ranks_of_node} ranks of a node, so experts "
-            f"would be spread over nodes: set a divisor of {ranks_of_node}, or "
-            "parallel.expert_parallel_within_node = false"
+            f"{key} does not divide the {ranks_of_node} ranks of a node, so experts would be spread over nodes: set a "
+            f"divisor of {ranks_of_node}, or parallel.expert_parallel_within_node = false"
         )
+    if chunks > 1 and size == 1:
+        raise ConfigError(f"parallel.all_to_all_chunks = {chunks} but {key}: there is no all-to-all to divide; set 1")
+    if experts // size % chunks:
+        raise ConfigError(
+            f"parallel.all_to_all_chunks = {chunks} does not divide the {experts // size} experts of a rank "
+            f"(model.num_experts = {experts}, {key}): set a divisor of {experts // size}"
+        )
+
+
+def check_optimizer(config: RunConfig, options: dict[str, Any]) -> None:
+    """Check that the optimizer can run here, and with these options of DeepSpeed's. Raises ConfigError."""
+    name = config.optimizer.name
+    key = f"optimizer.name = {name}"
+    if name == "adamw_8bit":
+        if find_spec("bitsandbytes") is None:
+            raise ConfigError(
+                f"{key} needs the package bitsandbytes: pip install -r requirements-8bit.txt, or set adafactor or adamw"
+            )
+        if not torch.cuda.is_available():
+            raise ConfigError(f"{key} needs a CUDA device, and there is none here: set adafactor or adamw")
+    zero = options.get("zero_optimization")
+    zero = zero if isinstance(zero, dict) else {}
+    offload = zero.get("offload_optimizer") or {}
+    file = f"training.deepspeed_config = {config.training.deepspeed_config}: zero_optimization"
+    if zero.get("compute_grad_norm") is False:
+        raise ConfigError(f"{file}.compute_grad_norm = false: remove it, the norm tells gradients that are not finite")
+    if name == "adamw":
+        return
+    unfit = {  # what steps an optimizer of DeepSpeed's own, or moves the optimizer's state
+        "zenflow": bool(zero.get("zenflow")),
+        "offload_optimizer.super_offload": bool(offload.get("super_offload")),
+        "offload_optimizer.ratio": offload.get("ratio", 1.0) != 1.0,
+        "offload_optimizer.device": offload.get("device") in (("nvme",) if name == "adafactor" else ("nvme", "cpu")),
+    }
+    for option in (option for option, is_unfit in unfit.items() if is_unfit):
+        value = functools.reduce(dict.__getitem__, option.split("."), zero)
+        raise ConfigError(f"{file}.{option} = {value} does not work with {key}: remove it, or set adamw")
 
 
 def prepare(config: RunConfig, layout: Layout, resume: bool) -> Inputs:
@@ -85,7 +128,7 @@ def prepare(config: RunConfig, layout: Layout, resume: bool) -> Inputs:
         ValueError: (ConfigError among them) one line that names key, value and fix.
     """
     stage = check_layout(config, layout.world_size)
-    check_nodes(config, layout.local_world_size)
+    check_all_to_all(config, layout.local_world_size)
     saved = find_checkpoint(config, layout.world_size, stage) if resume else None
     if not resume and config.run_dir.exists() and any(config.run_dir.iterdir()):
         raise ConfigError(
@@ -96,10 +139,12 @@ def prepare(config: RunConfig, layout: Layout, resume: bool) -> Inputs:
     tokenizer.check_fits(config.st_moe_config().vocab_size)
     place: dict[str, Any] = {"rank": layout.rank, "world_size": layout.world_size}
     micro_batch_size = config.training.micro_batch_size
-    loader = PretrainingLoader(config.data, tokenizer, split="train", batch_size=micro_batch_size, **place)
+    loader = PretrainingLoader(config.data, tokenizer, batch_size=micro_batch_size, **place)
     if saved is not None:
-        loader.load_state_dict(saved.data)
-    sample = PretrainingLoader(config.data, tokenizer, split="train", batch_size=micro_batch_size, **place)
+        loader.load_state_dict(saved.state.data)
+    without_workers = config.data.model_copy(update={"num_workers": 0})
+    sample = PretrainingLoader(without_workers, tokenizer, batch_size=micro_batch_size, **place)
+    loader.start()
     batches = -(-UNIGRAM_EXAMPLES // (micro_batch_size * layout.world_size))
     return Inputs(
         tokenizer=tokenizer,

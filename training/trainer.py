@@ -11,16 +11,18 @@ from torch import Tensor
 from data.unigram import count_targets, unigram_cross_entropy
 from model.size import count_parameters
 from parallel.layer import take_traffic
-from training.batches import to_device
+from training.batches import sum_over_ranks, to_device
 from training.build import build_engine
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import RunConfig
 from training.deepspeed_config import accumulation_steps
 from training.layout import Layout
 from training.metrics import MetricsWriter, PartsMean
+from training.optimizer_metrics import optimizer_metrics
 from training.preflight import Inputs
 from training.progress import Progress
 from training.run_folder import write_config, write_summary
+from training.saved_state import describe_resume
 from training.update import evaluate, update
 
 
@@ -43,14 +45,16 @@ class Trainer:
         self.step = self.tokens = 0
         resume = inputs.resume_from
         if resume is not None:
-            load_checkpoint(self.engine, config, resume)
-            self.step, self.tokens = resume.step, resume.tokens
+            self.step, self.tokens = resume.state.step, resume.state.tokens
+        self.progress = Progress(config.training.steps, self.step, layout.rank == 0)
+        if resume is not None:
+            self.progress.say(describe_resume(resume, config, layout.world_size, inputs.zero_stage))
+            load_checkpoint(self.engine, resume)
         self.validation = [to_device(batch, device) for batch in inputs.validation]
         self.writer: MetricsWriter | None = None
         if layout.rank == 0:
             write_config(config)
-            self.writer = MetricsWriter(config.run_dir, None if resume is None else resume.step)
-        self.progress = Progress(config.training.steps, self.step, layout.rank == 0)
+            self.writer = MetricsWriter(config.run_dir, None if resume is None else resume.state.step)
         self.saved_step = self.step
 
     def train(self) -> None:
@@ -87,6 +91,10 @@ class Trainer:
             self.engine, batches, self.pad_id, self.config.training.seed, self.step, self.layout.rank
         )
         self.step += 1
+        if self.config.optimizer.non_finite == "stop" and not self.engine.was_step_applied():
+            raise FloatingPointError(
+                f"the gradient of step {self.step} is not finite, and optimizer.non_finite = stop; no update was made"
+            )
         self.tokens += counts.total
         self.window_steps += 1
         self.window_tokens += counts.total
@@ -103,11 +111,14 @@ class Trainer:
             **values,
             "learning_rate": self.learning_rate,
             "grad_norm": _number(self.engine.get_global_grad_norm()),
+            "skipped_steps": self.engine.skipped_steps,
+            **optimizer_metrics(self.engine),
             "tokens_per_second": self.window_tokens / seconds,
             "step_seconds": seconds / self.window_steps,
             "data_seconds": self.window_wait / self.window_steps,
             "all_to_all_bytes": all_to_all_bytes / self.window_steps,
             "all_to_all_seconds": all_to_all_seconds / self.window_steps,
+            **sum_over_ranks(self.inputs.loader.metrics(), self.device),
         }
         if self.writer is not None:
             self.writer.write(row)
@@ -142,6 +153,7 @@ class Trainer:
 
     def finish(self, validation_cross_entropy: float, unigram: float, wall_seconds: float) -> None:
         """Write the summary and say what came out."""
+        self.inputs.loader.close()
         total, active = count_parameters(self.model_config)
         bad_rows: list[Any] = [None] * self.layout.world_size
         dist.all_gather_object(bad_rows, self.inputs.loader.bad_rows)

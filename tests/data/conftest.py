@@ -74,6 +74,7 @@ def make_config(train_files: str, vocabulary: Path) -> Callable[..., DataConfig]
             "inputs_length": 64,
             "documents_per_pack": 3,
             "num_streams": 4,
+            "num_workers": 0,
         }
         return DataConfig(**(small | settings))
 

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from data.corpus import BadRow, Corpus, LocalShards, Position, Row
+from data.corpus import Corpus, Position
+from data.files import FileShards
+from data.retry import Retries
+from data.rows import BadRow, Row
 
 BAD_LINES = {
     BadRow.BLANK_LINE: [b"", b"   "],
@@ -19,8 +22,12 @@ BAD_LINES = {
 }
 
 
-def open_corpus(pattern: str, num_streams: int, seed: int | None = 0) -> Corpus:
-    return Corpus(LocalShards("data.train_files", pattern), num_streams, seed)
+def open_shards(pattern: str) -> FileShards:
+    return FileShards.matching("data.train_files", pattern, "text", Retries(0, 0.0), 1024)
+
+
+def open_corpus(pattern: str, num_streams: int, seed: int = 0, shuffled: bool = True) -> Corpus:
+    return Corpus(open_shards(pattern), num_streams, seed, shuffled=shuffled)
 
 
 def test_bad_rows_are_reported_by_kind_and_advance_the_row(tmp_path: Path, write_shards: Callable[..., str]) -> None:
@@ -37,7 +44,7 @@ def test_bad_rows_are_reported_by_kind_and_advance_the_row(tmp_path: Path, write
 
 def test_unusual_text_is_kept_as_it_is(tmp_path: Path, write_shards: Callable[..., str]) -> None:
     texts = ["line\nbreak", "nul \x00 byte", "漢字 ñ 😀", " spaces ", "\u2028 separator \x85"]
-    shards = LocalShards("data.train_files", write_shards(tmp_path, [texts]))
+    shards = open_shards(write_shards(tmp_path, [texts]))
     assert list(shards.rows(0, 0)) == texts
 
 
@@ -46,17 +53,17 @@ def test_a_cut_file_ends_with_one_bad_row(tmp_path: Path, write_shards: Callable
     pattern = write_shards(tmp_path, [texts, ["whole"]])
     first = tmp_path / "part-00000.json.gz"
     first.write_bytes(first.read_bytes()[:-5000])
-    rows = list(LocalShards("data.train_files", pattern).rows(0, 0))
-    assert rows[-1] is BadRow.DAMAGED_GZIP
+    rows = list(open_shards(pattern).rows(0, 0))
+    assert rows[-1] is BadRow.DAMAGED_FILE
     kept = [row for row in rows if isinstance(row, str)]
     assert 0 < len(kept) < 2000 and kept == texts[: len(kept)]
-    counts = Counter(row for row, _ in open_corpus(pattern, 1, None).rows(0, Position(0, 0, 0)))
-    assert counts["whole"] == 1 and counts[BadRow.DAMAGED_GZIP] == 1
+    counts = Counter(row for row, _ in open_corpus(pattern, 1, shuffled=False).rows(0, Position(0, 0, 0)))
+    assert counts["whole"] == 1 and counts[BadRow.DAMAGED_FILE] == 1
 
 
 def test_a_file_that_is_no_gzip_is_one_bad_row(tmp_path: Path) -> None:
     (tmp_path / "a.json.gz").write_text(json.dumps({"text": "plain"}))
-    assert list(LocalShards("k", str(tmp_path / "*")).rows(0, 0)) == [BadRow.DAMAGED_GZIP]
+    assert list(open_shards(str(tmp_path / "*")).rows(0, 0)) == [BadRow.DAMAGED_FILE]
 
 
 def test_streams_share_the_shards_among_them(train_files: str) -> None:
@@ -77,7 +84,7 @@ def test_shard_order_changes_with_epoch_stream_and_seed_and_repeats(
     ]
     assert len(set(orders)) == 12
     assert open_corpus(pattern, 2, 1).shard_order(1, 2) == open_corpus(pattern, 2, 1).shard_order(1, 2)
-    assert open_corpus(pattern, 1, None).shard_order(0, 5) == list(range(40))
+    assert open_corpus(pattern, 1, shuffled=False).shard_order(0, 5) == list(range(40))
 
 
 def test_reading_goes_on_from_any_position(train_files: str) -> None:
@@ -90,6 +97,6 @@ def test_reading_goes_on_from_any_position(train_files: str) -> None:
 
 def test_no_file_and_too_few_shards_are_one_line(train_files: str) -> None:
     with pytest.raises(ValueError, match=r"^data\.train_files = 'x/\*\.json\.gz' matches no file: run `bash .*$"):
-        LocalShards("data.train_files", "x/*.json.gz")
+        open_shards("x/*.json.gz")
     with pytest.raises(ValueError, match=r"^data\.num_streams = 9 is more than the 8 shards .* to at most 8.*$"):
         open_corpus(train_files, 9)

@@ -9,8 +9,9 @@ import pytest
 
 from data.config import DataConfig
 from data.loader import Batch, PretrainingLoader
-from data.span_corruption import corrupt, random_spans_mask, raw_and_target_lengths
+from data.span_corruption import corrupt, random_spans_masks, raw_and_target_lengths
 from data.tokenizer import Tokenizer
+from tests.support.examples import raw_tokens
 
 MakeConfig = Callable[..., DataConfig]
 MakeLoader = Callable[..., PretrainingLoader]
@@ -19,22 +20,6 @@ WriteShards = Callable[..., str]
 
 def rows_of(batch: Batch) -> list[tuple[list[int], list[int]]]:
     return list(zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True))
-
-
-def raw_tokens(inputs: list[int], labels: list[int], tokenizer: Tokenizer) -> list[int]:
-    """Undoes padding and span corruption, token by token."""
-    kept, targets = [i for i in inputs if i != 0], [i for i in labels if i != -100]
-    assert kept.pop() == targets.pop() == tokenizer.eos_id
-    spans: dict[int, list[int]] = {}
-    for token in targets:
-        if token >= tokenizer.num_pieces:
-            current = spans.setdefault(token, [])
-        else:
-            current.append(token)
-    out: list[int] = []
-    for token in kept:
-        out += spans[token] if token >= tokenizer.num_pieces else [token]
-    return out
 
 
 def test_shapes_and_padding(make_loader: MakeLoader, tokenizer: Tokenizer) -> None:
@@ -93,7 +78,8 @@ def test_a_mask_follows_from_the_place_of_the_piece(
             for stream, row in enumerate(rows_of(loader.next_batch())):
                 tokens = np.array(raw_tokens(*row, tokenizer))
                 rng = np.random.default_rng([2, 6, stream, epoch, number])
-                inputs, targets = corrupt(tokens, random_spans_mask(len(tokens), 0.15, 3.0, rng), 399, 1)
+                mask = random_spans_masks(len(tokens), 0.15, 3.0, [rng])
+                (inputs,), (targets,) = corrupt(tokens[None], mask, 399, 1)
                 assert row[0][: len(inputs)] == inputs.tolist() and row[1][: len(targets)] == targets.tolist()
 
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from data.config import DataConfig
-from data.corpus import LocalShards, Row
+from data.files import FileShards
 from data.loader import Batch, PretrainingLoader, merge_states
+from data.retry import DataError, Retries
+from data.rows import Row
 from data.tokenizer import Tokenizer
 
 MakeConfig = Callable[..., DataConfig]
@@ -101,7 +103,13 @@ def test_bad_rows_are_counted_once_across_a_resume(
         return [*rows, *make_texts(5, seed=seed + 50), b'{"text": "\xff"}', b"{}", b'{"text": ""}', b""]
 
     pattern = write_shards(tmp_path, [shard(seed) for seed in range(3)])
-    settings: dict[str, Any] = {"train_files": pattern, "num_streams": 1, "documents_per_pack": 2, "batch_size": 1}
+    settings: dict[str, Any] = {
+        "train_files": pattern,
+        "num_streams": 1,
+        "documents_per_pack": 2,
+        "batch_size": 1,
+        "max_bad_fraction": 1.0,
+    }
     loader = make_loader(**settings)
     assert loader.bad_rows == {}
     while loader.epoch == 0:
@@ -120,7 +128,7 @@ def test_bad_rows_are_counted_once_across_a_resume(
     }  # fmt: skip
 
 
-class BreaksNowAndThen(LocalShards):
+class BreaksNowAndThen(FileShards):
     """Some openings of a shard fail at their third row."""
 
     opened = 0
@@ -130,15 +138,15 @@ class BreaksNowAndThen(LocalShards):
         breaks = self.opened in (3, 4, 11, 17, 30)
         for number, row in enumerate(super().rows(shard, start)):
             if breaks and number == 2:
-                raise ConnectionError("broken")
+                raise DataError("broken")
             yield row
 
 
 def test_a_failed_batch_takes_nothing(
     make_config: MakeConfig, tokenizer: Tokenizer, train_files: str, make_loader: MakeLoader
 ) -> None:
-    source = BreaksNowAndThen("k", train_files)
-    loader = PretrainingLoader(make_config(), tokenizer, rank=0, world_size=1, batch_size=6, source=source)
+    source = BreaksNowAndThen.matching("k", train_files, "text", Retries(0, 0.0), 1024)
+    loader = PretrainingLoader(make_config(), tokenizer, rank=0, world_size=1, batch_size=6, sources=[source])
     whole = make_loader(batch_size=6)
     failures = 0
     for _ in range(40):
@@ -146,7 +154,7 @@ def test_a_failed_batch_takes_nothing(
         while batch is None:
             try:
                 batch = loader.next_batch()
-            except ConnectionError:
+            except DataError:
                 failures += 1
                 assert loader.state_dict() == before
         np.testing.assert_equal(batch, whole.next_batch())

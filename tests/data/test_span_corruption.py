@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.span_corruption import check_sentinels, corrupt, random_spans_mask, raw_and_target_lengths
+from data.span_corruption import check_sentinels, corrupt, random_spans_masks, raw_and_target_lengths
 
 SENTINEL, EOS = 32099, 1
 
@@ -81,14 +81,14 @@ def reconstruct(inputs: list[int], targets: list[int]) -> list[int]:
 @pytest.mark.parametrize("make_rng", [np.random.default_rng, np.random.RandomState])
 def test_masks_equal_the_reference_at_every_length(make_rng: Any) -> None:
     for length in [*range(1, 400), 568, 1137]:
-        ours = random_spans_mask(length, 0.15, 3.0, make_rng(length))
+        ours = random_spans_masks(length, 0.15, 3.0, [make_rng(length)])[0]
         assert ours.dtype == np.bool_
         assert ours.tolist() == reference_mask(length, 0.15, 3.0, make_rng(length)), length
 
 
 @pytest.mark.parametrize(("length", "masked"), [(190, 29), (350, 53), (390, 59), (568, 85)])
 def test_rounding_is_that_of_float32(length: int, masked: int) -> None:
-    assert random_spans_mask(length, 0.15, 3.0, np.random.default_rng(0)).sum() == masked
+    assert random_spans_masks(length, 0.15, 3.0, [np.random.default_rng(0)])[0].sum() == masked
 
 
 @pytest.mark.parametrize(
@@ -104,10 +104,10 @@ def test_lengths_at_density_one_half_are_equal() -> None:
 
 def test_degenerate_texts() -> None:
     rng = np.random.default_rng(0)
-    assert random_spans_mask(0, 0.15, 3.0, rng).tolist() == []
-    assert random_spans_mask(1, 0.15, 3.0, rng).tolist() == [False]
-    assert random_spans_mask(2, 0.15, 3.0, rng).tolist() == [False, True]
-    assert not random_spans_mask(50, 0.0, 3.0, rng).any()
+    assert random_spans_masks(0, 0.15, 3.0, [rng])[0].tolist() == []
+    assert random_spans_masks(1, 0.15, 3.0, [rng])[0].tolist() == [False]
+    assert random_spans_masks(2, 0.15, 3.0, [rng])[0].tolist() == [False, True]
+    assert not random_spans_masks(50, 0.0, 3.0, [rng])[0].any()
 
 
 @settings(max_examples=200, deadline=None)
@@ -118,7 +118,7 @@ def test_degenerate_texts() -> None:
     seed=st.integers(0, 2**32 - 1),
 )
 def test_mask_properties(length: int, density: float, mean_span: float, seed: int) -> None:
-    mask = random_spans_mask(length, density, mean_span, np.random.default_rng(seed))
+    mask = random_spans_masks(length, density, mean_span, [np.random.default_rng(seed)])[0]
     noise, spans = reference_counts(length, density, mean_span)
     assert not mask[0] and mask[-1]
     assert mask.sum() == noise
@@ -128,7 +128,7 @@ def test_mask_properties(length: int, density: float, mean_span: float, seed: in
 @settings(max_examples=100, deadline=None)
 @given(length=st.integers(2, 60), density=st.floats(0.6, 0.99), seed=st.integers(0, 1000))
 def test_high_density_leaves_a_kept_token_before_each_span(length: int, density: float, seed: int) -> None:
-    mask = random_spans_mask(length, density, 1.0, np.random.default_rng(seed))
+    mask = random_spans_masks(length, density, 1.0, [np.random.default_rng(seed)])[0]
     assert len(mask) == length and not mask[0] and mask[-1] and mask.sum() == reference_counts(length, density, 1.0)[0]
 
 
@@ -137,8 +137,8 @@ def test_high_density_leaves_a_kept_token_before_each_span(length: int, density:
 def test_corrupt_equals_the_reference_and_loses_nothing(length: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     tokens = rng.integers(2, 31000, length).astype(np.int32)
-    mask = random_spans_mask(length, 0.15, 3.0, rng)
-    inputs, targets = corrupt(tokens, mask, SENTINEL, EOS)
+    mask = random_spans_masks(length, 0.15, 3.0, [rng])[0]
+    (inputs,), (targets,) = corrupt(tokens[None], mask[None], SENTINEL, EOS)
     kept = [not masked for masked in mask.tolist()]
     assert inputs.tolist() == [*reference_sentinels(tokens.tolist(), mask.tolist()), EOS]
     assert targets.tolist() == [*reference_sentinels(tokens.tolist(), kept), EOS]
@@ -149,22 +149,37 @@ def test_corrupt_equals_the_reference_and_loses_nothing(length: int, seed: int) 
 
 
 def test_corrupt_of_a_full_example_has_the_planned_lengths() -> None:
-    mask = random_spans_mask(568, 0.15, 3.0, np.random.default_rng(0))
-    inputs, targets = corrupt(np.arange(2, 570), mask, SENTINEL, EOS)
+    mask = random_spans_masks(568, 0.15, 3.0, [np.random.default_rng(0)])[0]
+    (inputs,), (targets,) = corrupt(np.arange(2, 570)[None], mask[None], SENTINEL, EOS)
     assert (len(inputs), len(targets)) == (512, 114)
     assert inputs[inputs > 1000].tolist() == targets[targets > 1000].tolist() == list(range(32099, 32099 - 28, -1))
 
 
 def test_corrupt_by_hand() -> None:
-    mask = np.array([False, True, True, False, False, True])
-    inputs, targets = corrupt(np.array([5, 6, 7, 8, 9, 10]), mask, SENTINEL, EOS)
-    assert inputs.tolist() == [5, 32099, 8, 9, 32098, 1]
-    assert targets.tolist() == [32099, 6, 7, 32098, 10, 1]
+    mask = np.array([[False, True, True, False, False, True], [False, False, True, False, True, True]])
+    inputs, targets = corrupt(np.array([[5, 6, 7, 8, 9, 10], [15, 16, 17, 18, 19, 20]]), mask, SENTINEL, EOS)
+    assert inputs.tolist() == [[5, 32099, 8, 9, 32098, 1], [15, 16, 32099, 18, 32098, 1]]
+    assert targets.tolist() == [[32099, 6, 7, 32098, 10, 1], [32099, 17, 32098, 19, 20, 1]]
 
 
-def test_corrupt_refuses_a_mask_of_another_length() -> None:
-    with pytest.raises(ValueError, match="mask of 3"):
-        corrupt(np.arange(4), np.zeros(3, np.bool_), SENTINEL, EOS)
+def test_corrupt_refuses_masks_of_another_shape_or_of_unequal_numbers() -> None:
+    with pytest.raises(ValueError, match=r"mask of shape \(1, 3\)"):
+        corrupt(np.arange(4)[None], np.zeros((1, 3), np.bool_), SENTINEL, EOS)
+    with pytest.raises(ValueError, match=r"reshape|assign"):
+        corrupt(np.zeros((2, 3), int), np.array([[False, True, True], [False, False, True]]), SENTINEL, EOS)
+
+
+@settings(max_examples=50, deadline=None)
+@given(length=st.integers(1, 300), texts=st.integers(1, 5), seed=st.integers(0, 1000))
+def test_texts_together_equal_each_alone(length: int, texts: int, seed: int) -> None:
+    tokens = np.random.default_rng(seed).integers(2, 31000, (texts, length)).astype(np.int32)
+    together = random_spans_masks(length, 0.15, 3.0, [np.random.default_rng([seed, i]) for i in range(texts)])
+    inputs, targets = corrupt(tokens, together, SENTINEL, EOS)
+    for i in range(texts):
+        alone = random_spans_masks(length, 0.15, 3.0, [np.random.default_rng([seed, i])])
+        np.testing.assert_array_equal(alone[0], together[i])
+        for own, all_rows in zip(corrupt(tokens[i : i + 1], alone, SENTINEL, EOS), (inputs, targets), strict=True):
+            np.testing.assert_array_equal(own[0], all_rows[i])
 
 
 def test_too_few_sentinels_is_an_error_with_the_limit() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from data.config import DataConfig
-from data.loader import validation_batches
 from data.tokenizer import Tokenizer
+from data.validation import validation_batches
 
 
 @pytest.fixture

@@ -7,8 +7,11 @@ import torch
 from torch import Tensor, nn
 from transformers.optimization import Adafactor as Reference
 
+from model.config import StMoeConfig
+from model.st_moe import StMoeForConditionalGeneration
 from optim.adafactor import Adafactor
 from optim.slices import parameter_specs
+from training.parameters import first_experts
 
 STEPS = 50
 SHAPES = {
@@ -206,3 +209,15 @@ def test_state_is_named_and_comes_back():
     del state["large/row"]
     with pytest.raises(ValueError, match=r"no large/row of shape \[130\]"):
         resumed.load_named_state(state)
+
+
+def test_state_of_st_moe_base_is_small():
+    """What a rank keeps with all parameters on it; AdamW keeps 200 %."""
+    with torch.device("meta"):
+        model = StMoeForConditionalGeneration(StMoeConfig(num_experts=16))
+    optimizer = Adafactor(model.parameters(), parameter_specs(model.named_parameters(), first_experts(model)))
+    for parameter in model.parameters():
+        optimizer._state_of(parameter)
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    print(f"st-moe-base: {optimizer.state_nbytes:,} of {weights:,} bytes, {optimizer.state_nbytes / weights:.3%}")
+    assert optimizer.state_nbytes < 0.02 * weights

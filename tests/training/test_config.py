@@ -52,7 +52,10 @@ def test_model_section_reaches_the_model():
         ("data.noise_density=1.5", ["data.noise_density = 1.5", "less than 1"]),
         ("optimizer.beta2=0.98", ["optimizer.beta2 = 0.98", "optimizer.name = adafactor", "remove it", "adamw"]),
         ("optimizer.name=sgd", ["optimizer.name = 'sgd'", "'adafactor', 'adamw' or 'adamw_8bit'"]),
-        ("optimizer.floor=0.1", ["optimizer.floor = 0.1", "optimizer.schedule = rsqrt", "linear or cosine"]),
+        (
+            "optimizer.schedule=rsqrt",
+            ["optimizer.decay_steps = 1200", "optimizer.schedule = rsqrt", "linear or cosine"],
+        ),
         ("steps=5", ["'steps=5'", "section.key=value"]),
         ("training.steps", ["'training.steps'", "section.key=value"]),
     ],
@@ -73,10 +76,10 @@ def test_keys_of_another_optimizer_and_decays_without_steps():
 
     adamw = refused("optimizer.name=adamw", "optimizer.update_clipping=0.1")
     assert "optimizer.update_clipping = 0.1 is not used with optimizer.name = adamw" in adamw
-    linear = ["optimizer.schedule=linear", "optimizer.warmup_steps=20"]
-    assert "optimizer.decay_steps = 20 leaves" in refused(*linear, "optimizer.decay_steps=20")
-    assert "training.steps = 20 leaves" in refused(*linear, "training.steps=20")
-    assert load_config(TINY, [*linear, "optimizer.decay_steps=21", "training.steps=20"]).optimizer.floor == 0
+    cosine = ["optimizer.schedule=cosine", "optimizer.warmup_steps=20", "training.steps=20"]
+    assert "optimizer.decay_steps = 20 leaves" in refused(*cosine, "optimizer.decay_steps=20")
+    assert "training.steps = 20 leaves" in refused(*cosine, "optimizer.decay_steps=null")
+    assert load_config(TINY, [*cosine, "optimizer.decay_steps=21"]).optimizer.decay_steps == 21
 
 
 def test_files_that_are_no_config(tmp_path: Path):

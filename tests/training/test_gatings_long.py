@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.training.test_train_end_to_end import ROOT, launch
+from tests.support.launch import ROOT, launch
 
 STEPS = 50
 KINDS: dict[str, list[str]] = {

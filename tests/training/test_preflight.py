@@ -4,17 +4,18 @@ import gzip
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.small import small_config
-from training.checkpoint import find_checkpoint
 from training.config import ConfigError, RunConfig, validate
 from training.deepspeed_config import deepspeed_config
 from training.layout import Layout
-from training.preflight import check_layout, check_nodes, prepare
+from training.preflight import check_all_to_all, check_layout, prepare
+from training.saved_state import SavedState, describe_resume, find_checkpoint, set_latest, write_state
 
 ALONE = Layout(rank=0, local_rank=0, world_size=1, local_world_size=1)
 
@@ -29,16 +30,6 @@ ALONE = Layout(rank=0, local_rank=0, world_size=1, local_world_size=1)
             {"parallel": {"expert_parallel_size": 2}, "model": {"num_experts": 0}},
             2,
             ["parallel.expert_parallel_size = 2", "model.num_experts = 0", "dense"],
-        ),
-        (
-            {"parallel": {"all_to_all_chunks": 2}},
-            2,
-            ["parallel.all_to_all_chunks = 2", "parallel.expert_parallel_size = 1", "set 1"],
-        ),
-        (
-            {"parallel": {"expert_parallel_size": 2, "all_to_all_chunks": 3}},
-            2,
-            ["parallel.all_to_all_chunks = 3", "2 experts of a rank", "a divisor of 2"],
         ),
         ({"training": {"global_batch_size": 9}}, 1, ["training.global_batch_size = 9", "multiple of 4"]),
         ({}, 3, ["training.global_batch_size = 8", "multiple of 12"]),
@@ -57,15 +48,30 @@ def test_layouts_that_cannot_work(sections: dict[str, Any], world_size: int, wor
     assert [word for word in ["\n", *words] if (word in message) == (word == "\n")] == [], message
 
 
-def test_experts_may_be_kept_within_a_node(tmp_path: Path):
-    across = {"expert_parallel_size": 4}
-    check_nodes(small_config(tmp_path, parallel=across), ranks_of_node=2)
-    within = small_config(tmp_path, parallel=across | {"expert_parallel_within_node": True})
-    check_nodes(within, ranks_of_node=8)
+@pytest.mark.parametrize(
+    ("parallel", "words"),
+    [
+        (
+            {"expert_parallel_size": 4, "expert_parallel_within_node": True},
+            ["parallel.expert_parallel_size = 4", "6 ranks of a node", "a divisor of 6"],
+        ),
+        ({"all_to_all_chunks": 2}, ["parallel.all_to_all_chunks = 2", "parallel.expert_parallel_size = 1", "set 1"]),
+        (
+            {"expert_parallel_size": 2, "all_to_all_chunks": 3},
+            ["parallel.all_to_all_chunks = 3", "2 experts of a rank", "a divisor of 2"],
+        ),
+    ],
+)
+def test_all_to_all_that_cannot_be_as_asked(parallel: dict[str, Any], words: list[str], tmp_path: Path):
     with pytest.raises(ConfigError) as error:
-        check_nodes(within, ranks_of_node=6)
-    for words in ("parallel.expert_parallel_size = 4", "6 ranks of a node", "a divisor of 6"):
-        assert words in str(error.value)
+        check_all_to_all(small_config(tmp_path, parallel=parallel), ranks_of_node=6)
+    assert [word for word in words if word not in str(error.value)] == [], str(error.value)
+
+
+def test_experts_within_a_node_or_across(tmp_path: Path):
+    within = {"expert_parallel_size": 2, "expert_parallel_within_node": True, "all_to_all_chunks": 2}
+    check_all_to_all(small_config(tmp_path, parallel=within), ranks_of_node=6)
+    check_all_to_all(small_config(tmp_path, parallel={"expert_parallel_size": 4}), ranks_of_node=6)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +94,39 @@ def test_deepspeed_files_that_are_refused(text: str | None, words: list[str], tm
         check_layout(small_config(tmp_path, training={"deepspeed_config": str(file)}), 1)
     message = str(error.value)
     assert [word for word in [str(file), *words] if word not in message] == [], message
+
+
+@pytest.mark.parametrize(
+    ("zero", "words"),
+    [
+        ({"stage": 3, "offload_optimizer": {"device": "nvme"}}, ["offload_optimizer.device = nvme", "adafactor"]),
+        ({"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}, ["offload_optimizer.ratio = 0.5"]),
+        ({"stage": 2, "zenflow": {"topk_ratio": 0.1}}, ["zenflow", "set adamw"]),
+        ({"stage": 1, "compute_grad_norm": False}, ["compute_grad_norm = false", "not finite"]),
+    ],
+)
+def test_deepspeed_options_that_the_optimizer_cannot_run_with(zero: dict[str, Any], words: list[str], tmp_path: Path):
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({"zero_optimization": zero}))
+    config = small_config(tmp_path, training={"deepspeed_config": str(file)})
+    with pytest.raises(ConfigError, match=r"^[^\n]+$") as error:
+        check_layout(config, 1)
+    assert [word for word in [str(file), *words] if word not in str(error.value)] == [], str(error.value)
+    check_layout(small_config(tmp_path, training={"deepspeed_config": "ds_configs/offload.json"}), 1)
+
+
+def test_adamw_8bit_needs_its_package_and_a_cuda_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = small_config(tmp_path, optimizer={"name": "adamw_8bit"})
+    found: dict[str, object] = {}
+    monkeypatch.setattr("training.preflight.find_spec", found.get)
+    with pytest.raises(ConfigError, match=r"optimizer\.name = adamw_8bit needs the package bitsandbytes: pip install"):
+        check_layout(config, 1)
+    found["bitsandbytes"] = object()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"optimizer\.name = adamw_8bit needs a CUDA device, .* set adafactor or"):
+        check_layout(config, 1)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    check_layout(config, 1)
 
 
 def test_deepspeed_config_is_completed_from_the_run_config(tmp_path: Path):
@@ -144,35 +183,44 @@ def test_a_run_is_never_overwritten(corpus: dict[str, Any], tmp_path: Path):
 def _saved(config: RunConfig, **changes: Any) -> None:
     folder = config.run_dir / "checkpoints" / "step_00000004"
     folder.mkdir(parents=True, exist_ok=True)
-    state = {"step": 4, "tokens": 9, "config": config.model_dump(), "world_size": 1, "zero_stage": 1, "data": {}}
-    (folder / "trainer_state.json").write_text(json.dumps(state | changes))
-    (folder.parent / "latest").write_text(folder.name)
+    state = SavedState(4, 9, config.model_dump(), world_size=2, zero_stage=1, data={}, engine={})
+    write_state(folder, replace(state, **changes))
+    set_latest(folder)
 
 
-def test_resume_refuses_another_model_layout_or_nothing(tmp_path: Path):
+def test_resume_refuses_another_model_or_nothing(tmp_path: Path):
     config = small_config(tmp_path)
     with pytest.raises(ConfigError, match=r"--resume: .* holds no checkpoint"):
-        find_checkpoint(config, 1, 1)
+        find_checkpoint(config, 2, 1)
     _saved(config)
-    assert find_checkpoint(config, 1, 1).step == 4
+    assert find_checkpoint(config, 2, 1).state.step == 4
     values = config.model_dump()
     for section, key, value in (
         ("model", "d_ff", 64),
         ("optimizer", "learning_rate", 1.0),
-        ("parallel", "expert_parallel_size", 2),
         ("training", "seed", 5),
-        ("training", "precision", "bf16"),
+        ("training", "global_batch_size", 16),
     ):
         other = validate(values | {section: values[section] | {key: value}})
         with pytest.raises(ConfigError, match=rf"^--resume: {section}\.{key} is {value} but [^\n]+$"):
-            find_checkpoint(other, 1, 1)
-    with pytest.raises(ConfigError, match=r"the world size is 2 but .* written with 1"):
+            find_checkpoint(other, 2, 1)
+    _saved(config, format=1)
+    with pytest.raises(ConfigError, match=r"trainer_state\.json is of format 1, this version reads 2"):
         find_checkpoint(config, 2, 1)
-    with pytest.raises(ConfigError, match=r"the ZeRO stage is 3 but .* written with 1"):
-        find_checkpoint(config, 1, 3)
     (config.run_dir / "checkpoints" / "step_00000004" / "trainer_state.json").write_text('{"step": 4')
     with pytest.raises(ConfigError, match=r"trainer_state\.json cannot be read"):
-        find_checkpoint(config, 1, 1)
+        find_checkpoint(config, 2, 1)
+
+
+def test_resume_says_what_changes(tmp_path: Path):
+    config = small_config(tmp_path)
+    _saved(config)
+    checkpoint = find_checkpoint(config, 2, 1)
+    assert describe_resume(checkpoint, config, 2, 1) == "going on from step_00000004"
+    other = small_config(tmp_path, parallel={"expert_parallel_size": 2}, training={"precision": "bf16"})
+    assert describe_resume(checkpoint, other, 4, 3) == (
+        "checkpoint step_00000004 was written at EP 1, world 2, ZeRO 1, fp32: going on at EP 2, world 4, ZeRO 3, bf16"
+    )
 
 
 def test_preflight_imports_neither_torch_models_nor_deepspeed():

@@ -1,9 +1,6 @@
 """The real train.py, under the real deepspeed launcher, on real files."""
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,32 +9,18 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.support.launch import launch, rows, run
 from tests.support.small import small_config
 
-ROOT = Path(__file__).parents[2]
 ROW_KEYS = {
     "step", "tokens", "loss", "cross_entropy", "load_balance_loss", "router_z_loss", "learning_rate", "grad_norm",
-    "dropped_fraction", "tokens_per_second", "step_seconds",
+    "dropped_fraction", "tokens_per_second", "step_seconds", "skipped_steps", "update_rms/experts",
+    "clipped_fraction/head",
 }  # fmt: skip
 SUMMARY_KEYS = {
     "world_size", "expert_parallel_size", "zero_stage", "parameters_total", "parameters_active_per_token", "steps",
     "tokens", "validation_cross_entropy", "unigram_cross_entropy", "wall_seconds", "versions", "git_commit",
 }  # fmt: skip
-
-
-def run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-
-
-def launch(config: Path, *arguments: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
-    """``deepspeed --num_gpus N train.py --config …``."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
-    deepspeed = str(Path(sys.executable).with_name("deepspeed"))
-    start = [deepspeed, "--num_gpus", str(ranks), "--master_port", port, "train.py"]
-    return run([*start, "--config", str(config), *arguments])
 
 
 def write(tmp_path: Path, corpus: dict[str, Any], zero_stage: int) -> Path:
@@ -46,6 +29,7 @@ def write(tmp_path: Path, corpus: dict[str, Any], zero_stage: int) -> Path:
         data=corpus,
         zero_stage=zero_stage,
         parallel={"expert_parallel_size": 2},
+        optimizer={"min_dim_size_to_factor": 16},  # so that Adafactor has some of both kinds of state
         # two micro-batches per rank, dropout, jitter, sampled experts: everything that a resumed run must repeat
         model={"dropout_rate": 0.1, "router_jitter": 0.01, "second_threshold": 0.9},
         training={
@@ -57,10 +41,6 @@ def write(tmp_path: Path, corpus: dict[str, Any], zero_stage: int) -> Path:
     return file
 
 
-def rows(run_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-
-
 TIMES = ("tokens_per_second", "step_seconds", "data_seconds")
 
 
@@ -68,7 +48,7 @@ def without_times(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in TIMES}
 
 
-@pytest.mark.parametrize("zero_stage", [1, 3])
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
 def test_stopped_and_resumed_run_equals_one_never_stopped(corpus: dict[str, Any], tmp_path: Path, zero_stage: int):
     config = write(tmp_path, corpus, zero_stage)
     whole = launch(config, "training.name=whole")
@@ -135,6 +115,22 @@ def test_one_process_with_activation_checkpointing_trains_alike(corpus: dict[str
         assert result.returncode == 0, result.stderr[-3000:]
         losses.append([row["loss"] for row in rows(tmp_path / "runs" / name)])
     assert losses[0] == losses[1]
+
+
+def test_gradients_that_are_not_finite_are_counted_or_end_the_run(corpus: dict[str, Any], tmp_path: Path):
+    config = write(tmp_path, corpus, zero_stage=1)
+    # after one update of this size nothing is finite any more
+    command = [sys.executable, "train.py", "--config", str(config), "training.steps=3", "training.eval_every=9",
+               "parallel.expert_parallel_size=1", "optimizer.learning_rate=1e30"]  # fmt: skip
+    skipping = run([*command, "training.name=skipping"])
+    assert skipping.returncode == 0, skipping.stderr[-3000:]
+    train = [row for row in rows(tmp_path / "runs" / "skipping") if "split" not in row]
+    assert [row["skipped_steps"] for row in train] == [0, 1, 2]
+    assert ["update_rms/experts" in row for row in train] == [True, False, False]
+    stopping = run([*command, "training.name=stopping", "optimizer.non_finite=stop"])
+    assert stopping.returncode == 1
+    assert "the gradient of step 2 is not finite, and optimizer.non_finite = stop" in stopping.stderr
+    assert [row["step"] for row in rows(tmp_path / "runs" / "stopping")] == [1]
 
 
 def test_bad_lines_are_counted_reported_and_skipped(corpus: dict[str, Any], tmp_path: Path):

@@ -1,0 +1,185 @@
+"""Time of an optimizer step: Adafactor against torch's AdamW, fused and foreach, under the same ZeRO stage.
+
+python -m benchmarks.optimizer_step --zero-stage 1
+python -m benchmarks.optimizer_step --zero-stage 3 --layers 8 --experts 8
+"""
+
+import argparse
+import json
+import os
+import platform
+import socket
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Bytes that a step must move for each float32 weight that a rank updates, when these do not fit its caches.
+# AdamW: read gradient, weight and two moments, write weight and moments. Adafactor: its three passes, with a sum over
+# ranks between them, read gradient and weight, gradient, gradient and weight, and the last one writes the weight.
+BYTES_PER_WEIGHT = {"adafactor": 6 * 4, "adamw": 7 * 4}
+RUNS = {"adafactor": {}, "adamw_fused": {"fused": True}, "adamw_foreach": {"foreach": True}}
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--zero-stage", type=int, choices=(1, 2, 3), default=1)
+    parser.add_argument("--ranks", type=int, default=2, help="gloo processes (default 2)")
+    parser.add_argument("--expert-parallel-size", type=int, default=2)
+    parser.add_argument("--layers", type=int, default=4, help="of encoder and decoder each, of st-moe-base's 12")
+    parser.add_argument("--experts", type=int, default=4, help="of each sparse layer, of st-moe-base's 16")
+    parser.add_argument("--repetitions", type=int, default=9)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    return parser.parse_args()
+
+
+def build(name: str, options: argparse.Namespace) -> Any:
+    """The engine of a model of st-moe-base's widths; collective."""
+    from training.build import build_engine
+    from training.config import validate
+
+    model = {"num_layers": options.layers, "num_experts": options.experts}  # the rest are st-moe-base's, by default
+    training = {
+        "global_batch_size": options.ranks, "micro_batch_size": 1, "precision": "fp32",
+        "deepspeed_config": str(ROOT / "ds_configs" / f"zero{options.zero_stage}.json"),
+    }  # fmt: skip
+    config = validate(
+        {
+            "model": model,
+            "optimizer": {"name": name, "gradient_clipping": 0.0},
+            "parallel": {"expert_parallel_size": options.expert_parallel_size},
+            "training": training,
+        }
+    )
+    return build_engine(config, options.ranks, "cpu")
+
+
+class Stopwatch:
+    """Seconds within the torch optimizer's ``step()``, of which an engine's step may make several."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer):
+        self.seconds = self.began = 0.0
+        optimizer.register_step_pre_hook(lambda *_: self._start())
+        optimizer.register_step_post_hook(lambda *_: self._stop())
+
+    def _start(self) -> None:
+        self.began = time.perf_counter()
+
+    def _stop(self) -> None:
+        self.seconds += time.perf_counter() - self.began
+
+
+def copy_bandwidth() -> float:
+    """Bytes per second that this rank reads and writes in a copy, while the other ranks do the same."""
+    import deepspeed.comm as dist
+
+    source = torch.ones(2**26)
+    target, seconds = torch.empty_like(source), []
+    for _ in range(5):
+        dist.barrier()
+        began = time.perf_counter()
+        target.copy_(source)
+        seconds.append(time.perf_counter() - began)
+    return 2 * source.nbytes / statistics.median(seconds)
+
+
+def measure(rank: int, options: argparse.Namespace, port: int) -> None:
+    """One rank of the benchmark; rank 0 prints and writes the results."""
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(options.ranks), LOCAL_SIZE=str(options.ranks),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="",
+    )  # fmt: skip
+    import deepspeed.comm as dist
+
+    from training.layout import Layout, initialise_distributed
+
+    initialise_distributed(Layout.from_environment(), timeout_seconds=600)
+    engines = {name: build(name, options) for name in BYTES_PER_WEIGHT}
+    watches = {name: Stopwatch(engine.basic_optimizer) for name, engine in engines.items()}
+    generator = torch.Generator().manual_seed(rank)
+    batch = {key: torch.randint(2, 32_000, (1, 64), generator=generator) for key in ("input_ids", "labels")}
+    whole: dict[str, list[float]] = {run: [] for run in RUNS}
+    inner: dict[str, list[float]] = {run: [] for run in RUNS}
+    for repetition in range(1 + options.repetitions):  # the first is a warm-up
+        for run, choice in RUNS.items():
+            name = run.partition("_")[0]
+            engine = engines[name]
+            for group in engine.basic_optimizer.param_groups:
+                group.update({"fused": None, "foreach": None} | choice if name == "adamw" else {})
+            engine.backward(engine(**batch).loss)
+            watches[name].seconds = 0.0
+            dist.barrier()
+            began = time.perf_counter()
+            engine.step()
+            dist.barrier()
+            if repetition:
+                whole[run].append(time.perf_counter() - began)
+                inner[run].append(watches[name].seconds)
+    adafactor = engines["adafactor"].basic_optimizer
+    weights = sum(part.stop - part.start for state in adafactor.shards.values() for part in state.shard.slices)
+    bandwidth = copy_bandwidth()
+    if rank == 0:
+        rows = {}
+        for run in RUNS:
+            name = run.partition("_")[0]
+            rows[run] = {
+                "step_seconds": statistics.median(whole[run]),
+                "optimizer_seconds": statistics.median(inner[run]),
+                "limit_seconds": BYTES_PER_WEIGHT[name] * weights / bandwidth,
+                "bytes_read_and_written": BYTES_PER_WEIGHT[name] * weights,
+                "bytes_all_reduced": adafactor.bytes_reduced // (1 + options.repetitions) if name == "adafactor" else 0,
+                "all_step_seconds": whole[run],
+            }
+        state = adafactor.state_nbytes
+        report(options, rows, weights, state, bandwidth)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def report(
+    options: argparse.Namespace, rows: dict[str, dict[str, Any]], weights: int, state: int, bandwidth: float
+) -> None:
+    """Print the table and write it as JSON."""
+    peer = min((run for run in rows if run != "adafactor"), key=lambda run: rows[run]["step_seconds"])
+    print(
+        f"ZeRO {options.zero_stage}, {options.ranks} ranks, expert-parallel size {options.expert_parallel_size}, "
+        f"st-moe-base with {options.layers} + {options.layers} layers and {options.experts} experts: {weights:,} "
+        f"weights updated per rank, {state:,} bytes of Adafactor's state per rank; {bandwidth / 1e9:.1f} GB/s of copy; "
+        f"median of {options.repetitions}\n"
+    )
+    print(
+        f"{'':14} {'step ms':>9} {'ratio':>6} {'optimizer ms':>13} {'limit ms':>9} {'MB moved':>9} {'kB reduced':>11}"
+    )
+    for run, row in rows.items():
+        row["ratio"] = row["step_seconds"] / rows[peer]["step_seconds"]
+        print(
+            f"{run:14} {row['step_seconds'] * 1e3:9.1f} {row['ratio']:6.2f} {row['optimizer_seconds'] * 1e3:13.1f} "
+            f"{row['limit_seconds'] * 1e3:9.1f} {row['bytes_read_and_written'] / 1e6:9.1f} "
+            f"{row['bytes_all_reduced'] / 1e3:11.1f}"
+        )
+    settings = {key: value for key, value in vars(options).items() if key != "out"}
+    versions = {"torch": torch.__version__, "processor": platform.processor() or platform.machine()}
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"optimizer_step_zero{options.zero_stage}.json"
+    values = settings | versions | {"weights_per_rank": weights, "state_bytes_per_rank": state, "runs": rows}
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    print(f"\n{path}")
+
+
+def main() -> None:
+    """Start the ranks."""
+    options = parse_arguments()
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    mp.start_processes(measure, (options, port), nprocs=options.ranks, start_method="spawn")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""What a data set holds: documents, bytes, tokens, and how long the documents are."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from data.tokenizer import UNK_ID, Tokenizer
+
+DOCUMENTS_AT_A_TIME = 256
+
+
+def token_lengths(texts: Sequence[str], tokenizer: Tokenizer) -> tuple[NDArray[np.int64], int]:
+    """(tokens of each document, int64 [documents]; unknown tokens in all)."""
+    lengths, unknown = [], 0
+    for start in tqdm(range(0, len(texts), DOCUMENTS_AT_A_TIME), unit="batch", desc="counting tokens", disable=None):
+        for ids in tokenizer.encode_batch(list(texts[start : start + DOCUMENTS_AT_A_TIME])):
+            lengths.append(len(ids))
+            unknown += int((ids == UNK_ID).sum())
+    return np.array(lengths, np.int64), unknown
+
+
+def describe(texts: Sequence[str], lengths: NDArray[np.int64], unknown: int) -> dict[str, Any]:
+    """Plain JSON: totals, UTF-8 bytes per token, and the distribution of the tokens per document."""
+    size = sum(len(text.encode("utf-8")) for text in texts)
+    tokens = int(lengths.sum())
+    quantiles = np.percentile(lengths, [5, 50, 95]).tolist()
+    return {
+        "documents": len(texts),
+        "bytes": size,
+        "tokens": tokens,
+        "unknown_tokens": unknown,
+        "bytes_per_token": round(size / max(1, tokens), 4),
+        "tokens_per_document": {
+            "mean": round(tokens / len(texts), 2),
+            **{name: round(value, 1) for name, value in zip(("p5", "median", "p95"), quantiles, strict=True)},
+            "longest": int(lengths.max()),
+        },
+    }
+
+
+def plot_lengths(lengths: NDArray[np.int64], path: Path) -> None:
+    """A histogram of the tokens per document, both axes logarithmic, as PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    edges = np.geomspace(1, max(2, int(lengths.max()) + 1), 60)
+    axes.hist(np.maximum(lengths, 1), bins=np.unique(edges.round()).tolist())
+    axes.set(xscale="log", yscale="log", xlabel="tokens per document", ylabel="documents")
+    median = float(np.median(lengths))
+    axes.axvline(max(median, 1.0), color="black", linestyle="--", label=f"median {median:,.0f}")
+    axes.legend()
+    figure.savefig(path, dpi=150)

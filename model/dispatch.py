@@ -68,7 +68,7 @@ class _Combine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows_Rd: Tensor, gate_NT: Tensor, slot_NT: Tensor, token_R: Tensor) -> Tensor:
         ctx.save_for_backward(rows_Rd, gate_NT, slot_NT, token_R)
-        weight_NT1 = gate_NT.to(rows_Rd.dtype).unsqueeze(-1)
+        weight_NT1 = gate_NT.masked_fill(slot_NT == len(rows_Rd), 0).to(rows_Rd.dtype).unsqueeze(-1)
         y_Td = rows_Rd.new_empty(slot_NT.shape[1], rows_Rd.shape[1])
         for block in _blocks(len(y_Td), rows_Rd.device):
             y_bd = _take(rows_Rd, slot_NT[0, block], out=y_Td[block]).mul_(weight_NT1[0, block])

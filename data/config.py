@@ -141,7 +141,9 @@ class DataConfig(SourceKeys):
         description="logical streams the shards are dealt to; a multiple of the number of ranks, at most the number "
         "of shards. Fixes the order of the data, whatever the number of ranks and workers",
     )
-    seed: int = Field(default=0, ge=0, description="seed of the order of shards and documents and of the masks")
+    seed: int = Field(
+        default=0, ge=0, lt=1 << 32, description="seed of the order of shards and documents and of the masks"
+    )
     num_workers: int = Field(
         default=1,
         ge=0,

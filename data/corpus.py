@@ -97,8 +97,10 @@ class Corpus:
 
     def rng(self, use: int, *place: int) -> np.random.Generator:
         """The generator of one use of randomness at one place of the corpus."""
-        # Appended where it is not 0 only: a single source has the same order whether or not mixtures exist.
-        return np.random.default_rng([use, self._seed, *place, *([self._number] if self._number else [])])
+        # The number is appended where it is not 0 only: the first source has the same order in a mixture as alone.
+        words = (use, self._seed, *place, self._number) if self._number else (use, self._seed, *place)
+        # An array gives the same generator as a list, in half the time, and there is one for each example.
+        return np.random.default_rng(np.array(words, np.uint32))
 
     def shard_order(self, stream: int, epoch: int) -> list[int]:
         """Shards of a stream in the order in which an epoch reads them."""

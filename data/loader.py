@@ -54,22 +54,21 @@ class PretrainingLoader:
         self._schedule = Schedule(rank, world_size, batch_size, config.num_streams)
         self.targets_length = make_objective(config, tokenizer).targets_length
         named = config.train_sources()
-        self._sources = sources or [open_shards(config, source) for source in named]
+        #: Shards of each source; another loader of the same text may share them.
+        self.sources = sources or [open_shards(config, source) for source in named]
         self._names = [source.name for source in named]
         self._own = range(rank, config.num_streams, world_size)
         #: Where the training is, whatever workers have read ahead.
-        self._states = StreamGroup(config, tokenizer, self._sources, self._own).state_dicts()
+        self._states = StreamGroup(config, tokenizer, self.sources, self._own).state_dicts()
         self._next_example = 0
         self._server: StreamGroup | WorkerPool | None = None
-        self._retries = sum(source.retries.counts.total() for source in self._sources)
-        for source in self._sources:
-            source.retries.counts.clear()
+        self._retries = 0
         self._identity = self._describe()
 
     def _describe(self) -> dict[str, Any]:
         """What fixes the order and content of the examples: a state can only be continued under the same."""
         c = self._config
-        shards = [source.num_shards for source in self._sources]
+        shards = [source.num_shards for source in self.sources]
         identity: dict[str, Any] = {
             "data.num_streams": c.num_streams,
             "data.documents_per_pack": c.documents_per_pack,
@@ -92,7 +91,7 @@ class PretrainingLoader:
         if self._server is None:
             workers = self._config.num_workers
             parts = [self._own[i::workers] for i in range(workers)] if workers else [self._own]
-            groups = [StreamGroup(self._config, self._tokenizer, self._sources, part) for part in parts]
+            groups = [StreamGroup(self._config, self._tokenizer, self.sources, part) for part in parts]
             for group in groups:
                 group.load_state_dicts(self._states)
             self._server = (

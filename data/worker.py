@@ -4,6 +4,7 @@ Plain programs, not `multiprocessing` children, which would import the training 
 its pickled `StreamGroup` over a socket, and sends one message per batch that its streams have a part in.
 """
 
+import contextlib
 import os
 import queue
 import signal
@@ -46,12 +47,14 @@ class WorkerPool:
         self._connections: list[Connection] = []
         self._processes: list[subprocess.Popen[bytes]] = []
         self._finalizer = weakref.finalize(self, _stop, self._connections, self._processes)
-        for group in groups:
+        for _ in groups:
             ours, theirs = Pipe()
             with theirs:
                 self._processes.append(_start(theirs))
             self._connections.append(ours)
-            ours.send((group, schedule, next_example, prefetch))
+        for connection, group in zip(self._connections, groups, strict=True):
+            with contextlib.suppress(BrokenPipeError):  # a worker that died at its start is reported by `take`
+                connection.send((group, schedule, next_example, prefetch))
 
     def take(self, order: Sequence[int]) -> Taken:
         """As `StreamGroup.take`; `order` is that of the next batch of the schedule.
@@ -102,7 +105,7 @@ class WorkerPool:
 def _start(connection: Connection) -> "subprocess.Popen[bytes]":
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(  # noqa: S603
-        [sys.executable, "-m", "data.worker", str(connection.fileno()), str(os.getpid())],
+        [sys.executable, "-P", "-m", "data.worker", str(connection.fileno()), str(os.getpid())],
         pass_fds=[connection.fileno()],
         stdin=subprocess.DEVNULL,
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},

@@ -38,7 +38,8 @@ def parameter_families(model: StMoeForConditionalGeneration) -> dict[str, str]:
     families: dict[str, str] = {}
     head = model.get_output_embeddings()
     for module_name, module in model.named_modules():
-        family = "head" if module is head else FAMILIES.get(type(module))
+        # The experts are of a subclass where they are spread over ranks.
+        family = "head" if module is head else next(filter(None, map(FAMILIES.get, type(module).__mro__)), None)
         if family is not None:
             families |= {f"{module_name}.{name}": family for name, _ in module.named_parameters()}
     return families

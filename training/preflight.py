@@ -143,7 +143,7 @@ def prepare(config: RunConfig, layout: Layout, resume: bool) -> Inputs:
     if saved is not None:
         loader.load_state_dict(saved.state.data)
     without_workers = config.data.model_copy(update={"num_workers": 0})
-    sample = PretrainingLoader(without_workers, tokenizer, batch_size=micro_batch_size, **place)
+    sample = PretrainingLoader(without_workers, tokenizer, batch_size=micro_batch_size, sources=loader.sources, **place)
     loader.start()
     batches = -(-UNIGRAM_EXAMPLES // (micro_batch_size * layout.world_size))
     return Inputs(

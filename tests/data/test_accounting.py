@@ -119,7 +119,7 @@ def rows_by_stream(folder: Path, step: int, tokenizer: Tokenizer) -> dict[int, l
 def account(tmp_path: Path, shards: int, rows_per_shard: int, worlds: list[int], **settings: Any) -> dict[str, int]:
     vocabulary = write_rows(tmp_path, shards, rows_per_shard)
     (tmp_path / "read").mkdir()
-    with serve(tmp_path / "shards", fault_rate=0.15, seed=4) as server:
+    with serve(tmp_path / "shards", fault_rate=0.3, seed=4) as server:
         config = DataConfig(
             train_files=f"{server.url}/c4-train.{{00000..{shards - 1:05d}}}-of-{shards:05d}.json.gz",
             vocabulary=str(vocabulary), inputs_length=64, num_workers=2, retries=100, retry_seconds=0.01,

@@ -12,6 +12,8 @@ from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from data.config import DataConfig
@@ -172,22 +174,34 @@ READ_ALL = """
 import json, sys
 from data.config import DataConfig
 from data.corpus import open_shards
-config = DataConfig(source="hub", retries=50, retry_seconds=0.01, hub_config=sys.argv[1], hub_revision=sys.argv[2])
-(source,) = config.train_sources()
-shards = open_shards(config, source)
-assert open_shards(config, config.validation_source()).num_shards == 1
-rows = [[str(row) for row in shards.rows(shard, 5)] for shard in range(shards.num_shards)]
-print(json.dumps([rows, shards.retries.counts.total()]))
+out = []
+for settings in json.loads(sys.argv[1]):
+    config = DataConfig(source="hub", retries=50, retry_seconds=0.01, hub_revision="15" * 20, **settings)
+    (source,) = config.train_sources()
+    shards = open_shards(config, source)
+    rows = [[str(row) for row in shards.rows(shard, 5)] for shard in range(shards.num_shards)]
+    out.append([type(shards).__name__, rows])
+
+from data.hub import HubShards, import_datasets
+from data.retry import Retries
+files = [sys.argv[2] + f"/datasets/allenai/c4/resolve/main/en/c4-train.{i:05d}-of-00003.json.gz" for i in range(3)]
+stream = import_datasets().load_dataset("json", data_files=files, split="train", streaming=True)
+shards = HubShards("data_files", stream, "text", Retries(50, 0.01))
+out.append([type(shards).__name__, [list(shards.rows(shard, 5)) for shard in range(3)]])
+print(json.dumps(out))
 """
 
 
 def test_c4_from_a_server_that_answers_as_the_hub_and_fails(tmp_path: Path) -> None:
-    """`datasets` itself, in a process of its own, resolves the repository and streams it over `hf://`."""
+    """`datasets` itself, in a process of its own, resolves repositories, and streams C4's layout and Parquet."""
     repository = tmp_path / "hub" / "allenai" / "c4"
     (repository / "de").mkdir(parents=True)
+    (repository / "en").mkdir()
     texts = [[f"row {shard} {row} " + "ü\u2028 " * row for row in range(200)] for shard in range(3)]
     for shard, rows in enumerate(texts):
         lines = [json.dumps({"text": text, "url": "x"}, ensure_ascii=False).encode() for text in rows]
+        clean = gzip.compress(b"\n".join(lines) + b"\n")
+        (repository / "en" / f"c4-train.{shard:05d}-of-00003.json.gz").write_bytes(clean)
         lines[100] = b'{"text": "broken'
         lines[150] = b'{"text": "\xff"}'
         blob = gzip.compress(b"\n".join(lines) + b"\n")
@@ -197,14 +211,21 @@ def test_c4_from_a_server_that_answers_as_the_hub_and_fails(tmp_path: Path) -> N
         "---\nconfigs:\n- config_name: de\n  data_files:\n  - {split: train, path: de/c4-train.*.json.gz}\n"
         "  - {split: validation, path: de/c4-validation.*.json.gz}\n---\n# C4\n"
     )
+    tables = tmp_path / "hub" / "owner" / "books" / "data"
+    tables.mkdir(parents=True)
+    for shard, rows in enumerate(texts):
+        table = pyarrow.table({"title": rows, "body": rows})
+        pyarrow.parquet.write_table(table, tables / f"train-{shard:05d}-of-00003.parquet", row_group_size=50)
+    asked = [{"hub_config": "de"}, {"hub_dataset": "owner/books", "hub_config": None, "text_column": "body"}]
     with serve(tmp_path / "hub", fault_rate=0.3, seed=2) as server:
         environment = os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
-        command = [sys.executable, "-c", READ_ALL, "de", "1588ec454efa1a09f29cd18ddd04fe05fc8653a2"]
+        command = [sys.executable, "-c", READ_ALL, json.dumps(asked), server.url]
         result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
         assert result.returncode == 0, result.stderr[-3000:]
-        found, _ = json.loads(result.stdout)
+        c4, books, plain = json.loads(result.stdout)
         assert server.faults.total() > 0
     expected = [rows[5:] for rows in texts]
+    assert books == plain == ["HubShards", expected]
     for rows in expected:
         rows[95], rows[145] = str(BadRow.MALFORMED_JSON), str(BadRow.INVALID_UTF8)
-    assert found == expected
+    assert c4 == ["FileShards", expected]

@@ -1,7 +1,6 @@
 """A checkpoint of any parallel layout, loaded at any other: the same tensors bit for bit, then the same training."""
 
 import hashlib
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from torch.optim import AdamW
 
 from optim.adafactor import Adafactor
 from parallel.layer import expert_place
+from tests.support.optimizer import joined, whole_state
 from tests.support.ranks import run_ranks
 from tests.support.small import global_batch, small_config
 from training.build import build_engine
@@ -24,7 +24,6 @@ from training.config import RunConfig
 from training.saved_state import find_checkpoint
 from training.update import update
 
-FRAGMENT = re.compile(r"/(\d+)-\d+$")  # of Adafactor's names: elements of a tensor that a rank holds
 SAVED = 3  # steps before the checkpoint
 
 
@@ -103,16 +102,8 @@ def _digests(engine: Any) -> dict[str, str]:
     optimizer = engine.basic_optimizer
     if isinstance(optimizer, AdamW):
         found["step"] = str({float(state["step"]) for state in optimizer.state.values()})
-    else:
-        found |= {name: _digest(t) for name, t in optimizer.named_state().items() if not FRAGMENT.search(name)}
     rates = [group["lr"] for group in optimizer.param_groups]
     return found | {"rates": str(rates), "counters": str((engine.global_steps, engine.skipped_steps))}
-
-
-def _fragments(engine: Any) -> dict[str, Tensor]:
-    """What Adafactor keeps per element: this rank's part."""
-    named = engine.basic_optimizer.named_state() if isinstance(engine.basic_optimizer, Adafactor) else {}
-    return {name: tensor.clone() for name, tensor in named.items() if FRAGMENT.search(name)}
 
 
 def _digest(tensor: Tensor) -> str:
@@ -120,8 +111,10 @@ def _digest(tensor: Tensor) -> str:
 
 
 def _state_and_future(engine: Any, config: RunConfig, steps: int) -> dict[str, Any]:
-    digests, fragments = _digests(engine), _fragments(engine)
-    return {"digests": digests, "fragments": fragments, "losses": _train(engine, config, range(SAVED, SAVED + steps))}
+    named = engine.basic_optimizer.named_state() if isinstance(engine.basic_optimizer, Adafactor) else {}
+    named = {name: tensor.clone() for name, tensor in named.items()}
+    digests, losses = _digests(engine), _train(engine, config, range(SAVED, SAVED + steps))
+    return {"digests": digests, "named": named, "losses": losses}
 
 
 def _save(folder: str, sources: list[Place], steps: int) -> dict[str, Any]:
@@ -178,19 +171,16 @@ def _check(folder: Path, pairs: list[tuple[Place, Place]], steps: int) -> list[s
 
 
 def _merge(ranks: list[dict[str, Any]]) -> dict[str, Any]:
-    """Digests of all ranks' experts together; dense ones must agree. Fragments become whole tensors."""
+    """Digests of all ranks' experts together; dense ones must agree."""
     merged = ranks[0]
     for key, other in [(key, other) for rank in ranks[1:] for key, other in rank.items()]:
         mine = merged[key]["digests"]
         assert all(mine.get(name, digest) == digest for name, digest in other["digests"].items()), key
         mine |= other["digests"]
         assert merged[key]["losses"] == other["losses"]
-        merged[key]["fragments"] |= other["fragments"]
-    for result in merged.values():
-        whole: dict[str, list[Tensor]] = {}
-        for name in sorted(result["fragments"], key=lambda name: int(FRAGMENT.findall(name)[0])):
-            whole.setdefault(FRAGMENT.sub("", name), []).append(result["fragments"][name])
-        result["digests"] |= {name: _digest(torch.cat(parts)) for name, parts in whole.items()}
+    for key, result in merged.items():
+        adafactor = whole_state(joined([rank[key]["named"] for rank in ranks]))
+        result["digests"] |= {name: _digest(tensor) for name, tensor in adafactor.items()}
     return merged
 
 

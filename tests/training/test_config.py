@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
+from data.config import MixtureSource
 from training.config import SECTIONS, ConfigError, load_config
 from training.help import describe_keys
 
@@ -52,6 +54,23 @@ def test_model_section_reaches_the_model():
         ("data.noise_density=1.5", ["data.noise_density = 1.5", "less than 1"]),
         ("optimizer.beta2=0.98", ["optimizer.beta2 = 0.98", "optimizer.name = adafactor", "remove it", "adamw"]),
         ("optimizer.name=sgd", ["optimizer.name = 'sgd'", "'adafactor', 'adamw' or 'adamw_8bit'"]),
+        ("data.mixture=[{weight: 1, files: a.txt}]", ["data.mixture[0].name is missing"]),
+        ("data.mixture=[{name: a, weight: 0, files: a.txt}]", ["data.mixture[0].weight = 0", "greater than 0"]),
+        ("data.mixture=[{name: a, weight: x, files: a.txt}]", ["data.mixture[0].weight = 'x'", "valid"]),
+        (
+            "data.mixture=[{name: a, weight: 1, flies: x}]",
+            ["data.mixture[0].flies = 'x'", "mean data.mixture[0].files?"],
+        ),
+        ("data.mixture=[{name: a, weight: 1}]", ["data.mixture[0]: source 'a' has no files", "set files"]),
+        (
+            "data.mixture=[{name: a, weight: 1, files: x},{name: a, weight: 1, files: y}]",
+            ["data.mixture: two sources are named 'a'"],
+        ),
+        ("data.mixture=c4", ["data.mixture = 'c4'", "valid list"]),
+        ("data.shuffle_buffer=100", ["data.shuffle_buffer = 100", "set data.shuffle_buffer=128"]),
+        ("data.hub_revision=main", ["data.hub_revision: hub_revision = 'main'", "40 digits of a commit"]),
+        ("data.source=web", ["data.source = 'web'", "'files' or 'hub'"]),
+        ("data.objective=mlm", ["data.objective = 'mlm'", "'span_corruption' or 'prefix_lm'"]),
         (
             "optimizer.schedule=rsqrt",
             ["optimizer.decay_steps = 1200", "optimizer.schedule = rsqrt", "linear or cosine"],
@@ -82,6 +101,35 @@ def test_keys_of_another_optimizer_and_decays_without_steps():
     assert load_config(TINY, [*cosine, "optimizer.decay_steps=21"]).optimizer.decay_steps == 21
 
 
+def test_another_hub_data_set_needs_its_own_revision():
+    overrides = ["data.source=hub", "data.hub_dataset=allenai/dolma"]
+    with pytest.raises(ConfigError, match=r"^data: hub_dataset = 'allenai/dolma' needs its own hub_revision, [^\n]+$"):
+        load_config(TINY, overrides)
+    config = load_config(TINY, [*overrides, f"data.hub_revision={'ab' * 20}", "data.hub_config=null"])
+    assert config.data.hub_config is None
+
+
+def test_a_mixture_is_read_from_the_file_with_its_own_keys(tmp_path: Path):
+    """As written out by a run, too; the older name of the source of files is still understood."""
+    text = (
+        Path(TINY)
+        .read_text()
+        .replace(
+            "data:\n",
+            "data:\n  mixture:\n  - {name: web, weight: 2, source: hub, hub_config: de}\n"
+            "  - {name: wiki, weight: 0.5, source: local, files: runs/data/wikipedia/train/*.json.gz}\n",
+        )
+    )
+    (tmp_path / "mixed.yaml").write_text(text)
+    config = load_config(tmp_path / "mixed.yaml")
+    web, wiki = config.data.train_sources()
+    assert (web.name, web.weight, web.setting, web.keys.hub_config) == ("web", 2.0, "data.mixture[0].hub_dataset", "de")
+    assert (wiki.name, wiki.weight, wiki.setting) == ("wiki", 0.5, "data.mixture[1].files")
+    assert config.data.validation_source().setting == "data.validation_files"
+    OmegaConf.save(OmegaConf.create(config.model_dump()), tmp_path / "again.yaml")
+    assert load_config(tmp_path / "again.yaml") == config
+
+
 def test_files_that_are_no_config(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"no such file"):
         load_config(tmp_path / "none.yaml")
@@ -104,3 +152,6 @@ def test_help_lists_every_key_with_meaning_and_default():
             assert f"  {section}.{name} (" in text
             assert field.description, f"{section}.{name} has no description"
     assert "model.router_z_coefficient (float, default 0.001)" in text
+    for name, field in MixtureSource.model_fields.items():
+        assert f"  data.mixture[].{name} (" in text
+        assert field.description

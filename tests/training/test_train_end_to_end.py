@@ -1,15 +1,19 @@
 """The real train.py, under the real deepspeed launcher, on real files."""
 
 import json
+import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.support.launch import launch, rows, run
+from tests.support.launch import ROOT, launch, rows, run
 from tests.support.small import small_config
 
 ROW_KEYS = {
@@ -150,6 +154,41 @@ def test_bad_lines_are_counted_reported_and_skipped(corpus: dict[str, Any], tmp_
     summary = json.loads((tmp_path / "runs" / "small" / "summary.json").read_text())
     assert summary["bad_rows"] == {"blank_line": 4, "malformed_json": 4}
     assert "skipped data lines: 4 blank_line, 4 malformed_json" in result.stdout
+
+
+def test_a_mixture_trains_and_its_tokens_are_counted(corpus: dict[str, Any], tmp_path: Path):
+    config = write(tmp_path, corpus, zero_stage=1)
+    files = corpus["train_files"]
+    mixture = f"[{{name: one, weight: 3, files: '{files}'}}, {{name: two, weight: 1, files: '{files}'}}]"
+    result = launch(config, f"data.mixture={mixture}")
+    assert result.returncode == 0, result.stderr[-3000:]
+    last = [row for row in rows(tmp_path / "runs" / "small") if "split" not in row][-1]
+    one, two = last["data_tokens_one"], last["data_tokens_two"]
+    # 64 examples, hardly any of them the short rest of a pack, over both ranks
+    assert one + two == pytest.approx(64 * 34, rel=0.1)
+    assert one / (one + two) == pytest.approx(0.75, abs=0.05)
+    assert last["data_rows"] == last["data_documents"] > 0
+    assert last["data_bad_rows"] == last["data_retries"] == 0
+
+
+def test_a_killed_data_worker_ends_the_run_with_one_line(corpus: dict[str, Any], tmp_path: Path):
+    config = write(tmp_path, corpus, zero_stage=1)
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "train.py", "--config", str(config), "training.steps=100000", "data.prefetch_batches=1"]
+    with subprocess.Popen(
+        [*command, "parallel.expert_parallel_size=1"], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "runs" / "small" / "metrics.jsonl").exists():
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.1)
+        (worker,) = (p for p in psutil.Process(process.pid).children() if "data.worker" in p.cmdline())
+        worker.kill()
+        assert process.stderr is not None
+        lines = process.stderr.read().splitlines()
+        assert process.wait(60) == 2
+    (error,) = (line for line in lines if line.startswith("error: "))
+    assert "data worker 0 of rank 0" in error and "streams [0, 1, 2, 3], was killed by SIGKILL" in error
 
 
 def test_a_mistake_is_one_line_from_one_rank_and_exit_code_2(corpus: dict[str, Any], tmp_path: Path):

@@ -1,0 +1,192 @@
+"""How fast one core makes examples, and how near that is to the limit, SentencePiece encoding alone.
+
+    python benchmarks/data_pipeline.py [--metrics runs/tiny/metrics.jsonl] [--out benchmarks/results/data_pipeline.json]
+
+Two cases: documents of C4's mean length with a vocabulary of T5's size, and the short ones of configs/tiny.yaml with
+its small vocabulary. The parts of a case are measured in turn, several times, in CPU time of this process; the medians
+are compared. The text is that of `python -m data.prepare --source wikipedia`.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from data.config import DataConfig
+from data.corpus import open_shards
+from data.group import StreamGroup
+from data.loader import PretrainingLoader
+from data.objective import make_objective
+from data.tokenizer import Tokenizer, train_vocabulary
+
+JOINED = 5  # lead sections to a document: 2.4 kB, as a document of C4 English
+COPIES = 3  # of the text, so that a measurement takes a second
+T5_PIECES = 32_000
+REPEATS = 5
+BATCH = 8
+DOCUMENTS_AT_A_TIME = 128
+Measure = Callable[[], tuple[float, int]]  # seconds, tokens
+
+
+def rows_of(config: DataConfig) -> list[str]:
+    """All documents of the training files."""
+    shards = open_shards(config, config.train_sources()[0])
+    return [row for shard in range(shards.num_shards) for row in shards.rows(shard, 0) if isinstance(row, str)]
+
+
+def cpu(work: Callable[[], int]) -> tuple[float, int]:
+    """(CPU seconds of this process, what `work` returned)."""
+    start = time.process_time()
+    result = work()
+    return time.process_time() - start, result
+
+
+def measures(config: DataConfig) -> dict[str, Measure]:
+    """What is compared; each gives the same tokens, by the same tokenizer."""
+    tokenizer, texts = Tokenizer(config.vocabulary), rows_of(config)
+    packs = [texts[i : i + DOCUMENTS_AT_A_TIME] for i in range(0, len(texts), DOCUMENTS_AT_A_TIME)]
+    processor = tokenizer._pieces
+    tokens = [np.concatenate(tokenizer.encode_batch(pack)) for pack in packs]
+    total = sum(map(len, tokens))
+    objective = make_objective(config, tokenizer)
+
+    def encode(**options: Any) -> int:
+        return sum(len(ids) for pack in packs for ids in processor.encode(pack, num_threads=1, **options))
+
+    def pipeline() -> int:
+        shards = [open_shards(config, source) for source in config.train_sources()]
+        group = StreamGroup(config, tokenizer, shards, [0])
+        (stream,) = group.streams[0].streams
+        while stream.epoch == 0:
+            batch = group.take([0] * BATCH)
+            batch.inputs.astype(np.int64), batch.labels.astype(np.int64)
+        return stream.tokens_given
+
+    def corrupt() -> int:
+        for number, pack in enumerate(tokens):
+            pieces = -(-len(pack) // objective.raw_length)
+            objective.examples(
+                pack, [np.random.default_rng(np.array((2, 0, 0, number, i), np.uint32)) for i in range(pieces)]
+            )
+        return total
+
+    def read() -> int:
+        rows_of(config)
+        return total
+
+    return {
+        "sentencepiece_lists": lambda: cpu(lambda: encode(out_type=int)),
+        "sentencepiece_arrays": lambda: cpu(lambda: encode(return_type="numpy")),
+        "pipeline": lambda: cpu(pipeline),
+        "span_corruption": lambda: cpu(corrupt),
+        "reading": lambda: cpu(read),
+    }
+
+
+def with_workers(config: DataConfig, workers: int, seconds: float = 4.0) -> float:
+    """Raw tokens per second of wall time that reach a process that does nothing else."""
+    settings = config.model_copy(update={"num_workers": workers, "num_streams": 8})
+    loader = PretrainingLoader(settings, Tokenizer(config.vocabulary), rank=0, world_size=1, batch_size=BATCH)
+    try:
+        for _ in range(100):
+            loader.next_batch()
+        before, start = loader.metrics()["data_tokens_train"], time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            loader.next_batch()
+        return (loader.metrics()["data_tokens_train"] - before) / (time.perf_counter() - start)
+    finally:
+        loader.close()
+
+
+def run_case(config: DataConfig) -> dict[str, Any]:
+    """Tokens per second of each part, and the ratios."""
+    named = measures(config)
+    rates: dict[str, list[float]] = {name: [] for name in named}
+    for _ in range(REPEATS):
+        for name, measure in named.items():
+            seconds, tokens = measure()
+            rates[name].append(tokens / seconds)
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    texts = rows_of(config)
+    return {
+        "documents": len(texts),
+        "bytes_per_document": round(sum(len(text.encode()) for text in texts) / len(texts)),
+        "pieces": Tokenizer(config.vocabulary).num_pieces,
+        "tokens_per_second_and_core": {name: round(value) for name, value in medians.items()},
+        "all_repeats": {name: [round(value) for value in values] for name, values in rates.items()},
+        "pipeline_of_sentencepiece_lists": round(medians["pipeline"] / medians["sentencepiece_lists"], 3),
+        "pipeline_of_sentencepiece_arrays": round(medians["pipeline"] / medians["sentencepiece_arrays"], 3),
+        "tokens_per_second_of_workers": {count: round(with_workers(config, count)) for count in (0, 1, 2)},
+    }
+
+
+def write_c4_like(texts: list[str], folder: Path) -> None:
+    """Longer documents with the keys of C4, in 8 shards."""
+    documents = ["\n".join(texts[i : i + JOINED]) for i in range(0, len(texts), JOINED)] * COPIES
+    for shard in range(8):
+        lines = (
+            json.dumps({"text": text, "timestamp": "2019-04-25T12:57:54Z", "url": f"https://example.org/{i}"})
+            for i, text in enumerate(documents[shard::8])
+        )
+        (folder / f"part-{shard:05d}.json.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+
+
+def waiting_share(metrics: Path) -> dict[str, float]:
+    """How much of its steps a run waited for data, over all its logged steps."""
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in rows if "data_seconds" in row]
+    waited, stepped = (sum(row[key] for row in rows) for key in ("data_seconds", "step_seconds"))
+    return {"steps": rows[-1]["step"], "step_seconds": stepped / len(rows), "waiting_share": waited / stepped}
+
+
+def main() -> None:
+    """Measures, prints, and writes the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", default=DataConfig().train_files, help="text, as data.train_files")
+    parser.add_argument("--vocabulary", default=DataConfig().vocabulary, help="small vocabulary, as data.vocabulary")
+    parser.add_argument("--metrics", type=Path, help="metrics.jsonl of a training run, to report its waiting for data")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/data_pipeline.json"))
+    options = parser.parse_args()
+    small = DataConfig(
+        train_files=options.files, vocabulary=options.vocabulary, num_streams=1, num_workers=0, inputs_length=512
+    )
+    results: dict[str, Any] = {
+        "machine": {"cpu": _cpu_name(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "versions": {name: version(name) for name in ("sentencepiece", "numpy")},
+        "cases": {},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        texts = rows_of(small)
+        write_c4_like(texts, Path(folder))
+        train_vocabulary(texts, T5_PIECES, Path(folder))
+        long = small.model_copy(update={"train_files": f"{folder}/*.json.gz", "vocabulary": folder})
+        for name, config in (("c4_length_t5_vocabulary", long), ("tiny", small)):
+            results["cases"][name] = run_case(config)
+            print(name, json.dumps(results["cases"][name], indent=2), flush=True)
+    if options.metrics:
+        results["training"] = waiting_share(options.metrics)
+        print("training", results["training"])
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def _cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+if __name__ == "__main__":
+    main()

@@ -16,6 +16,7 @@ class Step:
         self.module, self.x, self.grad = module, x, torch.ones_like(x)
 
     def __call__(self) -> None:
+        """Run it."""
         self.module(self.x).backward(self.grad)
 
     def clear(self) -> None:

@@ -8,22 +8,24 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-Step = Callable[[], None]
+
+class Step:
+    """Forward and backward of ``module`` from a gradient of ones."""
+
+    def __init__(self, module: nn.Module, x: Tensor):
+        self.module, self.x, self.grad = module, x, torch.ones_like(x)
+
+    def __call__(self) -> None:
+        """Run it."""
+        self.module(self.x).backward(self.grad)
+
+    def clear(self) -> None:
+        """Drop the gradients, as an optimizer does."""
+        self.x.grad = None
+        self.module.zero_grad(set_to_none=True)
 
 
-def make_step(module: nn.Module, x: Tensor) -> Step:
-    """Forward and backward from a gradient of ones; gradients are dropped before, as an optimizer does."""
-    grad = torch.ones_like(x)
-
-    def step() -> None:
-        x.grad = None
-        module.zero_grad(set_to_none=True)
-        module(x).backward(grad)
-
-    return step
-
-
-def seconds(step: Step, device: str) -> float:
+def seconds(step: Callable[[], object], device: str) -> float:
     """Of one call; on CUDA between two events."""
     if device == "cpu":
         began = time.perf_counter()
@@ -43,12 +45,13 @@ def interleaved_medians(steps: dict[str, Step], repeats: int, device: str) -> di
     for repeat in range(-1, repeats):  # the first round warms up
         for name, step in steps.items():
             taken = seconds(step, device)
+            step.clear()
             if repeat >= 0:
                 times[name].append(taken)
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 
-def peak_bytes(step: Step, device: str) -> int:
+def peak_bytes(step: Callable[[], None], device: str) -> int:
     """The most memory that ``step`` holds at once beyond what was there before it.
 
     On a CPU from the profiler's record of every allocation of a tensor; what libraries allocate inside is not seen.
@@ -74,10 +77,6 @@ def peak_bytes(step: Step, device: str) -> int:
 
 
 def matmul_flops_per_second(device: str, dtype: torch.dtype, size: int = 8192) -> float:
-    """Of one large square matrix product: the peak that a program can see."""
+    """Of one large square matrix product, the best of many: the peak that a program can see."""
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-
-    def product() -> None:
-        torch.mm(a, b)
-
-    return 2 * size**3 / interleaved_medians({"product": product}, 20, device)["product"]
+    return 2 * size**3 / min(seconds(lambda: torch.mm(a, b), device) for _ in range(20))

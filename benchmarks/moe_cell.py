@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.measure import interleaved_medians, make_step, matmul_flops_per_second, peak_bytes
+from benchmarks.measure import Step, interleaved_medians, matmul_flops_per_second, peak_bytes
 from benchmarks.moe_peers import CONTENDERS, LIMITS, SLOTS, Case, build
 
 
@@ -20,10 +20,10 @@ def measure_cell(case: Case, repeats: int) -> dict[str, Any]:
     memory, steps = {}, {}
     for name, make in {**{n: c.make for n, c in CONTENDERS.items()}, **LIMITS}.items():
         module = build(make, case)
-        step = make_step(module, _input(case, name))
+        step = Step(module, make_input(case, name))
         gradients = sum(p.numel() * p.element_size() for p in module.parameters())
         memory[name] = peak_bytes(step, case.device) - gradients
-        module.zero_grad(set_to_none=True)
+        step.clear()
         steps[name] = step
     seconds = interleaved_medians(steps, repeats, case.device)
     limit = min(LIMITS, key=lambda name: seconds[name])
@@ -51,7 +51,7 @@ def measure_cell(case: Case, repeats: int) -> dict[str, Any]:
     }
 
 
-def _input(case: Case, name: str) -> torch.Tensor:
+def make_input(case: Case, name: str) -> torch.Tensor:
     """Tokens, or rows for the limit, for 1.25 T rows of the experts."""
     if name in LIMITS:
         shape: tuple[int, ...] = (case.rows, case.d_model)

@@ -29,6 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--experts", type=int, nargs="+", help="default: 16 64 on a CPU, 32 on a GPU")
     parser.add_argument("--tokens", type=int, nargs="+", help="default: 4096 16384 on a CPU, 16384 65536 on a GPU")
     parser.add_argument("--dtypes", choices=DTYPES, nargs="+", help="default: both on a CPU, bfloat16 on a GPU")
+    parser.add_argument("--no-ranks", action="store_true", help="leave out the two ranks of a CPU")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of JSON and plot")
     return parser.parse_args()
 
@@ -52,18 +53,18 @@ def main() -> None:
                 cells.append(measure_cell(case, arguments.repeats))
                 print(format_cell(cells[-1]), flush=True)
     results: dict[str, Any] = {
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"{platform.processor() or 'CPU'}",
+        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "cells": cells,
     }
-    if device == "cpu":  # two ranks on one GPU would only share it
+    if device == "cpu" and not arguments.no_ranks:  # two ranks on one GPU would only share it
         case = Case(sizes["tokens"][0], sizes["experts"][0], sizes["d_model"], sizes["d_ff"], torch.float32, device)
         results["ranks"] = {"tokens": case.tokens, "experts": case.experts}
         results["ranks"] |= weak_scaling(case.config, case.tokens, arguments.repeats)
         print(format_ranks(results["ranks"]), flush=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    write_json(results, arguments.out / f"moe_layer_{device}.json")
+    results = write_json(results, arguments.out / f"moe_layer_{device}.json")
     plot(results, arguments.out / f"moe_layer_{device}.png")
 
 

@@ -36,10 +36,25 @@ def format_ranks(ranks: dict[str, Any]) -> str:
     )
 
 
-def write_json(results: dict[str, Any], path: Path) -> None:
-    """Everything measured, with what each contender was set to."""
-    notes = {name: contender.note for name, contender in CONTENDERS.items()}
-    path.write_text(json.dumps({**results, "notes": notes}, indent=1) + "\n", encoding="utf-8")
+def write_json(results: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Write everything measured, with what each contender was set to; returns what the file then holds.
+
+    Cells that the file has from an earlier run on the same machine and versions, and that this run did not measure
+    again, are kept: a long comparison may be measured in parts.
+    """
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if all(earlier.get(key) == results[key] for key in ("device", "threads", "torch")):
+        measured = {_cell_key(cell) for cell in results["cells"]}
+        kept = [cell for cell in earlier["cells"] if _cell_key(cell) not in measured]
+        results = {**results, "cells": sorted(kept + results["cells"], key=_cell_key)}
+        results.setdefault("ranks", earlier.get("ranks"))
+    results["notes"] = {name: contender.note for name, contender in CONTENDERS.items()}
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    return results
+
+
+def _cell_key(cell: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(cell[key] for key in ("d_model", "d_ff", "tokens", "dtype", "experts"))
 
 
 def plot(results: dict[str, Any], path: Path) -> None:

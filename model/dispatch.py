@@ -3,11 +3,14 @@
 Shape suffixes: N = choices, T = tokens, R = rows of the buffer (E * G * C), d = d_model.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+CPU_BLOCK = 512  # rows: with d_model 512, 1 MB in float32
 
 
 def tokens_of_rows(slot_NT: Tensor, rows: int) -> Tensor:
@@ -19,28 +22,45 @@ def tokens_of_rows(slot_NT: Tensor, rows: int) -> Tensor:
     return token_R[:rows]
 
 
-def _take_or_zero(source: Tensor, index: Tensor) -> Tensor:
-    """Rows of ``source [n, d]``; zero where ``index`` is n."""
+def _take(source: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
+    """Rows of ``source [n, d]``; any row where ``index`` is n: for what is then multiplied by 0."""
     if not len(source):  # dropless routing of padding alone
-        return source.new_zeros(len(index), source.shape[1])
-    nothing = index == len(source)
-    taken = source.index_select(0, index.clamp(max=len(source) - 1))
-    return taken.masked_fill_(nothing.unsqueeze(-1), 0)
+        return source.new_zeros(len(index), source.shape[1]) if out is None else out.zero_()
+    return torch.index_select(source, 0, index.clamp(max=len(source) - 1), out=out)
+
+
+def _take_or_zero(source: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
+    """Rows of ``source [n, d]``; zero where ``index`` is n."""
+    taken, nothing = _take(source, index, out), index == len(source)
+    if taken.is_cuda:
+        return taken.masked_fill_(nothing.unsqueeze(-1), 0)
+    return taken.index_fill_(0, nothing.nonzero().squeeze(-1), 0)  # touches these rows alone
+
+
+def _blocks(rows: int, device: torch.device) -> Iterator[slice]:
+    """All rows; on a CPU in blocks that stay in the cache from one operation to the next."""
+    size = CPU_BLOCK if device.type == "cpu" else max(rows, 1)
+    return (slice(start, start + size) for start in range(0, rows, size))
 
 
 class _Dispatch(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_Td: Tensor, slot_NT: Tensor, token_R: Tensor) -> Tensor:
         ctx.save_for_backward(slot_NT)
-        return _take_or_zero(x_Td, token_R)
+        rows_Rd = x_Td.new_empty(len(token_R), x_Td.shape[1])
+        for block in _blocks(len(token_R), x_Td.device):
+            _take_or_zero(x_Td, token_R[block], out=rows_Rd[block])
+        return rows_Rd
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_Rd: Tensor) -> tuple[Tensor, None, None]:
         (slot_NT,) = ctx.saved_tensors
-        grad_Td = _take_or_zero(grad_Rd, slot_NT[0])
-        for slot_T in slot_NT[1:]:
-            grad_Td += _take_or_zero(grad_Rd, slot_T)
+        grad_Td = grad_Rd.new_empty(slot_NT.shape[1], grad_Rd.shape[1])
+        for block in _blocks(len(grad_Td), grad_Rd.device):
+            grad_bd = _take_or_zero(grad_Rd, slot_NT[0, block], out=grad_Td[block])
+            for slot_T in slot_NT[1:]:
+                grad_bd += _take_or_zero(grad_Rd, slot_T[block])
         return grad_Td, None, None
 
 
@@ -48,21 +68,27 @@ class _Combine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows_Rd: Tensor, gate_NT: Tensor, slot_NT: Tensor, token_R: Tensor) -> Tensor:
         ctx.save_for_backward(rows_Rd, gate_NT, slot_NT, token_R)
-        weight_NT = gate_NT.to(rows_Rd.dtype)
-        y_Td = _take_or_zero(rows_Rd, slot_NT[0]).mul_(weight_NT[0].unsqueeze(-1))
-        for weight_T, slot_T in zip(weight_NT[1:], slot_NT[1:], strict=True):
-            y_Td.addcmul_(_take_or_zero(rows_Rd, slot_T), weight_T.unsqueeze(-1))
+        weight_NT1 = gate_NT.masked_fill(slot_NT == len(rows_Rd), 0).to(rows_Rd.dtype).unsqueeze(-1)
+        y_Td = rows_Rd.new_empty(slot_NT.shape[1], rows_Rd.shape[1])
+        for block in _blocks(len(y_Td), rows_Rd.device):
+            y_bd = _take(rows_Rd, slot_NT[0, block], out=y_Td[block]).mul_(weight_NT1[0, block])
+            for weight_T1, slot_T in zip(weight_NT1[1:], slot_NT[1:], strict=True):
+                y_bd.addcmul_(_take(rows_Rd, slot_T[block]), weight_T1[block])
         return y_Td
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_Td: Tensor) -> tuple[Tensor, Tensor, None, None]:
         rows_Rd, gate_NT, slot_NT, token_R = ctx.saved_tensors
-        weight_R = torch.zeros(len(rows_Rd) + 1, dtype=rows_Rd.dtype, device=rows_Rd.device)
-        weight_R.scatter_(0, slot_NT.reshape(-1), gate_NT.to(rows_Rd.dtype).reshape(-1))
-        grad_Rd = _take_or_zero(grad_Td, token_R).mul_(weight_R[:-1].unsqueeze(-1))
-        grad_gate_NT = torch.stack([(_take_or_zero(rows_Rd, slot_T) * grad_Td).sum(-1) for slot_T in slot_NT])
-        return grad_Rd, grad_gate_NT.to(gate_NT.dtype), None, None
+        slot_Q, rows = slot_NT.reshape(-1), len(rows_Rd)
+        weight_R = rows_Rd.new_zeros(rows + 1).scatter_(0, slot_Q, gate_NT.to(rows_Rd.dtype).reshape(-1))
+        grad_gate_R = gate_NT.new_zeros(rows + 1)  # the last one is of choices without a row
+        grad_Rd = torch.empty_like(rows_Rd)
+        for block in _blocks(rows, rows_Rd.device):
+            grad_bd = _take(grad_Td, token_R[block], out=grad_Rd[block])
+            grad_gate_R[:rows][block] = (rows_Rd[block] * grad_bd).sum(-1)
+            grad_bd.mul_(weight_R[:rows][block].unsqueeze(-1))
+        return grad_Rd, grad_gate_R[slot_Q].view(gate_NT.shape), None, None
 
 
 def dispatch(x_Td: Tensor, slot_NT: Tensor, token_R: Tensor) -> Tensor:

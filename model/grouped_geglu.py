@@ -15,8 +15,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.nn.functional import grouped_mm
 
-from model.feed_forward import gelu
-
 GROUPED_ALIGNMENT = 8  # bf16 elements in 16 bytes, to which grouped_mm aligns rows
 
 
@@ -44,12 +42,23 @@ class ReusedMemory:
         return type(self), ()  # a copy begins without memory
 
 
-def _geglu_backward(first: Tensor, second: Tensor, grad_hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The hidden activation again, and the gradients of ``first`` and ``second``; overwrites ``grad_hidden``."""
-    gate = gelu(first)
-    hidden = gate * second
+def _geglu(first: Tensor, second: Tensor, out: Tensor) -> Tensor:
+    """``gelu(first) * second``."""
+    return torch.ops.aten.gelu.out(first, approximate="tanh", out=out).mul_(second)
+
+
+def _geglu_backward(
+    first: Tensor, second: Tensor, grad_hidden: Tensor, gate: Tensor, hidden: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The hidden activation again, and the gradients of ``first`` and ``second``.
+
+    Overwrites ``grad_hidden``; ``gate`` and ``hidden`` are memory to write to.
+    """
+    torch.ops.aten.gelu.out(first, approximate="tanh", out=gate)
+    torch.mul(gate, second, out=hidden)
     grad_second = gate.mul_(grad_hidden)
-    grad_first = torch.ops.aten.gelu_backward(grad_hidden.mul_(second), first, approximate="tanh")
+    grad_hidden.mul_(second)
+    grad_first = torch.ops.aten.gelu_backward.grad_input(grad_hidden, first, approximate="tanh", grad_input=grad_hidden)
     return hidden, grad_first, grad_second
 
 
@@ -68,12 +77,13 @@ class _PerExpert(torch.autograd.Function):
         differentiable: bool,
     ) -> Tensor:
         y_Rd = torch.empty_like(rows_Rd)
+        scratch = rows_Rd.new_empty(max(counts), w1_EFd.shape[1])  # one for all experts: it stays in the cache
         kept: list[Tensor] = []
         parts = (rows_Rd.split(counts), y_Rd.split(counts), w1_EFd.unbind(), w2_EdF.unbind(), w3_EFd.unbind())
         for rows_rd, y_rd, *weights in zip(*parts, strict=True):
             w1_Fd, w2_dF, w3_Fd = (w.to(rows_Rd.dtype) for w in weights)
             first_rF, second_rF = rows_rd @ w1_Fd.mT, rows_rd @ w3_Fd.mT
-            torch.mm(gelu(first_rF).mul_(second_rF), w2_dF.mT, out=y_rd)
+            torch.mm(_geglu(first_rF, second_rF, out=scratch[: len(rows_rd)]), w2_dF.mT, out=y_rd)
             if differentiable:
                 kept += first_rF, second_rF
         ctx.save_for_backward(rows_Rd, w1_EFd, w2_EdF, w3_EFd, *kept)
@@ -87,11 +97,14 @@ class _PerExpert(torch.autograd.Function):
         stacks = (w1_EFd, w2_EdF, w3_EFd)
         grads = [memory.empty_like(w) for memory, w in zip(ctx.memory, stacks, strict=True)]
         grad_rows_Rd = torch.empty_like(rows_Rd)
+        scratch = rows_Rd.new_empty(3, max(ctx.counts), w1_EFd.shape[1])
         parts = (t.split(ctx.counts) for t in (rows_Rd, grad_y_Rd, grad_rows_Rd))
         experts = zip(*parts, kept[::2], kept[1::2], *(t.unbind() for t in (*stacks, *grads)), strict=True)
         for rows_rd, grad_y_rd, grad_rows_rd, first_rF, second_rF, w1, w2, w3, *grad_w in experts:
             w1_Fd, w2_dF, w3_Fd = (w.to(rows_Rd.dtype) for w in (w1, w2, w3))
-            hidden_rF, grad_first_rF, grad_second_rF = _geglu_backward(first_rF, second_rF, grad_y_rd @ w2_dF)
+            gate_rF, hidden_rF, grad_hidden_rF = scratch[:, : len(rows_rd)]
+            torch.mm(grad_y_rd, w2_dF, out=grad_hidden_rF)
+            _, grad_first_rF, grad_second_rF = _geglu_backward(first_rF, second_rF, grad_hidden_rF, gate_rF, hidden_rF)
             pairs = ((grad_first_rF, rows_rd), (grad_y_rd, hidden_rF), (grad_second_rF, rows_rd))
             for grad, (left, right) in zip(grad_w, pairs, strict=True):
                 if grad.dtype == left.dtype:
@@ -110,7 +123,7 @@ class _Grouped(torch.autograd.Function):
         w1, w2, w3 = (w.to(rows_Rd.dtype) for w in (w1_EFd, w2_EdF, w3_EFd))
         first_RF, second_RF = (grouped_mm(rows_Rd, w.mT, offs=ends_E) for w in (w1, w3))
         ctx.save_for_backward(rows_Rd, w1_EFd, w2_EdF, w3_EFd, ends_E, first_RF, second_RF)
-        return grouped_mm(gelu(first_RF).mul_(second_RF), w2.mT, offs=ends_E)
+        return grouped_mm(_geglu(first_RF, second_RF, torch.empty_like(first_RF)), w2.mT, offs=ends_E)
 
     @staticmethod
     @once_differentiable
@@ -118,9 +131,9 @@ class _Grouped(torch.autograd.Function):
         rows_Rd, *stacks, ends_E, first_RF, second_RF = ctx.saved_tensors
         w1, w2, w3 = (w.to(rows_Rd.dtype) for w in stacks)
         grad_y_Rd = grad_y_Rd.contiguous()
-        hidden_RF, grad_first_RF, grad_second_RF = _geglu_backward(
-            first_RF, second_RF, grouped_mm(grad_y_Rd, w2, offs=ends_E)
-        )
+        grad_hidden_RF = grouped_mm(grad_y_Rd, w2, offs=ends_E)
+        memory = (torch.empty_like(first_RF), torch.empty_like(first_RF))
+        hidden_RF, grad_first_RF, grad_second_RF = _geglu_backward(first_RF, second_RF, grad_hidden_RF, *memory)
         pairs = ((grad_first_RF, rows_Rd), (grad_y_Rd, hidden_RF), (grad_second_RF, rows_Rd))
         grads = [grouped_mm(left.mT, right, offs=ends_E) for left, right in pairs]
         grad_rows_Rd = grouped_mm(grad_first_RF, w1, offs=ends_E)

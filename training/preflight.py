@@ -47,14 +47,6 @@ def check_expert_parallel(config: RunConfig, world_size: int) -> None:
             f"{key} does not divide the world size {world_size}: start a multiple of {size} ranks "
             "(deepspeed --num_gpus), or set a divisor"
         )
-    chunks = config.parallel.all_to_all_chunks
-    if chunks > 1 and size == 1:
-        raise ConfigError(f"parallel.all_to_all_chunks = {chunks} but {key}: there is no all-to-all to divide; set 1")
-    if experts and experts // size % chunks:
-        raise ConfigError(
-            f"parallel.all_to_all_chunks = {chunks} does not divide the {experts // size} experts of a rank "
-            f"(model.num_experts = {experts}, {key}): set a divisor of {experts // size}"
-        )
 
 
 def check_layout(config: RunConfig, world_size: int) -> int:
@@ -78,6 +70,25 @@ def check_layout(config: RunConfig, world_size: int) -> int:
             "norm): use ds_configs/zero1.json, or set 0"
         )
     return int(stage)
+
+
+def check_all_to_all(config: RunConfig, ranks_of_node: int) -> None:
+    """Check that rows can travel to their experts as asked. Raises ConfigError."""
+    parallel, experts = config.parallel, config.st_moe_config().num_experts
+    size, chunks = parallel.expert_parallel_size, parallel.all_to_all_chunks
+    key = f"parallel.expert_parallel_size = {size}"
+    if parallel.expert_parallel_within_node and ranks_of_node % size:
+        raise ConfigError(
+            f"{key} does not divide the {ranks_of_node} ranks of a node, so experts would be spread over nodes: set a "
+            f"divisor of {ranks_of_node}, or parallel.expert_parallel_within_node = false"
+        )
+    if chunks > 1 and size == 1:
+        raise ConfigError(f"parallel.all_to_all_chunks = {chunks} but {key}: there is no all-to-all to divide; set 1")
+    if experts // size % chunks:
+        raise ConfigError(
+            f"parallel.all_to_all_chunks = {chunks} does not divide the {experts // size} experts of a rank "
+            f"(model.num_experts = {experts}, {key}): set a divisor of {experts // size}"
+        )
 
 
 def check_optimizer(config: RunConfig, options: dict[str, Any]) -> None:
@@ -110,17 +121,6 @@ def check_optimizer(config: RunConfig, options: dict[str, Any]) -> None:
         raise ConfigError(f"{file}.{option} = {value} does not work with {key}: remove it, or set adamw")
 
 
-def check_nodes(config: RunConfig, ranks_of_node: int) -> None:
-    """Keep expert parallelism inside a node, if asked to. Raises ConfigError."""
-    size = config.parallel.expert_parallel_size
-    if config.parallel.expert_parallel_within_node and ranks_of_node % size:
-        raise ConfigError(
-            f"parallel.expert_parallel_size = {size} does not divide the {ranks_of_node} ranks of a node, so experts "
-            f"would be spread over nodes: set a divisor of {ranks_of_node}, or "
-            "parallel.expert_parallel_within_node = false"
-        )
-
-
 def prepare(config: RunConfig, layout: Layout, resume: bool) -> Inputs:
     """Open all inputs of a run.
 
@@ -128,7 +128,7 @@ def prepare(config: RunConfig, layout: Layout, resume: bool) -> Inputs:
         ValueError: (ConfigError among them) one line that names key, value and fix.
     """
     stage = check_layout(config, layout.world_size)
-    check_nodes(config, layout.local_world_size)
+    check_all_to_all(config, layout.local_world_size)
     saved = find_checkpoint(config, layout.world_size, stage) if resume else None
     if not resume and config.run_dir.exists() and any(config.run_dir.iterdir()):
         raise ConfigError(

@@ -116,9 +116,9 @@ class Trainer:
             "tokens_per_second": self.window_tokens / seconds,
             "step_seconds": seconds / self.window_steps,
             "data_seconds": self.window_wait / self.window_steps,
-            **sum_over_ranks(self.inputs.loader.metrics(), self.device),
             "all_to_all_bytes": all_to_all_bytes / self.window_steps,
             "all_to_all_seconds": all_to_all_seconds / self.window_steps,
+            **sum_over_ranks(self.inputs.loader.metrics(), self.device),
         }
         if self.writer is not None:
             self.writer.write(row)

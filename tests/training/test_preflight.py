@@ -14,7 +14,7 @@ from tests.support.small import small_config
 from training.config import ConfigError, RunConfig, validate
 from training.deepspeed_config import deepspeed_config
 from training.layout import Layout
-from training.preflight import check_layout, check_nodes, prepare
+from training.preflight import check_all_to_all, check_layout, prepare
 from training.saved_state import SavedState, describe_resume, find_checkpoint, set_latest, write_state
 
 ALONE = Layout(rank=0, local_rank=0, world_size=1, local_world_size=1)
@@ -30,16 +30,6 @@ ALONE = Layout(rank=0, local_rank=0, world_size=1, local_world_size=1)
             {"parallel": {"expert_parallel_size": 2}, "model": {"num_experts": 0}},
             2,
             ["parallel.expert_parallel_size = 2", "model.num_experts = 0", "dense"],
-        ),
-        (
-            {"parallel": {"all_to_all_chunks": 2}},
-            2,
-            ["parallel.all_to_all_chunks = 2", "parallel.expert_parallel_size = 1", "set 1"],
-        ),
-        (
-            {"parallel": {"expert_parallel_size": 2, "all_to_all_chunks": 3}},
-            2,
-            ["parallel.all_to_all_chunks = 3", "2 experts of a rank", "a divisor of 2"],
         ),
         ({"training": {"global_batch_size": 9}}, 1, ["training.global_batch_size = 9", "multiple of 4"]),
         ({}, 3, ["training.global_batch_size = 8", "multiple of 12"]),
@@ -58,15 +48,30 @@ def test_layouts_that_cannot_work(sections: dict[str, Any], world_size: int, wor
     assert [word for word in ["\n", *words] if (word in message) == (word == "\n")] == [], message
 
 
-def test_experts_may_be_kept_within_a_node(tmp_path: Path):
-    across = {"expert_parallel_size": 4}
-    check_nodes(small_config(tmp_path, parallel=across), ranks_of_node=2)
-    within = small_config(tmp_path, parallel=across | {"expert_parallel_within_node": True})
-    check_nodes(within, ranks_of_node=8)
+@pytest.mark.parametrize(
+    ("parallel", "words"),
+    [
+        (
+            {"expert_parallel_size": 4, "expert_parallel_within_node": True},
+            ["parallel.expert_parallel_size = 4", "6 ranks of a node", "a divisor of 6"],
+        ),
+        ({"all_to_all_chunks": 2}, ["parallel.all_to_all_chunks = 2", "parallel.expert_parallel_size = 1", "set 1"]),
+        (
+            {"expert_parallel_size": 2, "all_to_all_chunks": 3},
+            ["parallel.all_to_all_chunks = 3", "2 experts of a rank", "a divisor of 2"],
+        ),
+    ],
+)
+def test_all_to_all_that_cannot_be_as_asked(parallel: dict[str, Any], words: list[str], tmp_path: Path):
     with pytest.raises(ConfigError) as error:
-        check_nodes(within, ranks_of_node=6)
-    for words in ("parallel.expert_parallel_size = 4", "6 ranks of a node", "a divisor of 6"):
-        assert words in str(error.value)
+        check_all_to_all(small_config(tmp_path, parallel=parallel), ranks_of_node=6)
+    assert [word for word in words if word not in str(error.value)] == [], str(error.value)
+
+
+def test_experts_within_a_node_or_across(tmp_path: Path):
+    within = {"expert_parallel_size": 2, "expert_parallel_within_node": True, "all_to_all_chunks": 2}
+    check_all_to_all(small_config(tmp_path, parallel=within), ranks_of_node=6)
+    check_all_to_all(small_config(tmp_path, parallel={"expert_parallel_size": 4}), ranks_of_node=6)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ class DataError(ValueError):
 
 def reason(error: BaseException) -> str:
     """Type and message of an error, on one line of moderate length."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    text = " ".join(str(error).split()).partition(" For more information check: ")[0]
+    return f"{type(error).__name__}: {text[:200]}"
 
 
 @dataclass

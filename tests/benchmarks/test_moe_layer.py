@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.measure import make_step, peak_bytes
-from benchmarks.moe_peers import CONTENDERS, Case, build
+from benchmarks.moe_peers import CONTENDERS, SLOTS, Case, build
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,7 +40,8 @@ def test_contenders_have_equal_parameters_and_give_all_of_them_a_gradient(name: 
     module = build(CONTENDERS[name].make, case)
     matrices = sum(p.numel() for p in module.parameters() if p.numel() > 4 * 48)
     assert matrices == pytest.approx(4 * 3 * 32 * 48, rel=0.02)  # biases of st-moe-pytorch are in small vectors
-    x = torch.randn(4, 64, 32, requires_grad=True)
+    tokens = int(case.tokens * SLOTS / CONTENDERS[name].rows_per_token)
+    x = torch.randn(tokens // 32, 32, 32, requires_grad=True)
     make_step(module, x)()
     assert x.grad is not None
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in module.parameters())

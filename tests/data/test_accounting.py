@@ -137,8 +137,9 @@ def account(tmp_path: Path, shards: int, rows_per_shard: int, worlds: list[int],
         own = [shard for shard in range(shards) if shard % config.num_streams == stream]
         epoch = len(own) * rows_per_shard
         seen.update(numbers[:epoch])
-        rest = numbers[epoch:]
-        assert len(rest) == len(set(rest)) < epoch  # of the next epoch
+        for start in range(epoch, len(numbers), epoch):  # of the next epochs, the last of them in mid-work
+            later = numbers[start : start + epoch]
+            assert len(later) == len(set(later)) and set(later) <= set(numbers[:epoch])
     total = shards * rows_per_shard
     return {
         "rows": total,

@@ -12,7 +12,7 @@ from typing import NoReturn
 from data.retry import DataError
 from training.config import load_config
 from training.help import describe_keys
-from training.layout import Layout, initialise_distributed
+from training.layout import Layout, initialise_distributed, shut_down_distributed
 from training.preflight import prepare
 
 EXIT_USER_ERROR = 2
@@ -58,6 +58,7 @@ def main() -> None:
         trainer.train()
     except DataError as error:
         refuse(str(error), layout)
+    shut_down_distributed()
 
 
 if __name__ == "__main__":

@@ -53,6 +53,15 @@ def initialise_distributed(layout: Layout, timeout_seconds: float) -> str:
     return device
 
 
+def shut_down_distributed() -> None:
+    """Leave the process groups, all ranks together: a group that lives on has threads, which abort a dying process."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def _free_port() -> str:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

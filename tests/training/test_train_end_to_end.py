@@ -45,7 +45,7 @@ def write(tmp_path: Path, corpus: dict[str, Any], zero_stage: int) -> Path:
     return file
 
 
-TIMES = ("tokens_per_second", "step_seconds", "data_seconds")
+TIMES = ("tokens_per_second", "step_seconds", "data_seconds", "all_to_all_seconds")
 
 
 def without_times(row: dict[str, Any]) -> dict[str, Any]:

@@ -85,11 +85,16 @@ def route(
 
 
 class Router(nn.Module):
-    """Linear map from the residual stream to one logit per expert; no bias; float32 also under autocast."""
+    """Linear map from the residual stream to one logit per expert; no bias; float32 also under autocast.
+
+    With ``router_precision: bf16`` it is what the paper warns of: a product in bf16, whose round-off grows with the
+    logits.
+    """
 
     def __init__(self, config: StMoeConfig):
         super().__init__()
         self.jitter = config.router_jitter
+        self.dtype = torch.bfloat16 if config.router_precision == "bf16" else torch.float32
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.d_model))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,4 +103,4 @@ class Router(nn.Module):
             x = x.float()
             if self.training and self.jitter:
                 x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
-            return functional.linear(x, self.weight.float())
+            return functional.linear(x.to(self.dtype), self.weight.to(self.dtype)).float()

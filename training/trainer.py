@@ -91,13 +91,14 @@ class Trainer:
             self.engine, batches, self.pad_id, self.config.training.seed, self.step, self.layout.rank
         )
         self.step += 1
-        if self.config.optimizer.non_finite == "stop" and not self.engine.was_step_applied():
-            raise FloatingPointError(
-                f"the gradient of step {self.step} is not finite, and optimizer.non_finite = stop; no update was made"
-            )
         self.tokens += counts.total
         self.window_steps += 1
         self.window_tokens += counts.total
+        if self.config.optimizer.non_finite == "stop" and not self.engine.was_step_applied():
+            self.log(parts)  # the last row says what was not finite
+            raise FloatingPointError(
+                f"the gradient of step {self.step} is not finite, and optimizer.non_finite = stop; no update was made"
+            )
         return parts
 
     def log(self, parts: PartsMean) -> None:

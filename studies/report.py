@@ -87,13 +87,13 @@ def _limits(runs: Sequence[Run], results: Sequence[Result]) -> str:
     whole = {s.stable for s in summaries.values() if s.stable and s.stable == s.over}
     for n in sorted(whole):
         lines.append(
-            f"- {n} of {n} seeds stable: a variant of which {least_stable_fraction(n):.0%} of the seeds are stable does "
+            f"- {n} of {n} seeds stable: a variant that is stable on {least_stable_fraction(n):.0%} of seeds does "
             "that in 1 of 20 studies. So few seeds prove no stability; one that fails disproves it."
         )
     baseline = summaries.get(BASELINE)
     if baseline and baseline.over and baseline.stable == baseline.over:
         lines.append(
-            "- The baseline was stable on every seed, so this study says nothing about which technique stabilises: only "
+            "- The baseline was stable on every seed, so this study does not say which technique stabilises: only "
             "what each costs in quality, and what it does to the router logits. `configs/tiny_unstable.yaml` is the "
             "setting in which small models fail."
         )

@@ -78,4 +78,16 @@ def variant_overrides(name: str, config: RunConfig) -> Overrides:
     """All overrides of a variant of ``config``, those of the baseline first. Raises ConfigError."""
     if not config.st_moe_config().num_experts:
         raise ConfigError("model.num_experts = 0: the study is of sparse models; set 2 or more")
-    return BASELINE_OVERRIDES | VARIANTS[name].change(config)
+    change = VARIANTS[name].change(config)
+    for key, value in change.items():
+        if key not in BASELINE_OVERRIDES and _get(config, key) == value:
+            raise ConfigError(
+                f"{key} = {value} already, so {name} would be the baseline again: leave it out of --variants, or set "
+                "another value"
+            )
+    return BASELINE_OVERRIDES | change
+
+
+def _get(config: RunConfig, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name)

@@ -43,7 +43,8 @@ def run_locally(runs: list[Run], launcher: Local, minutes: float | None) -> None
     total, done = len(runs), len(runs) - len(waiting)
     if done:
         print(f"{done} of {total} runs are finished already", flush=True)
-    began, made = time.monotonic(), 0
+    began = time.monotonic()
+    seconds: list[float] = []
     jobs: list[Job] = []
     with _ended_with_us(jobs):
         while waiting or jobs:
@@ -56,9 +57,9 @@ def run_locally(runs: list[Run], launcher: Local, minutes: float | None) -> None
             time.sleep(POLL_SECONDS)
             for job in [job for job in jobs if job.process.poll() is not None]:
                 jobs.remove(job)
-                done, made = done + 1, made + 1
-                left = (time.monotonic() - began) / made * (total - done)
                 taken = time.monotonic() - job.started
+                done, seconds = done + 1, [*seconds, taken]
+                left = sum(seconds) / len(seconds) * (total - done) / launcher.jobs
                 print(f"[{done}/{total}] {_describe(job, taken)}; {left / 60:.0f} min left", flush=True)
     if waiting:
         print(f"{len(waiting)} runs are left: repeat the command to go on", flush=True)

@@ -3,7 +3,7 @@
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +22,23 @@ EXIT_USER_ERROR = 2
 def make_parser(description: str, out: str) -> argparse.ArgumentParser:
     """The options that every study has."""
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--config", default="configs/tiny.yaml", help="configuration that all runs start from")
-    add("--steps", type=int, default=DEFAULT_STEPS, help="updates of each run; a schedule that decays ends there")
-    add("--out", type=Path, default=Path(out), help="folder of the runs and of the outcome")
-    add("--launcher", choices=("local", "slurm"), default="local", help="this machine, or one Slurm job per run")
+    add("--config", default="configs/tiny.yaml", help="configuration that all runs start from (%(default)s)")
+    add("--steps", type=int, default=DEFAULT_STEPS, help="updates of each run; a decay ends there (%(default)s)")
+    add("--out", type=Path, default=Path(out), help="folder of the runs and of the outcome (%(default)s)")
+    add(
+        "--launcher", choices=("local", "slurm"), default="local", help="this machine, or one job per run (%(default)s)"
+    )
     add("--dry-run", action="store_true", help="print every command line and job script; run and write nothing")
     local = parser.add_argument_group("--launcher local").add_argument
-    local("--ranks", type=int, default=1, help="processes of a run, one per GPU where there are GPUs")
-    local("--jobs", type=int, help="runs at a time (default: as many as the GPUs are enough for; 2 on a CPU)")
+    local("--ranks", type=int, default=1, help="processes of a run, one per GPU where there are GPUs (%(default)s)")
+    local("--jobs", type=int, help="runs at a time (as many as the GPUs are enough for; 2 on a CPU)")
     local("--minutes", type=float, help="start no further run after this time; repeat the command to go on")
     slurm = parser.add_argument_group("--launcher slurm").add_argument
-    slurm("--nodes", type=int, default=1, help="nodes of a run")
-    slurm("--gpus-per-node", type=int, default=8, help="GPUs, and processes, of a node")
+    slurm("--nodes", type=int, default=1, help="nodes of a run (%(default)s)")
+    slurm("--gpus-per-node", type=int, default=8, help="GPUs, and processes, of a node (%(default)s)")
     slurm("--time", help="time limit of a job, such as 2-00:00:00")
     slurm("--sbatch", action="append", default=[], metavar="OPTION", help="a further option, as --sbatch=--partition=x")
     add("overrides", nargs="*", metavar="key=value", help="overrides for all runs, such as training.precision=fp32")
@@ -103,6 +105,12 @@ def carry_out(
         else:
             run_locally(runs, launcher, arguments.minutes)
         return [(run, run.result()) for run in runs]
+
+
+def exit_code(arguments: argparse.Namespace, results: Iterable[Result]) -> int:
+    """1 if a run failed: it is not finished, though there was no limit of time and nobody else trains it; else 0."""
+    failed = arguments.launcher == "local" and any(result.status == "unfinished" for result in results)
+    return int(failed and arguments.minutes is None)
 
 
 def refuse(error: ValueError) -> int:

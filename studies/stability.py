@@ -11,7 +11,7 @@ import json
 import sys
 from typing import Any
 
-from studies.options import carry_out, common_arguments, make_launcher, make_parser, positive, refuse
+from studies.options import carry_out, common_arguments, exit_code, make_launcher, make_parser, positive, refuse
 from studies.plots import plot_curves, plot_quality_against_stability
 from studies.report import write_report
 from studies.table import format_tables, to_json
@@ -22,9 +22,11 @@ from training.config import ConfigError, RunConfig
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = make_parser(__doc__, "runs/stability")
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), metavar="NAME", help="of those of the paper")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of every variant")
-    parser.add_argument("--baseline-seeds", type=int, help="seeds of the baseline (default: twice as many)")
+    parser.add_argument(
+        "--variants", nargs="+", default=list(VARIANTS), metavar="NAME", help=f"of {', '.join(VARIANTS)}"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of every variant (%(default)s)")
+    parser.add_argument("--baseline-seeds", type=int, help="seeds of the baseline (twice as many)")
     return parser.parse_intermixed_args()
 
 
@@ -32,6 +34,8 @@ def plan(arguments: argparse.Namespace, config: RunConfig) -> list[tuple[str, in
     """Variant, seed and overrides of every run, seed by seed, so that a part of them compares. Raises ConfigError."""
     positive(arguments, "seeds", "baseline_seeds")
     for name in arguments.variants:
+        if "=" in name:
+            raise ConfigError(f"{name} follows --variants and is taken for one: put key=value in front of --variants")
         if name not in VARIANTS:
             raise ConfigError(f"--variants {name}: no such variant; choose from {', '.join(VARIANTS)}")
     names = list(dict.fromkeys(arguments.variants))
@@ -65,7 +69,7 @@ def main() -> int:
     plot_quality_against_stability(results, out / "quality_stability.png")
     write_report(runs, results, arguments.config, out / "report.md")
     print(f"\n{tables}\n{out}/report.md holds the figures, and what they can and cannot show")
-    return 0
+    return exit_code(arguments, results)
 
 
 if __name__ == "__main__":

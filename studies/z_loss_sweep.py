@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from studies.options import carry_out, common_arguments, make_launcher, make_parser, positive, refuse
+from studies.options import carry_out, common_arguments, exit_code, make_launcher, make_parser, positive, refuse
 from studies.plots import plot_sweep
 from studies.runs import Result
 from studies.statistics import summarise
@@ -22,8 +22,15 @@ HEADER = "| c_Z | Fraction stable | Quality (↑) | Final L_Z | Largest router l
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = make_parser(__doc__, "runs/z_loss_sweep")
-    parser.add_argument("--coefficients", nargs="+", type=float, default=COEFFICIENTS, metavar="C_Z", help="c_Z to try")
-    parser.add_argument("--seeds", type=int, default=1, help="seeds of every c_Z")
+    parser.add_argument(
+        "--coefficients",
+        nargs="+",
+        type=float,
+        default=COEFFICIENTS,
+        metavar="C_Z",
+        help=f"c_Z to try ({' '.join(f'{c:g}' for c in COEFFICIENTS)})",
+    )
+    parser.add_argument("--seeds", type=int, default=1, help="seeds of every c_Z (%(default)s)")
     return parser.parse_intermixed_args()
 
 
@@ -64,7 +71,7 @@ def main() -> int:
     (out / "table.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     plot_sweep(results, out / "z_loss_sweep.png")
     print(f"\n{table}\n{out}/z_loss_sweep.png shows it")
-    return 0
+    return exit_code(arguments, [result for _, result in outcome])
 
 
 if __name__ == "__main__":

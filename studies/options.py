@@ -15,7 +15,7 @@ from studies.runs import Result, Run, make_run
 from training.config import ConfigError, RunConfig, load_config
 from training.preflight import check_layout
 
-DEFAULT_STEPS = 400
+DEFAULT_STEPS = 250
 EXIT_USER_ERROR = 2
 
 

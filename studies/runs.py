@@ -13,7 +13,7 @@ import yaml
 from studies.divergence import Verdict, judge
 from training.config import ConfigError, RunConfig, load_config
 
-LOGGED_ROWS = 500  # at least, where the run has as many steps: a spike between two rows is not seen
+LOGGED_ROWS = 100  # at least, where the run has as many steps: a spike between two rows is not seen
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ class Run:
         there = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         for section, keys in self.config.model_dump().items():
             for key, value in keys.items():
-                before = there.get(section, {}).get(key)
+                before = there.get(section, {}).get(key, value)  # an older version of the app may lack the key
                 if before != value:
                     raise ConfigError(
                         f"{self.dir} holds a run with {section}.{key} = {before}, not {value}: set another --out"

@@ -58,7 +58,7 @@ def plot_quality_against_stability(results: Sequence[Result], path: Path) -> Non
             fmt="o", capsize=3, color=colours[name], label=f"{name} ({summary.fraction})",
         )  # fmt: skip
     axis.set_xlim(-5, 105)
-    axis.set_xlabel(f"stable runs, % (diverged: {MARGIN_NATS} nats above the run's level for long, or not finite)")
+    axis.set_xlabel(f"stable runs, % (unstable: {MARGIN_NATS} nats above its own level, or not finite)")
     axis.set_ylabel("quality: negative log perplexity")
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small")

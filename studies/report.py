@@ -42,9 +42,9 @@ def _what_was_run(runs: Sequence[Run]) -> str:
     return (
         f"{len(runs)} runs of {t.steps:,} steps ({size} in the first). All runs see the same text in the same order; a "
         "seed sets the initial weights and the randomness of training. Each variant changes one thing of the baseline, "
-        "which has no router z-loss. A run counts as unstable if a number is not finite, or if its training "
-        f"cross-entropy stays more than {MARGIN_NATS} nats above what it had already reached for {DURATION:.0%} of the "
-        "steps (`studies/divergence.py`); shorter excursions are spikes."
+        "which has no router z-loss. A run counts as unstable if a number is not finite, or if the median of its "
+        f"training cross-entropy over {DURATION:.0%} of the steps is more than {MARGIN_NATS} nats above what it had "
+        "reached before (`studies/divergence.py`); shorter excursions are spikes."
     )
 
 

@@ -1,7 +1,6 @@
 """One run of a study: where it is, how far it came, and what came out. A run is a call of ``train.py``."""
 
 import json
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
-from studies.divergence import Verdict, judge
+from studies.divergence import Verdict, is_finite, judge
 from training.config import ConfigError, RunConfig, load_config
 
 LOGGED_ROWS = 100  # at least, where the run has as many steps: a spike between two rows is not seen
@@ -71,7 +70,7 @@ class Run:
         verdict = judge(training, self.config.training.steps)
         last = next((row for row in reversed(rows) if row.get("split") == "validation"), None)
         complete = (self.dir / "summary.json").is_file()
-        stopped = bool(verdict.reason) and not _finite(training[-1])
+        stopped = bool(training) and not is_finite(training[-1])
         over = complete or stopped
         if last is None or not complete:
             last = {}
@@ -152,10 +151,6 @@ def to_arguments(overrides: Mapping[str, Any]) -> list[str]:
 
 def _as_yaml(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _finite(row: Mapping[str, Any]) -> bool:
-    return math.isfinite(row["cross_entropy"]) and math.isfinite(row["grad_norm"]) and not row["skipped_steps"]
 
 
 def _negative(value: float | None) -> float | None:

@@ -62,6 +62,18 @@ def test_dry_run_of_a_cluster_study_prints_every_job_and_writes_nothing(tmp_path
     assert not (tmp_path / "study").exists()
 
 
+def test_dry_run_of_the_sweep_changes_only_the_weight_of_the_z_loss(tmp_path: Path):
+    result = run(
+        [sys.executable, "-m", "studies.z_loss_sweep", "--coefficients", "0.1", "0", "1e-5", "--dry-run", "--out",
+         str(tmp_path / "sweep")]
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if "train.py" in line]
+    weights = ["0.0", "1e-05", "0.1"]
+    assert [f"model.router_z_coefficient={w} " in line for w, line in zip(weights, lines, strict=True)] == [True] * 3
+    assert not (tmp_path / "sweep").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

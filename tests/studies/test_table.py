@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from studies.divergence import Verdict
+from studies.plots import plot_sweep
 from studies.report import least_stable_fraction, write_report
 from studies.runs import Result, Run
 from studies.statistics import mean_of, pairs, summarise
@@ -70,11 +71,15 @@ def test_pairs_are_of_equal_seeds():
     ]
 
 
-def test_sweep_table():
-    table = format_sweep({0.0: RESULTS[:2], 1e-05: [RESULTS[4]]}).splitlines()
+def test_sweep_table(tmp_path: Path):
+    results = {0.0: RESULTS[:2], 1e-05: [RESULTS[4]], 1e-3: [RESULTS[6]]}
+    plot_sweep(results, tmp_path / "sweep.png")
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    table = format_sweep(results).splitlines()
     assert table[2:] == [
         "| 0 | 2/2 | -4.100 ± 0.100 | 4.000 ± 0.000 | 2.000 ± 0.000 |",
         "| 1e-05 | 0/0 (1 unfinished) | - | - | - |",
+        "| 0.001 | 1/1 | -4.190 | 0.250 | 2.000 |",
     ]
 
 

@@ -3,10 +3,15 @@
 import os
 import shlex
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from studies.execute import submit
 from studies.launcher import Local, Slurm
 from studies.runs import Run, make_run
+from training.config import ConfigError
 
 
 def a_run(config_file: str, out: Path) -> Run:
@@ -86,3 +91,25 @@ def test_description_holds_every_run(config_file: str, tmp_path: Path):
     assert shlex.join(["train.py", "--config", config_file, *runs[0].overrides]) in text
     assert "deepspeed --num_gpus 1" in Local(1, 1, 0).describe(runs)
     assert not (tmp_path / "study").exists()
+
+
+def test_unfinished_runs_are_submitted_and_a_refusal_is_one_line(
+    config_file: str, finished: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    sbatch = programs / "sbatch"
+    sbatch.write_text(f'#!/usr/bin/env bash\necho "$1" >> {tmp_path}/submitted; echo "Submitted batch job 7"\n')
+    sbatch.chmod(0o755)
+    runs, slurm = [finished("baseline", 0, 4.0), a_run(config_file, tmp_path / "study")], Slurm(1, 8, None, ())
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ConfigError, match="sbatch is not on this machine"):
+        submit(runs, slurm)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    submit(runs, slurm)
+    (script,) = (tmp_path / "submitted").read_text().splitlines()
+    assert Path(script).read_text() == slurm.script(runs[1])
+    assert runs[1].log.parent.is_dir()
+    sbatch.write_text("#!/usr/bin/env bash\necho 'error: no such partition' >&2; exit 1\n")
+    with pytest.raises(ConfigError, match=r"refused .*baseline-3\.sbatch: error: no such partition"):
+        submit(runs, slurm)

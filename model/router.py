@@ -10,6 +10,7 @@ from torch.nn import functional
 from model.config import StMoeConfig
 from model.expert_choice import choose_by_expert
 from model.losses import load_balance_loss, router_z_loss
+from model.router_product import router_product
 from model.routing import Routing
 from model.token_choice import choose_by_token
 
@@ -94,13 +95,15 @@ class Router(nn.Module):
     def __init__(self, config: StMoeConfig):
         super().__init__()
         self.jitter = config.router_jitter
-        self.dtype = torch.bfloat16 if config.router_precision == "bf16" else torch.float32
+        self.low_precision = config.router_precision == "bf16"
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.d_model))
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., d]`` → logits ``[..., E]``, float32."""
         with torch.autocast(x.device.type, enabled=False):
-            x = x.float()
             if self.training and self.jitter:
+                x = x.float()
                 x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
-            return functional.linear(x.to(self.dtype), self.weight.to(self.dtype)).float()
+            if self.low_precision:
+                return functional.linear(x.bfloat16(), self.weight.bfloat16()).float()
+            return router_product(x, self.weight.float())

@@ -49,7 +49,7 @@ def judge(rows: Iterable[Mapping[str, Any]], steps: int) -> Verdict:
     level, spikes, in_spike = math.inf, 0, False
     values: list[float] = []
     for number, row in enumerate(rows, start=1):
-        if not is_finite(row):
+        if not _is_finite(row):
             return Verdict(int(row["step"]), "loss or gradient not finite", spikes)
         values.append(row["cross_entropy"])
         above = values[-1] > level + SPIKE_NATS
@@ -66,7 +66,7 @@ def judge(rows: Iterable[Mapping[str, Any]], steps: int) -> Verdict:
     return Verdict(None, "", spikes)
 
 
-def is_finite(row: Mapping[str, Any]) -> bool:
+def _is_finite(row: Mapping[str, Any]) -> bool:
     """Whether loss and gradient of a row are, and no update before it was left out."""
     finite = math.isfinite(row["cross_entropy"]) and math.isfinite(row["grad_norm"])
     return finite and not row["skipped_steps"]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
-from studies.divergence import Verdict, is_finite, judge
+from studies.divergence import Verdict, judge
 from training.config import ConfigError, RunConfig, load_config
 
 LOGGED_ROWS = 100  # at least, where the run has as many steps: a spike between two rows is not seen
@@ -68,10 +68,12 @@ class Run:
         rows = self.rows()
         training = [row for row in rows if "split" not in row]
         verdict = judge(training, self.config.training.steps)
+        stop = next((row for row in rows if row.get("decision") == "stop"), None)
+        if stop is not None and verdict.stable:
+            verdict = Verdict(int(stop["step"]), stop["reason"].partition(",")[0], verdict.spikes)
         last = next((row for row in reversed(rows) if row.get("split") == "validation"), None)
         complete = (self.dir / "summary.json").is_file()
-        stopped = bool(training) and not is_finite(training[-1])
-        over = complete or stopped
+        over = complete or stop is not None
         if last is None or not complete:
             last = {}
         return Result(

@@ -33,9 +33,12 @@ def test_a_run_that_was_stopped_at_what_is_not_finite_is_over(config_file: str, 
     assert run.result().status == "unfinished"
     write_rows(run, [row(step, 4.0) for step in range(1, 20)])
     assert run.result().status == "unfinished"
-    write_rows(run, [*(row(step, 4.0) for step in range(1, 20)), row(20, 4.0, grad_norm=float("nan"))])
+    reason = "the gradient of step 20 is not finite, and optimizer.non_finite = stop; not finite among gradients: w"
+    stop = {"split": "guard", "step": 20, "decision": "stop", "reason": reason}
+    write_rows(run, [*(row(step, 4.0) for step in range(1, 20)), stop])
     result = run.result()
     assert (result.status, result.verdict.diverged_at, result.quality) == ("diverged", 20, None)
+    assert result.verdict.reason == "the gradient of step 20 is not finite"
 
 
 def test_a_line_cut_off_by_a_kill_is_ignored(config_file: str, tmp_path: Path):

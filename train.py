@@ -5,17 +5,20 @@ python train.py --config configs/tiny.yaml parallel.expert_parallel_size=1
 """
 
 import argparse
+import os
 import sys
 import time
+import traceback
 from typing import NoReturn
 
 from data.retry import DataError
-from training.config import load_config
+from training.config import ConfigError, load_config
+from training.exit_codes import SAVE_FAILED, STOPPED, UNHEALTHY, USER_ERROR
 from training.help import describe_keys
 from training.layout import Layout, initialise_distributed, shut_down_distributed
 from training.preflight import prepare
+from training.run_lock import lock_run
 
-EXIT_USER_ERROR = 2
 WAIT_FOR_RANK_0_SECONDS = 10
 
 
@@ -25,20 +28,26 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, epilog="keys:\n" + describe_keys(), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, help="the run's YAML file, such as configs/tiny.yaml")
-    parser.add_argument("--resume", action="store_true", help="continue from the run's newest checkpoint")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--resume", action="store_true", help="continue from the run's newest checkpoint")
+    start.add_argument(
+        "--restart",
+        action="store_true",
+        help="as --resume, or begin anew if the run never wrote a checkpoint; for launch/run_until_done.sh",
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, such as training.steps=100")
     return parser.parse_intermixed_args()
 
 
-def refuse(message: str, layout: Layout) -> NoReturn:
-    """Print a user's mistake once, whichever ranks see it, and exit with code 2."""
+def refuse(message: str, layout: Layout, code: int = USER_ERROR) -> NoReturn:
+    """Print why the run cannot go on once, whichever ranks see it, and exit."""
     if layout.rank != 0:
         # The launcher ends all ranks when rank 0 exits. Still here after a while: this rank alone saw the mistake.
         time.sleep(WAIT_FOR_RANK_0_SECONDS)
         message = f"rank {layout.rank}: {message}"
     print(f"error: {message}", file=sys.stderr, flush=True)
-    sys.exit(EXIT_USER_ERROR)
+    sys.exit(code)
 
 
 def main() -> None:
@@ -47,18 +56,42 @@ def main() -> None:
     layout = Layout.from_environment()
     try:
         config = load_config(arguments.config, arguments.overrides)
-        inputs = prepare(config, layout, arguments.resume)
+        goes_on = (arguments.resume or arguments.restart) and config.run_dir.exists()
+        # A run that goes on is locked before its newest checkpoint is looked for, a new one when nothing speaks
+        # against it. The lock is held until the process ends.
+        lock = lock_run(config.run_dir) if goes_on and layout.rank == 0 else None
+        inputs = prepare(config, layout, arguments.resume, restart=arguments.restart)
+        if lock is None and layout.rank == 0:
+            lock = lock_run(config.run_dir)
     except ValueError as error:
         refuse(str(error), layout)
     device = initialise_distributed(layout, config.training.timeout_seconds)
-    from training.trainer import Trainer  # torch and DeepSpeed are heavy: imported when all is checked
+    # torch and DeepSpeed are heavy: imported when all is checked
+    from training.health import UnhealthyError
+    from training.saver import SaveError
+    from training.trainer import Trainer
 
-    trainer = Trainer(config, layout, inputs, device)
+    watchdog = None
     try:
-        trainer.train()
-    except DataError as error:
+        trainer = Trainer(config, layout, inputs, device)
+        watchdog = trainer.watchdog
+        done = trainer.train()
+    except (ConfigError, DataError) as error:
         refuse(str(error), layout)
+    except UnhealthyError as error:
+        refuse(str(error), layout, UNHEALTHY)
+    except SaveError as error:
+        refuse(str(error), layout, SAVE_FAILED)
+    except Exception:
+        traceback.print_exc()
+        if watchdog is not None and (lost := watchdog.lost()):
+            print(f"error: {lost}", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(1)  # threads of collectives that failed would abort, and hide the code
+    watchdog.close()
     shut_down_distributed()
+    if not done:
+        sys.exit(STOPPED)
 
 
 if __name__ == "__main__":

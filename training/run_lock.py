@@ -1,0 +1,53 @@
+"""One run at a time writes to a run's folder: what a killed launcher left running must end before a restart begins."""
+
+import fcntl
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import IO
+
+from training.config import ConfigError
+
+LOCK_FILE = ".lock"
+WAIT_SECONDS = 120.0
+LOOK_SECONDS = 0.2
+
+
+def lock_run(run_dir: Path, wait_seconds: float = WAIT_SECONDS) -> IO[str]:
+    """Take the folder for this process, until the file is closed or the process ends, however it ends.
+
+    Args:
+        run_dir: is made if it does not exist.
+        wait_seconds: for another process that has it.
+
+    Raises:
+        ConfigError: it still has it then.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    file = (run_dir / LOCK_FILE).open("a+", encoding="utf-8")
+    deadline, said = time.monotonic() + wait_seconds, False
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip()
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"training.name = {run_dir.name}: {owner} still writes to {run_dir}: end it, or set another "
+                    "training.name"
+                ) from None
+            if not said:
+                print(f"waiting for {owner}, which still writes to {run_dir}", file=sys.stderr, flush=True)
+                said = True
+            time.sleep(LOOK_SECONDS)
+        except OSError as error:  # a file system without locks
+            print(f"warning: {run_dir} cannot be locked ({error}): start no second run in it", file=sys.stderr)
+            break
+    file.truncate(0)
+    file.write(f"process {os.getpid()} of {socket.gethostname()}")
+    file.flush()
+    return file

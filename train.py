@@ -17,7 +17,8 @@ from training.exit_codes import SAVE_FAILED, STOPPED, UNHEALTHY, USER_ERROR
 from training.help import describe_keys
 from training.layout import Layout, initialise_distributed, shut_down_distributed
 from training.preflight import prepare
-from training.run_lock import lock_run
+from training.run_lock import lock_run, wait_for_rank_0
+from training.saved_state import is_done
 
 WAIT_FOR_RANK_0_SECONDS = 10
 
@@ -35,6 +36,7 @@ def parse_arguments() -> argparse.Namespace:
         action="store_true",
         help="as --resume, or begin anew if the run never wrote a checkpoint; for launch/run_until_done.sh",
     )
+    start.add_argument("--is-done", action="store_true", help="train nothing: exit with 0 if the run is done, else 1")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, such as training.steps=100")
     return parser.parse_intermixed_args()
@@ -56,10 +58,14 @@ def main() -> None:
     layout = Layout.from_environment()
     try:
         config = load_config(arguments.config, arguments.overrides)
+        if arguments.is_done:
+            sys.exit(not is_done(config))
         goes_on = (arguments.resume or arguments.restart) and config.run_dir.exists()
         # A run that goes on is locked before its newest checkpoint is looked for, a new one when nothing speaks
         # against it. The lock is held until the process ends.
         lock = lock_run(config.run_dir) if goes_on and layout.rank == 0 else None
+        if goes_on and layout.rank != 0:
+            wait_for_rank_0(config.run_dir)
         inputs = prepare(config, layout, arguments.resume, restart=arguments.restart)
         if lock is None and layout.rank == 0:
             lock = lock_run(config.run_dir)

@@ -14,6 +14,8 @@ import transformers
 from omegaconf import OmegaConf
 
 from training.config import RunConfig
+from training.publish import write_text
+from training.saved_state import SUMMARY_FILE
 
 
 def write_config(config: RunConfig) -> None:
@@ -31,8 +33,7 @@ def write_summary(config: RunConfig, values: dict[str, Any]) -> None:
         "transformers": transformers.__version__,
     }
     summary = {**values, "versions": versions, "git_commit": code_version()["git_commit"]}
-    path = config.run_dir / "summary.json"
-    path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_text(config.run_dir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
 
 
 @functools.cache

@@ -48,6 +48,35 @@ def lock_run(run_dir: Path, wait_seconds: float = WAIT_SECONDS) -> IO[str]:
             print(f"warning: {run_dir} cannot be locked ({error}): start no second run in it", file=sys.stderr)
             break
     file.truncate(0)
-    file.write(f"process {os.getpid()} of {socket.gethostname()}")
+    file.write(_describe(os.getpid()))
     file.flush()
     return file
+
+
+def wait_for_rank_0(run_dir: Path, wait_seconds: float = WAIT_SECONDS) -> None:
+    """On another rank of its host: until no older process has the folder, whose rendezvous this rank would join.
+
+    Returns when it takes too long, or where it cannot be told: the rendezvous then fails, and a restart goes on.
+    """
+    deadline = time.monotonic() + wait_seconds
+    while time.monotonic() < deadline:
+        try:
+            with (run_dir / LOCK_FILE).open(encoding="utf-8") as file:
+                owner = file.read()
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return
+        except BlockingIOError:
+            if owner.endswith(_launch()) or socket.gethostname() not in owner:
+                return
+            time.sleep(LOOK_SECONDS)
+        except OSError:
+            return
+
+
+def _describe(pid: int) -> str:
+    return f"process {pid} of {_launch()}"
+
+
+def _launch() -> str:
+    """What the processes of a host that were started together have in common."""
+    return f"{socket.gethostname()} (launcher {os.getppid()})"

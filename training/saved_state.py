@@ -17,6 +17,7 @@ from training.manifest import DamagedError, check_contents, check_sizes, read_ma
 
 STATE_FILE = "trainer_state.json"
 LATEST = "latest"
+SUMMARY_FILE = "summary.json"  # of a run that came to its end
 FORMAT = 3
 BY_RANK = ("adamw_8bit",)  # optimizers whose state loads at the layout it was written at alone: see rank_state.py
 
@@ -53,6 +54,15 @@ class Checkpoint(NamedTuple):
 def checkpoints_dir(run_dir: Path) -> Path:
     """Where a run's checkpoints are."""
     return run_dir / "checkpoints"
+
+
+def is_done(config: RunConfig) -> bool:
+    """Whether the run has made all its steps, and its last evaluation."""
+    try:
+        summary = json.loads((config.run_dir / SUMMARY_FILE).read_text(encoding="utf-8"))
+        return bool(summary["steps"] >= config.training.steps)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def candidates(run_dir: Path) -> list[Path]:

@@ -131,7 +131,7 @@ class Watchdog:
     def _silent(self, limit: float) -> list[str]:
         now = time.monotonic()
         return [
-            f"rank {rank} is dead or stopped: not heard of for {now - seen:.0f} s; was in step {beat.step}, {beat.phase}"
+            f"rank {rank} is dead or stopped: silent for {now - seen:.0f} s, after step {beat.step}, {beat.phase}"
             for rank, (beat, seen) in sorted(self.beats.items())
             if now - seen > limit
         ]

@@ -128,7 +128,7 @@ def _warn(line: str) -> None:
 
 
 def _say_nothing(_line: str) -> None:
-    """The other ranks' part: rank 0 says it."""
+    """Rank 0 says it."""
 
 
 def prepare(config: RunConfig, layout: Layout, resume: bool, *, restart: bool = False) -> Inputs:

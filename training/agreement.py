@@ -1,14 +1,17 @@
 """All ranks go on from the same checkpoint, every byte of which one of them has checked."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import deepspeed.comm as dist
 
-from training.config import ConfigError
+from training.config import ConfigError, RunConfig
+from training.layout import Layout
 from training.manifest import DamagedError, check_contents, read_manifest
-from training.saved_state import Checkpoint, candidates, read_folder, step_of
+from training.preflight import Inputs
+from training.saved_state import Checkpoint, candidates, check_fits, read_folder, step_of
 
 
 def agree_on_checkpoint(
@@ -25,7 +28,7 @@ def agree_on_checkpoint(
         before: only checkpoints of an earlier step than this.
 
     Raises:
-        ConfigError: there is none, or it is of another version of this program; on all ranks.
+        ConfigError: there is none; on all ranks.
     """
     found = candidates(run_dir)
     if first is not None:
@@ -47,13 +50,33 @@ def agree_on_checkpoint(
     raise ConfigError(f"{run_dir / 'checkpoints'} holds no checkpoint that is whole {why}")
 
 
+def resume_together(config: RunConfig, layout: Layout, inputs: Inputs) -> Checkpoint | None:
+    """The checkpoint that all ranks go on from, if any; the data are set to it where ``preflight`` chose another one.
+
+    Raises:
+        ConfigError: none is whole, or the run cannot go on from it.
+    """
+
+    def warn(line: str) -> None:
+        if layout.rank == 0:
+            print(f"warning: {line}", file=sys.stderr, flush=True)
+
+    chosen = inputs.resume_from
+    if chosen is None:
+        return None
+    agreed = agree_on_checkpoint(config.run_dir, warn, first=chosen.folder)
+    if agreed != chosen:
+        check_fits(agreed, config, layout.world_size, inputs.zero_stage)
+        inputs.loader.load_state_dict(agreed.state.data)
+        inputs.loader.start()
+    return agreed
+
+
 def _check_share(path: Path) -> tuple[Checkpoint | None, str | None]:
     rank, world_size = dist.get_rank(), dist.get_world_size()
     try:
         # Files are sorted by size, so that dealing them in turn gives ranks about the same to read.
         check_contents(path, read_manifest(path)[rank::world_size])
         return read_folder(path), None
-    except DamagedError as error:
-        return None, str(error)
-    except ConfigError as error:
+    except (DamagedError, ConfigError) as error:
         return None, str(error)

@@ -1,18 +1,13 @@
 """The training loop."""
 
-import sys
 import time
-from collections import Counter
 from typing import Any
 
-import deepspeed.comm as dist
-import torch
 from torch import Tensor
 
-from data.unigram import count_targets, unigram_cross_entropy
 from model.size import count_parameters
 from parallel.layer import take_traffic
-from training.agreement import agree_on_checkpoint
+from training.agreement import resume_together
 from training.batches import sum_over_ranks, to_device
 from training.build import build_engine
 from training.checkpoint import Moment, load_checkpoint
@@ -26,9 +21,10 @@ from training.preflight import Inputs
 from training.progress import Progress
 from training.publish import set_latest
 from training.run_folder import code_version, write_config, write_summary
-from training.saved_state import Checkpoint, check_fits, describe_resume
+from training.saved_state import Checkpoint, describe_resume
 from training.saver import Saved, SaveError, Saver
 from training.stopping import StopRequests
+from training.summary import summarise, unigram_baseline
 from training.update import evaluate, update
 from training.watchdog import Watchdog
 
@@ -46,7 +42,8 @@ class Trainer:
     def __init__(self, config: RunConfig, layout: Layout, inputs: Inputs, device: str):
         self.config, self.layout, self.inputs, self.device = config, layout, inputs, device
         self.watchdog = Watchdog(layout.rank, layout.world_size, config.training.timeout_seconds)
-        resume = self._agree()
+        self.watchdog.enter("checking the checkpoint", 0)
+        resume = resume_together(config, layout, inputs)
         self.model_config = config.st_moe_config()
         self.pad_id = int(self.model_config.pad_token_id or 0)
         self.accumulation = accumulation_steps(config, layout.world_size)
@@ -87,7 +84,7 @@ class Trainer:
         started = self.window_start = time.monotonic()
         self.window_steps = self.window_tokens = 0
         self.window_wait = 0.0
-        unigram = self.unigram_cross_entropy()
+        unigram = unigram_baseline(self.inputs, self.device)
         self._say_start(unigram)
         self.window_start = time.monotonic()
         self.stop_requests = StopRequests(self.config.run_dir if self.layout.rank == 0 else None)
@@ -232,69 +229,31 @@ class Trainer:
             raise SaveError(f"{text}; the one before it is whole")
         self.progress.say(f"warning: {text}; going on (training.on_save_error)")
 
-    def unigram_cross_entropy(self) -> float:
-        """Nats per validation target of the best guess without context: training frequencies of the targets."""
-        validation = count_targets(self.inputs.validation, self.inputs.tokenizer.vocab_size)
-        counts = [torch.from_numpy(count).to(self.device) for count in (self.inputs.target_counts, validation)]
-        for count in counts:
-            dist.all_reduce(count)
-        return unigram_cross_entropy(counts[0].cpu().numpy(), counts[1].cpu().numpy())
-
     def finish(self, validation_cross_entropy: float, unigram: float, wall_seconds: float) -> None:
         """Write the summary and say what came out."""
         self.inputs.loader.close()
-        total, active = count_parameters(self.model_config)
-        bad_rows: list[Any] = [None] * self.layout.world_size
-        dist.all_gather_object(bad_rows, self.inputs.loader.bad_rows)
-        skipped = dict(sum((Counter(rows) for rows in bad_rows), Counter()))
+        summary = summarise(
+            self.config,
+            self.inputs,
+            steps=self.step,
+            tokens=self.tokens,
+            validation_cross_entropy=validation_cross_entropy,
+            unigram_cross_entropy=unigram,
+            wall_seconds=wall_seconds,
+        )
         if self.writer is not None:
-            write_summary(
-                self.config,
-                {
-                    "world_size": self.layout.world_size,
-                    "expert_parallel_size": self.config.parallel.expert_parallel_size,
-                    "zero_stage": self.inputs.zero_stage,
-                    "parameters_total": total,
-                    "parameters_active_per_token": active,
-                    "steps": self.step,
-                    "tokens": self.tokens,
-                    "validation_cross_entropy": validation_cross_entropy,
-                    "unigram_cross_entropy": unigram,
-                    "wall_seconds": wall_seconds,
-                    "bad_rows": skipped,
-                },
-            )
+            write_summary(self.config, summary)
             self.writer.close()
         self.progress.close()
-        if skipped:
-            self.progress.say(f"skipped data lines: {', '.join(f'{n} {kind}' for kind, n in skipped.items())}")
+        if summary["bad_rows"]:
+            skipped = ", ".join(f"{n} {kind}" for kind, n in summary["bad_rows"].items())
+            self.progress.say(f"skipped data lines: {skipped}")
 
     @property
     def learning_rate(self) -> float:
         """That of the last update."""
         schedule = self.engine.lr_scheduler  # it does not count updates that were left out
         return float(schedule.lr_lambdas[0](max(0, schedule.last_epoch - 1)) * self.config.optimizer.learning_rate)
-
-    def _agree(self) -> Checkpoint | None:
-        """The checkpoint that all ranks go on from; the data are set to it if ``preflight`` chose another one.
-
-        Raises:
-            ConfigError: none is whole, or the run cannot go on from it.
-        """
-        resume = self.inputs.resume_from
-        if resume is None:
-            return None
-        self.watchdog.enter("checking the checkpoint", resume.state.step)
-        agreed = agree_on_checkpoint(self.config.run_dir, self._warn, first=resume.folder)
-        if agreed != resume:
-            check_fits(agreed, self.config, self.layout.world_size, self.inputs.zero_stage)
-            self.inputs.loader.load_state_dict(agreed.state.data)
-            self.inputs.loader.start()
-        return agreed
-
-    def _warn(self, line: str) -> None:
-        if self.layout.rank == 0:
-            print(f"warning: {line}", file=sys.stderr, flush=True)
 
     def _write(self, row: dict[str, Any]) -> None:
         if self.writer is not None:

@@ -64,7 +64,7 @@ def test_a_silent_rank_is_named(store: TCPStore):
     def act(ranks: list[Watchdog]) -> None:
         for rank in ranks[:2]:
             rank.enter("updating", 3)
-        if ranks[2].progress < 20:
+        if ranks[2].progress < 10:
             ranks[2].enter("evaluating", 3)
         else:
             ranks[2].close()

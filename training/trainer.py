@@ -44,6 +44,7 @@ class Trainer:
         self.watchdog = Watchdog(layout.rank, layout.world_size, config.training.timeout_seconds)
         self.watchdog.enter("checking the checkpoint", 0)
         resume = resume_together(config, layout, inputs)
+        self.watchdog.enter("building the model", 0 if resume is None else resume.state.step)
         self.model_config = config.st_moe_config()
         self.pad_id = int(self.model_config.pad_token_id or 0)
         self.accumulation = accumulation_steps(config, layout.world_size)

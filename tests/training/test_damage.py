@@ -117,6 +117,7 @@ def _agree(folder: str) -> list[str]:
     for file in FILES:
         for name, damage in DAMAGES.items():
             place = Path(folder) / f"{file}-{name}"
+            place.mkdir(exist_ok=True)
             config = small_config(place)
             said: list[str] = []
             if torch.distributed.get_rank() == 0:

@@ -47,7 +47,9 @@ class Started:
         top = psutil.Process(self.process.pid)
         for process in [top, *top.children(recursive=True)]:
             with contextlib.suppress(psutil.NoSuchProcess):
-                if word in process.cmdline():
+                words = process.cmdline()
+                # The restart script has deepspeed among its words, too.
+                if word in (words[1:2] if name == "deepspeed" else words):
                     return process
         raise ProcessLookupError(name)
 

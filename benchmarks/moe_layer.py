@@ -45,27 +45,27 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() and not arguments.quick else "cpu"
     sizes = SIZES["quick" if arguments.quick else device]
     dtypes = arguments.dtypes or (["bfloat16"] if device == "cuda" else list(DTYPES))
-    cells = []
-    for tokens in arguments.tokens or sizes["tokens"]:
-        for name in dtypes:
-            for experts in arguments.experts or sizes["experts"]:
-                case = Case(tokens, experts, sizes["d_model"], sizes["d_ff"], DTYPES[name], device)
-                cells.append(measure_cell(case, arguments.repeats))
-                print(format_cell(cells[-1]), flush=True)
     results: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "cells": cells,
+        "cells": [],
     }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    file = arguments.out / f"moe_layer_{device}.json"
+    for tokens in arguments.tokens or sizes["tokens"]:
+        for name in dtypes:
+            for experts in arguments.experts or sizes["experts"]:
+                case = Case(tokens, experts, sizes["d_model"], sizes["d_ff"], DTYPES[name], device)
+                results["cells"].append(measure_cell(case, arguments.repeats))
+                print(format_cell(results["cells"][-1]), flush=True)
+                write_json(results, file)  # what took long to measure outlives an interrupted run
     if device == "cpu" and not arguments.no_ranks:  # two ranks on one GPU would only share it
         case = Case(sizes["tokens"][0], sizes["experts"][0], sizes["d_model"], sizes["d_ff"], torch.float32, device)
         results["ranks"] = {"tokens": case.tokens, "experts": case.experts}
         results["ranks"] |= weak_scaling(case.config, case.tokens, arguments.repeats)
         print(format_ranks(results["ranks"]), flush=True)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    results = write_json(results, arguments.out / f"moe_layer_{device}.json")
-    plot(results, arguments.out / f"moe_layer_{device}.png")
+    plot(write_json(results, file), file.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pytest
 from tests.support.launch import ROOT
 from tests.support.processes import started
 from tests.support.small import small_config
+from training.config import RunConfig
 from training.saved_state import read_checkpoint
 
 SECONDS = 30.0  # until the deepspeed launcher kills
@@ -47,13 +48,18 @@ def test_requests_are_noted(what: str, reason: str, tmp_path: Path):
     assert found[2] == "False"
 
 
-def test_ranks_stop_together_and_go_on_exactly(corpus: dict[str, Any], tmp_path: Path):
-    config = small_config(
+@pytest.fixture
+def config(corpus: dict[str, Any], tmp_path: Path) -> RunConfig:
+    """Of a run that ends only when it is asked to."""
+    return small_config(
         tmp_path,
         data=corpus,
         parallel={"expert_parallel_size": 2},
         training={"steps": 100_000, "log_every": 1, "eval_examples": 16, "save_every": 7},
     )
+
+
+def test_ranks_stop_together_and_go_on(config: RunConfig, tmp_path: Path):
     script = ("bash", "launch/run_until_done.sh", "--backoff", "0")
     with started(config, tmp_path / "first.log", before=script) as run:
         run.wait_for_rows(3)
@@ -78,14 +84,16 @@ def test_ranks_stop_together_and_go_on_exactly(corpus: dict[str, Any], tmp_path:
         last = run.steps()[-1]
     assert read_checkpoint(config.run_dir).state.step == last
 
-    with started(config, tmp_path / "third.log", "--resume") as run:
-        run.wait_for_rows(last + 3)
+    print(f"ended {seconds[0]:.1f} s after SIGUSR1 and {seconds[1]:.1f} s after SIGTERM")
+
+
+@pytest.mark.long
+def test_ranks_stop_when_nobody_is_left_to_stop_them(config: RunConfig, tmp_path: Path):
+    with started(config, tmp_path / "log") as run:
+        run.wait_for_rows(3)
         ranks = [run.find(f"rank {rank}") for rank in (0, 1)]
-        run.find("deepspeed").kill()  # nobody is left to stop the ranks
-        began = time.monotonic()
+        run.find("deepspeed").kill()
         for rank in ranks:
             rank.wait(SECONDS)
-        seconds.append(time.monotonic() - began)
         last = run.steps()[-1]
     assert read_checkpoint(config.run_dir).state.step == last
-    print(f"SIGUSR1 {seconds[0]:.1f} s, SIGTERM {seconds[1]:.1f} s, launcher killed {seconds[2]:.1f} s")

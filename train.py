@@ -17,8 +17,9 @@ from training.exit_codes import SAVE_FAILED, STOPPED, UNHEALTHY, USER_ERROR
 from training.help import describe_keys
 from training.layout import Layout, initialise_distributed, shut_down_distributed
 from training.preflight import prepare
-from training.run_lock import lock_run, wait_for_rank_0
+from training.run_lock import WAIT_SECONDS, lock_run, wait_for_rank_0
 from training.saved_state import is_done
+from training.stopping import watch_launcher
 
 WAIT_FOR_RANK_0_SECONDS = 10
 
@@ -54,6 +55,7 @@ def refuse(message: str, layout: Layout, code: int = USER_ERROR) -> NoReturn:
 
 def main() -> None:
     """Check everything that can be checked, then train."""
+    launcher_gone = watch_launcher()
     arguments = parse_arguments()
     layout = Layout.from_environment()
     try:
@@ -63,9 +65,11 @@ def main() -> None:
         goes_on = (arguments.resume or arguments.restart) and config.run_dir.exists()
         # A run that goes on is locked before its newest checkpoint is looked for, a new one when nothing speaks
         # against it. The lock is held until the process ends.
-        lock = lock_run(config.run_dir) if goes_on and layout.rank == 0 else None
+        # A restart is nobody's mistake: what it was started after may take its time to end.
+        patience = max(WAIT_SECONDS, config.training.timeout_seconds) if arguments.restart else WAIT_SECONDS
+        lock = lock_run(config.run_dir, patience) if goes_on and layout.rank == 0 else None
         if goes_on and layout.rank != 0:
-            wait_for_rank_0(config.run_dir)
+            wait_for_rank_0(config.run_dir, patience)
         inputs = prepare(config, layout, arguments.resume, restart=arguments.restart)
         if lock is None and layout.rank == 0:
             lock = lock_run(config.run_dir)
@@ -79,7 +83,7 @@ def main() -> None:
 
     watchdog = None
     try:
-        trainer = Trainer(config, layout, inputs, device)
+        trainer = Trainer(config, layout, inputs, device, launcher_gone)
         watchdog = trainer.watchdog
         done = trainer.train()
     except (ConfigError, DataError) as error:

@@ -53,7 +53,7 @@ def lock_run(run_dir: Path, wait_seconds: float = WAIT_SECONDS) -> IO[str]:
     return file
 
 
-def wait_for_rank_0(run_dir: Path, wait_seconds: float = WAIT_SECONDS) -> None:
+def wait_for_rank_0(run_dir: Path, wait_seconds: float) -> None:
     """On another rank of its host: until no older process has the folder, whose rendezvous this rank would join.
 
     Returns when it takes too long, or where it cannot be told: the rendezvous then fails, and a restart goes on.

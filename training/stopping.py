@@ -24,13 +24,14 @@ class StopRequests:
 
     Args:
         run_dir: where to look for the file; None: not at all.
+        launcher_gone: of ``watch_launcher``.
     """
 
-    def __init__(self, run_dir: Path | None):
+    def __init__(self, run_dir: Path | None, launcher_gone: Callable[[], bool]):
         self.file = None if run_dir is None else run_dir / STOP_FILE
         self.reason: str | None = None
         self.looked = -LOOK_SECONDS
-        self.launcher_gone = _launcher_watch()
+        self.launcher_gone = launcher_gone
         for number in SIGNALS:
             signal.signal(number, self._note)
 
@@ -53,8 +54,11 @@ class StopRequests:
             self.file.unlink(missing_ok=True)
 
 
-def _launcher_watch() -> Callable[[], bool]:
-    """Whether the deepspeed launcher that started this process, or the command that started it, has ended."""
+def watch_launcher() -> Callable[[], bool]:
+    """Tells whether the deepspeed launcher that started this process, or the command that started it, has ended.
+
+    To be called early: of a launcher that has ended by then, nothing is known.
+    """
     parent = os.getppid()
     try:
         is_launcher = LAUNCHER in Path(f"/proc/{parent}/cmdline").read_bytes()

@@ -1,6 +1,7 @@
 """The training loop."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -37,10 +38,14 @@ class Trainer:
         layout: this process among all.
         inputs: data and checkpoint, opened by ``preflight.prepare``.
         device: of this rank; distributed communication is already initialised.
+        launcher_gone: of ``stopping.watch_launcher``.
     """
 
-    def __init__(self, config: RunConfig, layout: Layout, inputs: Inputs, device: str):
+    def __init__(
+        self, config: RunConfig, layout: Layout, inputs: Inputs, device: str, launcher_gone: Callable[[], bool]
+    ):
         self.config, self.layout, self.inputs, self.device = config, layout, inputs, device
+        self.launcher_gone = launcher_gone
         self.watchdog = Watchdog(layout.rank, layout.world_size, config.training.timeout_seconds)
         self.watchdog.enter("checking the checkpoint", 0)
         resume = resume_together(config, layout, inputs)
@@ -88,7 +93,7 @@ class Trainer:
         unigram = unigram_baseline(self.inputs, self.device)
         self._say_start(unigram)
         self.window_start = time.monotonic()
-        self.stop_requests = StopRequests(self.config.run_dir if self.layout.rank == 0 else None)
+        self.stop_requests = StopRequests(self.config.run_dir if self.layout.rank == 0 else None, self.launcher_gone)
         self.stopping = False
         if 0 < self.step < t.steps and self.step % t.eval_every == 0 and not self._is_evaluated():
             self.evaluate()  # a request to stop came before it

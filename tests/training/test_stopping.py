@@ -20,8 +20,8 @@ SECONDS = 30.0  # until the deepspeed launcher kills
 LOOK = """
 import os, signal, sys, time
 from pathlib import Path
-from training.stopping import StopRequests
-requests = StopRequests(Path(sys.argv[1]))
+from training.stopping import StopRequests, watch_launcher
+requests = StopRequests(Path(sys.argv[1]), watch_launcher())
 print(requests.look())
 if sys.argv[2] == "file":
     Path(sys.argv[1], "stop").touch()

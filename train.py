@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from data.retry import DataError
 from training.config import ConfigError, load_config
-from training.exit_codes import SAVE_FAILED, STOPPED, UNHEALTHY, USER_ERROR
+from training.exit_codes import STOPPED, USER_ERROR, RunError
 from training.help import describe_keys
 from training.layout import Layout, initialise_distributed, shut_down_distributed
 from training.preflight import prepare
@@ -76,10 +76,7 @@ def main() -> None:
     except ValueError as error:
         refuse(str(error), layout)
     device = initialise_distributed(layout, config.training.timeout_seconds)
-    # torch and DeepSpeed are heavy: imported when all is checked
-    from training.health import UnhealthyError
-    from training.saver import SaveError
-    from training.trainer import Trainer
+    from training.trainer import Trainer  # torch and DeepSpeed are heavy: imported when all is checked
 
     watchdog = None
     try:
@@ -88,10 +85,8 @@ def main() -> None:
         done = trainer.train()
     except (ConfigError, DataError) as error:
         refuse(str(error), layout)
-    except UnhealthyError as error:
-        refuse(str(error), layout, UNHEALTHY)
-    except SaveError as error:
-        refuse(str(error), layout, SAVE_FAILED)
+    except RunError as error:
+        refuse(str(error), layout, error.code)
     except Exception:
         traceback.print_exc()
         if watchdog is not None and (lost := watchdog.lost()):

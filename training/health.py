@@ -9,13 +9,16 @@ from model.losses import TokenCounts
 from training.agreement import agree_on_checkpoint
 from training.config import ConfigError, RunConfig
 from training.diagnosis import diagnose
+from training.exit_codes import UNHEALTHY, RunError
 from training.guard import Decision, Guard
 from training.metrics import PartsMean
 from training.saved_state import Checkpoint
 
 
-class UnhealthyError(RuntimeError):
-    """The guard ended the run; one line. A restart would come to the same."""
+class UnhealthyError(RunError):
+    """The guard ended the run. A restart would come to the same."""
+
+    code = UNHEALTHY
 
 
 class Health:

@@ -18,6 +18,7 @@ import torch
 
 from training.checkpoint import Capture, HostCopies, Moment, capture, write_files, write_rest
 from training.config import RunConfig
+from training.exit_codes import SAVE_FAILED, RunError
 from training.manifest import FileRecord
 from training.publish import partial_folder, prune, publish, remove_abandoned, set_latest
 from training.saved_state import checkpoints_dir
@@ -25,8 +26,10 @@ from training.saved_state import checkpoints_dir
 LONGEST_JOIN_SECONDS = 1.0
 
 
-class SaveError(RuntimeError):
-    """A checkpoint could not be written; one line."""
+class SaveError(RunError):
+    """A checkpoint could not be written."""
+
+    code = SAVE_FAILED
 
 
 class Saved(NamedTuple):

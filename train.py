@@ -17,7 +17,7 @@ from training.exit_codes import STOPPED, USER_ERROR, RunError
 from training.help import describe_keys
 from training.layout import Layout, initialise_distributed, shut_down_distributed
 from training.preflight import prepare
-from training.run_lock import WAIT_SECONDS, lock_run, wait_for_rank_0
+from training.run_lock import WAIT_SECONDS, enter_run, lock_run
 from training.saved_state import is_done
 from training.stopping import watch_launcher
 
@@ -63,16 +63,12 @@ def main() -> None:
         if arguments.is_done:
             sys.exit(not is_done(config))
         goes_on = (arguments.resume or arguments.restart) and config.run_dir.exists()
-        # A run that goes on is locked before its newest checkpoint is looked for, a new one when nothing speaks
-        # against it. The lock is held until the process ends.
         # A restart is nobody's mistake: what it was started after may take its time to end.
         patience = max(WAIT_SECONDS, config.training.timeout_seconds) if arguments.restart else WAIT_SECONDS
-        lock = lock_run(config.run_dir, patience) if goes_on and layout.rank == 0 else None
-        if goes_on and layout.rank != 0:
-            wait_for_rank_0(config.run_dir, patience)
+        lock = enter_run(config.run_dir, layout.rank, patience) if goes_on else None
         inputs = prepare(config, layout, arguments.resume, restart=arguments.restart)
-        if lock is None and layout.rank == 0:
-            lock = lock_run(config.run_dir)
+        if lock is None and layout.rank == 0:  # held until the process ends
+            lock = lock_run(config.run_dir, patience)
     except ValueError as error:
         refuse(str(error), layout)
     device = initialise_distributed(layout, config.training.timeout_seconds)

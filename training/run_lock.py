@@ -15,7 +15,7 @@ WAIT_SECONDS = 120.0
 LOOK_SECONDS = 0.2
 
 
-def lock_run(run_dir: Path, wait_seconds: float = WAIT_SECONDS) -> IO[str]:
+def lock_run(run_dir: Path, wait_seconds: float) -> IO[str]:
     """Take the folder for this process, until the file is closed or the process ends, however it ends.
 
     Args:
@@ -53,7 +53,19 @@ def lock_run(run_dir: Path, wait_seconds: float = WAIT_SECONDS) -> IO[str]:
     return file
 
 
-def wait_for_rank_0(run_dir: Path, wait_seconds: float) -> None:
+def enter_run(run_dir: Path, rank: int, wait_seconds: float) -> IO[str] | None:
+    """Before a run goes on: rank 0 takes the folder, before it looks for a checkpoint; others wait until it can.
+
+    Raises:
+        ConfigError: see ``lock_run``.
+    """
+    if rank == 0:
+        return lock_run(run_dir, wait_seconds)
+    _wait_for_rank_0(run_dir, wait_seconds)
+    return None
+
+
+def _wait_for_rank_0(run_dir: Path, wait_seconds: float) -> None:
     """On another rank of its host: until no older process has the folder, whose rendezvous this rank would join.
 
     Returns when it takes too long, or where it cannot be told: the rendezvous then fails, and a restart goes on.

@@ -1,11 +1,10 @@
 """train.py with a fault put in, for tests: ``python -m tests.support.faulty_train FAULT <arguments of train.py>``.
 
 ``spike:A:B``: the labels of the batches A to B (exclusive, from 0) are made up, wherever the training meets them.
-``nan:A:B``: one gradient of the steps A to B (exclusive, from 1) is NaN. ``hang:A``: reading batch A never ends.
+``nan:A:B``: one gradient of the steps A to B (exclusive, from 1) is NaN.
 """
 
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +38,8 @@ def run_faulty(folder: Path, corpus: dict[str, Any], name: str, fault: str) -> l
 
 def inject(fault: str) -> None:
     """Patch what trains."""
-    kind, *numbers = fault.split(":")
-    bounds = range(*map(int, numbers)) if len(numbers) == 2 else range(int(numbers[0]), int(numbers[0]) + 1)
+    kind, first, last = fault.split(":")
+    bounds = range(int(first), int(last))
     if kind == "nan":
         _poison(bounds)
         return
@@ -51,8 +50,6 @@ def inject(fault: str) -> None:
         number = self.state_dict()["next_example"] // (self._schedule.world_size * self._schedule.batch_size)
         batch = next_batch(self)
         if self._server is not None and self._config.num_workers and number in bounds:  # not the loader that counts
-            if kind == "hang" and self._schedule.rank == 1:
-                time.sleep(1e6)
             rng = np.random.default_rng(number)
             batch["labels"] = np.where(batch["labels"] == -100, -100, rng.integers(200, 256, batch["labels"].shape))
         return batch
@@ -79,9 +76,6 @@ def _poison(steps: range) -> None:
 
 if __name__ == "__main__":
     fault = sys.argv.pop(1)
-    if fault.startswith("--local_rank"):  # the launcher puts it first
-        sys.argv.insert(1, fault)
-        fault = sys.argv.pop(2)
     if fault:
         inject(fault)
     train.main()

@@ -22,7 +22,7 @@ def run_faulty(folder: Path, corpus: dict[str, Any], name: str, fault: str) -> l
     config = small_config(
         folder,
         data=corpus,
-        guard={"spike_threshold": 8.0, "spike_window": 8, "spike_steps": 2, "spike_margin": 1},
+        guard={"spike_threshold": 4.0, "spike_window": 8, "spike_steps": 2, "spike_margin": 1},
         training={
             "name": name, "steps": 40, "log_every": 1, "eval_every": 40, "eval_examples": 16, "save_every": 5,
             "micro_batch_size": 8,

@@ -94,7 +94,7 @@ def test_a_run_goes_back_and_leaves_the_bad_data_out(corpus: dict[str, Any], tmp
 
     untouched, spiked, poisoned = (
         run_faulty(tmp_path, corpus, name, fault)
-        for name, fault in (("untouched", ""), ("spiked", "spike:22:26"), ("poisoned", "nan:20:22"))
+        for name, fault in (("untouched", ""), ("spiked", "spike:22:24"), ("poisoned", "nan:20:22"))
     )
     guard = [row for row in spiked if row.get("split") == "guard"]
     assert [row["decision"] for row in guard] == ["spike", "roll_back"], guard

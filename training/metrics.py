@@ -1,7 +1,9 @@
 """Rows of metrics: from the model's outputs to ``metrics.jsonl`` and TensorBoard."""
 
+import contextlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,8 @@ class PartsMean:
 class MetricsWriter:
     """Appends rows to ``metrics.jsonl`` and TensorBoard; for rank 0.
 
+    A disk that is full ends no run here: rows wait in memory until there is room; TensorBoard may lack some.
+
     Args:
         run_dir: the run's folder.
         resume_step: of the checkpoint from which the run goes on. None: a new run.
@@ -62,15 +66,28 @@ class MetricsWriter:
         self.path = run_dir / "metrics.jsonl"
         if self.path.exists():
             self._forget_after(resume_bytes)
-        self.file = self.path.open("a", encoding="utf-8")
+        self.file = self.path.open("ab", buffering=0)
+        self.waiting = b""
         self.board = SummaryWriter(
             str(run_dir / "tensorboard"), purge_step=None if resume_step is None else resume_step + 1
         )
 
     def write(self, row: dict[str, Any]) -> None:
         """One JSON object on a line of its own, flushed; to TensorBoard, under the split's name, numbers and texts."""
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
+        self.waiting += json.dumps(row).encode() + b"\n"
+        size = self.nbytes
+        try:
+            written = self.file.write(self.waiting)
+            if written == len(self.waiting):
+                self.waiting = b""
+            else:
+                os.truncate(self.path, size)  # no half a row
+        except OSError as error:
+            print(f"warning: {self.path}: {error}; rows wait in memory", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            self._write_board(row)
+
+    def _write_board(self, row: dict[str, Any]) -> None:
         split = row.get("split", "train")
         for name, value in row.items():
             if name not in ("step", "split") and isinstance(value, int | float):
@@ -82,7 +99,8 @@ class MetricsWriter:
     def close(self) -> None:
         """Flush and close both."""
         self.file.close()
-        self.board.close()
+        with contextlib.suppress(OSError):
+            self.board.close()
 
     @property
     def nbytes(self) -> int:

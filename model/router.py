@@ -5,11 +5,11 @@ Shape suffixes: G = groups, S = tokens of a group, E = experts. Everything here 
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn import functional
 
 from model.config import StMoeConfig
 from model.expert_choice import choose_by_expert
 from model.losses import load_balance_loss, router_z_loss
+from model.router_product import router_product
 from model.routing import Routing
 from model.token_choice import choose_by_token
 
@@ -95,7 +95,7 @@ class Router(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., d]`` → logits ``[..., E]``, float32."""
         with torch.autocast(x.device.type, enabled=False):
-            x = x.float()
             if self.training and self.jitter:
+                x = x.float()
                 x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
-            return functional.linear(x, self.weight.float())
+            return router_product(x, self.weight.float())

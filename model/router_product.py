@@ -1,0 +1,54 @@
+"""The router's product in float32 of inputs in low precision, without a float32 copy of them.
+
+Shape suffixes: T = tokens, d = d_model, E = experts, b = tokens of a block.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+CPU_BLOCK, DEVICE_BLOCK = 1 << 9, 1 << 14  # tokens: what stays in a core's cache; what bounds the scratch
+
+
+class _RouterProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_Td: Tensor, weight_Ed: Tensor) -> Tensor:
+        ctx.save_for_backward(x_Td, weight_Ed)
+        logits_TE = weight_Ed.new_empty(len(x_Td), len(weight_Ed))
+        for block in _blocks(x_Td):
+            torch.mm(x_Td[block].to(weight_Ed.dtype), weight_Ed.t(), out=logits_TE[block])
+        return logits_TE
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_TE: Tensor) -> tuple[Tensor, Tensor]:
+        x_Td, weight_Ed = ctx.saved_tensors
+        grad_Td, grad_Ed = torch.empty_like(x_Td), torch.zeros_like(weight_Ed)
+        for block in _blocks(x_Td):
+            grad_Td[block] = grad_TE[block] @ weight_Ed
+            grad_Ed.addmm_(grad_TE[block].t(), x_Td[block].to(weight_Ed.dtype))
+        return grad_Td, grad_Ed
+
+
+def router_product(x: Tensor, weight_Ed: Tensor) -> Tensor:
+    """Logits ``[..., E]`` in the dtype of the weight, float32.
+
+    Inputs of a lower precision are cast a block at a time, forward and backward: their copy in float32 would be kept
+    by every sparse layer from forward to backward, and so would, for a moment, its gradient.
+
+    Args:
+        x: ``[..., d]``.
+        weight_Ed: float32; autocast must be off.
+    """
+    if x.dtype == weight_Ed.dtype:
+        return functional.linear(x, weight_Ed)
+    return _RouterProduct.apply(x.reshape(-1, x.shape[-1]), weight_Ed).view(*x.shape[:-1], len(weight_Ed))
+
+
+def _blocks(x_Td: Tensor) -> Iterator[slice]:
+    size = CPU_BLOCK if x_Td.device.type == "cpu" else DEVICE_BLOCK
+    return (slice(start, start + size) for start in range(0, len(x_Td), size))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.faulty_train import run_faulty
 from training.guard import Guard, GuardConfig
 
 CONFIG = GuardConfig(spike_threshold=6.0, spike_window=16, spike_steps=2, spike_margin=3, max_rollbacks=1)
@@ -89,29 +90,31 @@ def test_state_goes_through_json_and_decides_alike(cut: int):
     assert expected.count(None) >= cut - 3
 
 
-def test_a_run_goes_back_and_leaves_the_bad_data_out(corpus: dict[str, Any], tmp_path: Path):
-    from tests.support.faulty_train import run_faulty
+def final(rows: list[dict[str, Any]]) -> float:
+    return float([row["cross_entropy"] for row in rows if row.get("split") == "validation"][-1])
 
-    untouched, spiked, poisoned = (
-        run_faulty(tmp_path, corpus, name, fault)
-        for name, fault in (("untouched", ""), ("spiked", "spike:22:24"), ("poisoned", "nan:20:22"))
+
+def test_a_run_goes_back_and_leaves_the_bad_data_out(corpus: dict[str, Any], tmp_path: Path):
+    untouched, spiked = (
+        run_faulty(tmp_path, corpus, name, fault) for name, fault in (("untouched", ""), ("spiked", "spike:22:24"))
     )
     guard = [row for row in spiked if row.get("split") == "guard"]
     assert [row["decision"] for row in guard] == ["spike", "roll_back"], guard
-    assert "going back to step_00000020" in guard[1]["reason"]
-    assert "the data of steps 21 to " in guard[1]["reason"]
+    assert "going back to step_00000020; the data of steps 21 to 24 are left out" in guard[1]["reason"]
     steps = [row["step"] for row in spiked if "split" not in row]
-    back = steps.index(21, steps.index(21) + 1)
-    assert steps == [*range(1, back + 1), *range(21, 41)]
+    assert steps == [*range(1, 25), *range(21, 41)]
     before = [row["loss"] for row in untouched if "split" not in row]
-    assert [row["loss"] for row in spiked if "split" not in row][:20] == before[:20]
+    assert [row["loss"] for row in spiked if "split" not in row][:22] == before[:22]
+    print(f"validation cross-entropy: untouched {final(untouched):.4f}, with a spike {final(spiked):.4f}")
+    assert final(spiked) == pytest.approx(final(untouched), abs=0.1)
 
+
+@pytest.mark.long
+def test_a_run_goes_on_after_steps_that_are_not_finite(corpus: dict[str, Any], tmp_path: Path):
+    untouched, poisoned = (
+        run_faulty(tmp_path, corpus, name, fault) for name, fault in (("untouched", ""), ("poisoned", "nan:20:22"))
+    )
     skipped = [(row["step"], row["decision"]) for row in poisoned if row.get("split") == "guard"]
     assert skipped == [(20, "skipped"), (21, "skipped")]
-    final = {
-        name: [row["cross_entropy"] for row in found if row.get("split") == "validation"][-1]
-        for name, found in (("untouched", untouched), ("spiked", spiked), ("poisoned", poisoned))
-    }
-    print(f"validation cross-entropy after 40 steps: {final}")
-    assert final["spiked"] == pytest.approx(final["untouched"], abs=0.3)
-    assert final["poisoned"] == pytest.approx(final["untouched"], abs=0.3)
+    print(f"validation cross-entropy: untouched {final(untouched):.4f}, two steps left out {final(poisoned):.4f}")
+    assert final(poisoned) == pytest.approx(final(untouched), abs=0.1)

@@ -29,6 +29,7 @@ COPY data ./data
 COPY optim ./optim
 COPY parallel ./parallel
 COPY training ./training
+COPY studies ./studies
 
 # Not root; runs/ is where data, runs and caches go: mount a volume there.
 RUN useradd --create-home --uid 10001 trainer \

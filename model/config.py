@@ -90,6 +90,9 @@ class StMoeConfig(PreTrainedConfig):
     router_jitter: float | int = documented(
         0.0, "In training, router inputs are multiplied by U[1 - jitter, 1 + jitter]."
     )
+    router_precision: Literal["fp32", "bf16"] = documented(
+        "fp32", "bf16: the router's inputs, weights and logits are rounded to bf16, for studies of instability."
+    )
     load_balance_coefficient: float | int = documented(1e-2, "c_B, weight of the load-balance loss.")
     router_z_coefficient: float | int = documented(1e-3, "c_Z, weight of the router z-loss.")
     output_z_coefficient: float | int = documented(1e-4, "Weight of the z-loss of the output head.")

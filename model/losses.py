@@ -26,6 +26,7 @@ class RouterLosses(NamedTuple):
 
     load_balance: Tensor
     z: Tensor
+    max_logit: Tensor  # without gradient
     dropped_tokens: Tensor
     tokens: Tensor
 
@@ -63,6 +64,11 @@ def router_z_loss(logits_GSE: Tensor, mask_GS: Tensor, tokens: Tensor | None = N
     mask_GS = mask_GS.float()
     square_GS = logits_GSE.float().logsumexp(-1).square()
     return (square_GS * mask_GS).sum() / (mask_GS.sum().clamp(min=1) if tokens is None else tokens)
+
+
+def max_router_logit(logits_GSE: Tensor, mask_GS: Tensor) -> Tensor:
+    """The largest router logit of any real token and expert, float32 scalar without gradient; -inf without a token."""
+    return logits_GSE.detach().float().amax(-1).masked_fill(~mask_GS.bool(), float("-inf")).amax()
 
 
 def cross_entropy_and_z(logits_BLV: Tensor, labels_BL: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ Shape suffixes: G = groups, S = tokens of a group, E = experts. Everything here 
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn import functional
 
 from model.config import StMoeConfig
 from model.expert_choice import choose_by_expert
@@ -85,11 +86,16 @@ def route(
 
 
 class Router(nn.Module):
-    """Linear map from the residual stream to one logit per expert; no bias; float32 also under autocast."""
+    """Linear map from the residual stream to one logit per expert; no bias; float32 also under autocast.
+
+    With ``router_precision: bf16`` it is what the paper warns of: a product in bf16, whose round-off grows with the
+    logits.
+    """
 
     def __init__(self, config: StMoeConfig):
         super().__init__()
         self.jitter = config.router_jitter
+        self.low_precision = config.router_precision == "bf16"
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.d_model))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,4 +104,6 @@ class Router(nn.Module):
             if self.training and self.jitter:
                 x = x.float()
                 x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
+            if self.low_precision:
+                return functional.linear(x.bfloat16(), self.weight.bfloat16()).float()
             return router_product(x, self.weight.float())

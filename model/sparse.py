@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from model.config import StMoeConfig
 from model.dispatch import combine, dispatch, tokens_of_rows
 from model.experts import Experts
-from model.losses import RouterLosses
+from model.losses import RouterLosses, max_router_logit
 from model.precision import to_matmul_dtype
 from model.router import Router, group_tokens, route
 
@@ -61,6 +61,7 @@ class SparseFeedForward(nn.Module):
         losses = RouterLosses(
             load_balance=routing.load_balance_loss,
             z=routing.router_z_loss,
+            max_logit=max_router_logit(logits_GSE, mask_GS),
             dropped_tokens=routing.dropped_tokens(mask_GS),
             tokens=real_tokens,
         )

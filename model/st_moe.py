@@ -24,7 +24,8 @@ class StMoeOutput(Seq2SeqLMOutput):
 
     ``loss = cross_entropy + c_B load_balance_loss + c_Z router_z_loss + c_O output_z_loss``. The sparse layers' losses
     are their mean (or sum, ``router_loss_reduction``), 0 in a dense model. ``dropped_fraction`` is the share of real
-    tokens, over all sparse layers, that no expert had a place for.
+    tokens, over all sparse layers, that no expert had a place for; ``max_router_logit`` is the largest of all
+    routers' logits.
     """
 
     cross_entropy: Tensor | None = None
@@ -32,6 +33,7 @@ class StMoeOutput(Seq2SeqLMOutput):
     router_z_loss: Tensor | None = None
     output_z_loss: Tensor | None = None
     dropped_fraction: Tensor | None = None
+    max_router_logit: Tensor | None = None
 
 
 class EmbeddedEncoder(nn.Module):
@@ -197,6 +199,7 @@ class StMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         real = torch.stack([layer.tokens for layer in layers]).sum() if layers else zero
         dropped = torch.stack([layer.dropped_tokens for layer in layers]).sum() if layers else zero
         output.dropped_fraction = dropped / real.clamp(min=1)
+        output.max_router_logit = torch.stack([layer.max_logit for layer in layers]).amax() if layers else zero
         output.loss = (
             output.cross_entropy
             + config.load_balance_coefficient * output.load_balance_loss

@@ -23,6 +23,7 @@ PARTS = (
     "output_z_loss",
     "dropped_fraction",
 )
+MAXIMA = ("max_router_logit",)
 COEFFICIENTS = {
     "load_balance_loss": "load_balance_coefficient",
     "router_z_loss": "router_z_coefficient",
@@ -31,20 +32,24 @@ COEFFICIENTS = {
 
 
 class PartsMean:
-    """Mean of the objective's parts over micro-batches and, at the end, over ranks."""
+    """Mean of the objective's parts, and the largest of the maxima, over micro-batches and, at the end, over ranks."""
 
     def __init__(self) -> None:
         self.outputs: list[Tensor] = []
+        self.maxima: list[Tensor] = []
 
     def add(self, output: StMoeOutput) -> None:
         """Keep one micro-batch's scalars on the device."""
         self.outputs.append(torch.stack([output[name].detach().float() for name in PARTS]))
+        self.maxima.append(torch.stack([output[name].detach().float() for name in MAXIMA]))
 
     def reduce(self, config: StMoeConfig) -> dict[str, float]:
-        """Unweighted parts under their own names, weighted ones with ``_weighted``; one all-reduce, one wait."""
-        mean = torch.stack(self.outputs).double().mean(0)
+        """Unweighted parts under their own names, weighted ones with ``_weighted``; two small all-reduces."""
+        mean, largest = torch.stack(self.outputs).double().mean(0), torch.stack(self.maxima).double().amax(0)
         dist.all_reduce(mean)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         values = dict(zip(PARTS, (mean / dist.get_world_size()).tolist(), strict=True))
+        values |= dict(zip(MAXIMA, largest.tolist(), strict=True))
         for name, coefficient in COEFFICIENTS.items():
             values[f"{name}_weighted"] = getattr(config, coefficient) * values[name]
         return values

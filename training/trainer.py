@@ -14,7 +14,7 @@ from training.build import build_engine
 from training.checkpoint import Moment, load_checkpoint
 from training.config import RunConfig
 from training.deepspeed_config import accumulation_steps
-from training.health import Health
+from training.health import Health, UnhealthyError
 from training.layout import Layout
 from training.metrics import MetricsWriter, PartsMean
 from training.optimizer_metrics import optimizer_metrics
@@ -136,7 +136,11 @@ class Trainer:
         stop, busy, failed = counts.flags
         self.stopping = stop > 0
         self._note_save(self.saver.advance(busy, failed))
-        return parts, self.health.check(self.step, parts, batches[0], counts.mean, rank)
+        try:
+            return parts, self.health.check(self.step, parts, batches[0], counts.mean, rank)
+        except UnhealthyError:
+            self.log(parts)  # the last row says what was wrong
+            raise
 
     def go_back(self, checkpoint: Checkpoint) -> None:
         """To an earlier checkpoint, but not in the data: what was read since is left out."""

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from model.config import StMoeConfig
 from model.initialisation import initialise_weights
-from model.losses import TokenCounts, cross_entropy_and_z, load_balance_loss, router_z_loss
+from model.losses import TokenCounts, cross_entropy_and_z, load_balance_loss, max_router_logit, router_z_loss
 from model.norm import RMSNorm
 from model.router import Router
 from model.sparse import SparseFeedForward
@@ -51,6 +51,15 @@ def test_z_loss_of_large_logits_is_finite() -> None:
     assert router_z_loss(logits, torch.ones(1, 4)).item() == pytest.approx(
         (200 + torch.tensor(8.0).log().item()) ** 2, rel=1e-6
     )
+
+
+def test_largest_logit_is_of_real_tokens() -> None:
+    logits = torch.tensor([[[1.0, 3.0], [9.0, 0.0]], [[-2.0, 2.5], [0.0, 0.0]]], requires_grad=True)
+    mask = torch.tensor([[1, 0], [1, 1]])
+    largest = max_router_logit(logits, mask)
+    assert largest.item() == 3.0
+    assert not largest.requires_grad
+    assert max_router_logit(logits, torch.zeros(2, 2)).item() == float("-inf")
 
 
 def test_load_balance_equals_a_loop() -> None:
@@ -117,6 +126,22 @@ def test_router_computes_in_float32_under_autocast(dtype: torch.dtype) -> None:
     torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_router_in_bf16_rounds_inputs_weights_and_logits() -> None:
+    router = Router(StMoeConfig(d_model=64, num_experts=8, router_precision="bf16"))
+    source = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        router.weight.normal_(generator=source)
+    x = torch.randn(500, 64, generator=source)
+    logits = router(x)
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits, logits.bfloat16().float())
+    expected = x.bfloat16().double() @ router.weight.detach().bfloat16().double().T
+    # Half a unit of bf16's last place, 2^-9 to 2^-8 of the logit, from the exact product of the rounded.
+    torch.testing.assert_close(logits.double(), expected, rtol=2**-8, atol=1e-3)
+    (grad,) = torch.autograd.grad(logits.sum(), router.weight)
+    assert grad.dtype == torch.float32
+
+
 def test_norm_takes_the_mean_square_in_float32() -> None:
     source = torch.Generator().manual_seed(7)
     x = (torch.randn(50, 512, generator=source) * 30).bfloat16()
@@ -150,6 +175,23 @@ def test_no_target_at_all_is_finite() -> None:
     output = model(**batch | {"labels": torch.full_like(batch["labels"], -100)})
     assert output.cross_entropy.item() == 0
     assert torch.isfinite(output.loss)
+
+
+def test_model_reports_the_largest_logit_of_all_its_routers() -> None:
+    model, batch = make_model(num_experts=4), make_batch()
+    routers = [module for module in model.modules() if isinstance(module, Router)]
+    assert len(routers) == 4
+    for largest in range(4):
+        with torch.no_grad():
+            for index, router in enumerate(routers):
+                router.weight.fill_(0.0 if index != largest else 1.0)  # each logit is the sum of the input
+        logits: list[Tensor] = []
+        handle = routers[largest].register_forward_hook(lambda _, __, output, kept=logits: kept.append(output))
+        output = model(**batch)
+        handle.remove()
+        is_encoder = largest < 2
+        mask = batch["attention_mask"].bool() if is_encoder else batch["labels"] != -100
+        assert output.max_router_logit.item() == max(logits[0][mask].max().item(), 0.0)
 
 
 def make_model(**options: Any) -> StMoeForConditionalGeneration:

@@ -18,7 +18,7 @@ from tests.support.small import small_config
 
 ROW_KEYS = {
     "step", "tokens", "loss", "cross_entropy", "load_balance_loss", "router_z_loss", "learning_rate", "grad_norm",
-    "dropped_fraction", "tokens_per_second", "step_seconds", "skipped_steps", "update_rms/experts",
+    "dropped_fraction", "max_router_logit", "tokens_per_second", "step_seconds", "skipped_steps", "update_rms/experts",
     "clipped_fraction/head",
 }  # fmt: skip
 SUMMARY_KEYS = {
@@ -140,10 +140,9 @@ def test_gradients_that_are_not_finite_are_counted_or_end_the_run(corpus: dict[s
     assert stopping.returncode == 3
     assert "the gradient of step 2 is not finite, and optimizer.non_finite = stop" in stopping.stderr
     assert "; not finite among gradients: decoder.blocks.0." in stopping.stderr
-    assert [(row["step"], row.get("decision")) for row in rows(tmp_path / "runs" / "stopping")] == [
-        (1, None),
-        (2, "stop"),
-    ]
+    assert [
+        (row["step"], row.get("decision"), row.get("skipped_steps")) for row in rows(tmp_path / "runs" / "stopping")
+    ] == [(1, None, 0), (2, "stop", None), (2, None, 1)]
 
 
 def test_bad_lines_are_counted_reported_and_skipped(corpus: dict[str, Any], tmp_path: Path):

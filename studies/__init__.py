@@ -1,0 +1,1 @@
+"""The paper's experiments as commands. Every run is the real ``train.py``, started as a user starts it."""

@@ -1,0 +1,78 @@
+"""The sweep of the router z-loss's weight c_Z (Zoph et al. 2022, appendix B): quality, final L_Z and largest logit.
+
+python -m studies.z_loss_sweep --config configs/tiny.yaml --coefficients 0 1e-4 1e-3 1e-2
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+from studies.options import carry_out, common_arguments, exit_code, make_launcher, make_parser, positive, refuse
+from studies.plots import plot_sweep
+from studies.runs import Result
+from studies.statistics import summarise
+from training.config import ConfigError
+
+COEFFICIENTS = [0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
+HEADER = "| c_Z | Fraction stable | Quality (↑) | Final L_Z | Largest router logit |\n| --- | --- | --- | --- | --- |"
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = make_parser(__doc__, "runs/z_loss_sweep")
+    parser.add_argument(
+        "--coefficients",
+        nargs="+",
+        type=float,
+        default=COEFFICIENTS,
+        metavar="C_Z",
+        help=f"c_Z to try ({' '.join(f'{c:g}' for c in COEFFICIENTS)})",
+    )
+    parser.add_argument("--seeds", type=int, default=1, help="seeds of every c_Z (%(default)s)")
+    return parser.parse_intermixed_args()
+
+
+def format_sweep(results: Mapping[float, Sequence[Result]]) -> str:
+    """A Markdown table, a row per c_Z."""
+    rows = []
+    for coefficient, of_value in results.items():
+        s = summarise(of_value)
+        figures = " | ".join(str(mean or "-") for mean in (s.quality, s.router_z_loss, s.max_router_logit))
+        rows.append(f"| {coefficient:g} | {s.fraction} | {figures} |")
+    return "\n".join([HEADER, *rows]) + "\n"
+
+
+def main() -> int:
+    """Run what is not finished, then write table and figure; the exit code."""
+    arguments = parse_arguments()
+    coefficients = list(dict.fromkeys(sorted(arguments.coefficients)))
+    try:
+        positive(arguments, "seeds")
+        if coefficients[0] < 0:
+            raise ConfigError(f"--coefficients {coefficients[0]:g} must be 0 or greater")
+        launcher = make_launcher(arguments)
+        common, _ = common_arguments(arguments, launcher)
+        plan = [
+            (f"c_z_{coefficient:g}", seed, {"model.router_z_coefficient": coefficient})
+            for seed in range(arguments.seeds)
+            for coefficient in coefficients
+        ]
+        outcome = carry_out(arguments, launcher, common, plan)
+    except ValueError as error:
+        return refuse(error)
+    if outcome is None:
+        return 0
+    results = {c: [result for run, result in outcome if run.variant == f"c_z_{c:g}"] for c in coefficients}
+    table, out = format_sweep(results), arguments.out
+    (out / "table.md").write_text(table, encoding="utf-8")
+    rows = [{"c_z": c, **asdict(result)} for c, of_value in results.items() for result in of_value]
+    (out / "table.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    plot_sweep(results, out / "z_loss_sweep.png")
+    print(f"\n{table}\n{out}/z_loss_sweep.png shows it")
+    return exit_code(arguments, [result for _, result in outcome])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-EXIT_USER_ERROR = 2
+from training.exit_codes import USER_ERROR
 
 
 def positive(text: str) -> int:
@@ -48,20 +48,23 @@ def main() -> None:
     from training.export import DTYPES, export  # torch and transformers are heavy: imported after the command line
     from training.reshard import reshard
 
+    def report(line: str) -> None:
+        print(f"warning: {line}", file=sys.stderr)
+
     try:
         if arguments.command == "export":
-            source = export(arguments.run, arguments.output, DTYPES[arguments.dtype])
+            source = export(arguments.run, arguments.output, DTYPES[arguments.dtype], report)
             print(f"{source} → {arguments.output}, for StMoeForConditionalGeneration.from_pretrained")
         else:
             size, world, stage = arguments.expert_parallel_size, arguments.world_size, arguments.zero_stage
             print(
-                f"{reshard(arguments.run, size, world, stage)}; go on with:\n"
+                f"{reshard(arguments.run, size, world, stage, report)}; go on with:\n"
                 f"deepspeed --num_gpus {world} train.py --config {arguments.run}/config.yaml --resume "
                 f"parallel.expert_parallel_size={size} training.deepspeed_config=ds_configs/zero{stage}.json"
             )
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
+        sys.exit(USER_ERROR)
 
 
 if __name__ == "__main__":

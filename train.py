@@ -5,17 +5,22 @@ python train.py --config configs/tiny.yaml parallel.expert_parallel_size=1
 """
 
 import argparse
+import os
 import sys
 import time
+import traceback
 from typing import NoReturn
 
 from data.retry import DataError
-from training.config import load_config
+from training.config import ConfigError, load_config
+from training.exit_codes import STOPPED, USER_ERROR, RunError
 from training.help import describe_keys
 from training.layout import Layout, initialise_distributed, shut_down_distributed
 from training.preflight import prepare
+from training.run_lock import WAIT_SECONDS, enter_run, lock_run
+from training.saved_state import is_done
+from training.stopping import watch_launcher
 
-EXIT_USER_ERROR = 2
 WAIT_FOR_RANK_0_SECONDS = 10
 
 
@@ -25,40 +30,69 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, epilog="keys:\n" + describe_keys(), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, help="the run's YAML file, such as configs/tiny.yaml")
-    parser.add_argument("--resume", action="store_true", help="continue from the run's newest checkpoint")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--resume", action="store_true", help="continue from the run's newest checkpoint")
+    start.add_argument(
+        "--restart",
+        action="store_true",
+        help="as --resume, or begin anew if the run never wrote a checkpoint; for launch/run_until_done.sh",
+    )
+    start.add_argument("--is-done", action="store_true", help="train nothing: exit with 0 if the run is done, else 1")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, such as training.steps=100")
     return parser.parse_intermixed_args()
 
 
-def refuse(message: str, layout: Layout) -> NoReturn:
-    """Print a user's mistake once, whichever ranks see it, and exit with code 2."""
+def refuse(message: str, layout: Layout, code: int = USER_ERROR) -> NoReturn:
+    """Print why the run cannot go on once, whichever ranks see it, and exit."""
     if layout.rank != 0:
         # The launcher ends all ranks when rank 0 exits. Still here after a while: this rank alone saw the mistake.
         time.sleep(WAIT_FOR_RANK_0_SECONDS)
         message = f"rank {layout.rank}: {message}"
     print(f"error: {message}", file=sys.stderr, flush=True)
-    sys.exit(EXIT_USER_ERROR)
+    sys.exit(code)
 
 
 def main() -> None:
     """Check everything that can be checked, then train."""
+    launcher_gone = watch_launcher()
     arguments = parse_arguments()
     layout = Layout.from_environment()
     try:
         config = load_config(arguments.config, arguments.overrides)
-        inputs = prepare(config, layout, arguments.resume)
+        if arguments.is_done:
+            sys.exit(not is_done(config))
+        goes_on = (arguments.resume or arguments.restart) and config.run_dir.exists()
+        # A restart is nobody's mistake: what it was started after may take its time to end.
+        patience = max(WAIT_SECONDS, config.training.timeout_seconds) if arguments.restart else WAIT_SECONDS
+        lock = enter_run(config.run_dir, layout.rank, patience) if goes_on else None
+        inputs = prepare(config, layout, arguments.resume, restart=arguments.restart)
+        if lock is None and layout.rank == 0:  # held until the process ends
+            lock = lock_run(config.run_dir, patience)
     except ValueError as error:
         refuse(str(error), layout)
     device = initialise_distributed(layout, config.training.timeout_seconds)
     from training.trainer import Trainer  # torch and DeepSpeed are heavy: imported when all is checked
 
-    trainer = Trainer(config, layout, inputs, device)
+    watchdog = None
     try:
-        trainer.train()
-    except DataError as error:
+        trainer = Trainer(config, layout, inputs, device, launcher_gone)
+        watchdog = trainer.watchdog
+        done = trainer.train()
+    except (ConfigError, DataError) as error:
         refuse(str(error), layout)
+    except RunError as error:
+        refuse(str(error), layout, error.code)
+    except Exception:
+        traceback.print_exc()
+        if watchdog is not None and (lost := watchdog.lost()):
+            print(f"error: {lost}", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(1)  # threads of collectives that failed would abort, and hide the code
+    watchdog.close()
     shut_down_distributed()
+    if not done:
+        sys.exit(STOPPED)
 
 
 if __name__ == "__main__":

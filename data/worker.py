@@ -159,4 +159,5 @@ if __name__ == "__main__":
     # when it has gone.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a scheduler's early warning
     serve(Connection(int(sys.argv[1])), int(sys.argv[2]))

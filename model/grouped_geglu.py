@@ -1,7 +1,7 @@
 """GEGLU of many experts as one differentiable function: per expert on a CPU, as grouped matrix products on a GPU.
 
-Autograd would keep four activations of d_ff per row; these keep two, the products with W_in and W_gate, and write
-every gradient once, where it stays.
+Autograd would keep four activations of d_ff per row. These keep the products with W_in and W_gate, on a CPU their GELU
+too, which is slow there, and write every gradient once, where it stays.
 
 Shape suffixes: E = experts, R = rows of all of them, r = rows of one, d = d_model, F = d_ff.
 """
@@ -42,24 +42,26 @@ class ReusedMemory:
         return type(self), ()  # a copy begins without memory
 
 
-def _geglu(first: Tensor, second: Tensor, out: Tensor) -> Tensor:
-    """``gelu(first) * second``."""
-    return torch.ops.aten.gelu.out(first, approximate="tanh", out=out).mul_(second)
+def _gelu(first: Tensor, out: Tensor) -> Tensor:
+    return torch.ops.aten.gelu.out(first, approximate="tanh", out=out)
 
 
 def _geglu_backward(
-    first: Tensor, second: Tensor, grad_hidden: Tensor, gate: Tensor, hidden: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The hidden activation again, and the gradients of ``first`` and ``second``.
+    first: Tensor, second: Tensor, gate: Tensor, grad_hidden: Tensor, hidden: Tensor, grad_second: Tensor
+) -> Tensor:
+    """The gradient of ``first``, which overwrites ``grad_hidden``.
 
-    Overwrites ``grad_hidden``; ``gate`` and ``hidden`` are memory to write to.
+    Args:
+        first, second: the two products.
+        gate: ``gelu(first)``.
+        grad_hidden: gradient of ``gate * second``.
+        hidden, grad_second: memory for ``gate * second`` again, and its gradient by ``second``; the latter may be
+            that of ``gate``.
     """
-    torch.ops.aten.gelu.out(first, approximate="tanh", out=gate)
     torch.mul(gate, second, out=hidden)
-    grad_second = gate.mul_(grad_hidden)
+    torch.mul(gate, grad_hidden, out=grad_second)
     grad_hidden.mul_(second)
-    grad_first = torch.ops.aten.gelu_backward.grad_input(grad_hidden, first, approximate="tanh", grad_input=grad_hidden)
-    return hidden, grad_first, grad_second
+    return torch.ops.aten.gelu_backward.grad_input(grad_hidden, first, approximate="tanh", grad_input=grad_hidden)
 
 
 class _PerExpert(torch.autograd.Function):
@@ -83,9 +85,11 @@ class _PerExpert(torch.autograd.Function):
         for rows_rd, y_rd, *weights in zip(*parts, strict=True):
             w1_Fd, w2_dF, w3_Fd = (w.to(rows_Rd.dtype) for w in weights)
             first_rF, second_rF = rows_rd @ w1_Fd.mT, rows_rd @ w3_Fd.mT
-            torch.mm(_geglu(first_rF, second_rF, out=scratch[: len(rows_rd)]), w2_dF.mT, out=y_rd)
+            gate_rF = _gelu(first_rF, out=torch.empty_like(first_rF))
+            hidden_rF = torch.mul(gate_rF, second_rF, out=scratch[: len(rows_rd)])
+            torch.mm(hidden_rF, w2_dF.mT, out=y_rd)
             if differentiable:
-                kept += first_rF, second_rF
+                kept += first_rF, second_rF, gate_rF
         ctx.save_for_backward(rows_Rd, w1_EFd, w2_EdF, w3_EFd, *kept)
         ctx.counts, ctx.memory = counts, memory
         return y_Rd
@@ -99,12 +103,13 @@ class _PerExpert(torch.autograd.Function):
         grad_rows_Rd = torch.empty_like(rows_Rd)
         scratch = rows_Rd.new_empty(3, max(ctx.counts), w1_EFd.shape[1])
         parts = (t.split(ctx.counts) for t in (rows_Rd, grad_y_Rd, grad_rows_Rd))
-        experts = zip(*parts, kept[::2], kept[1::2], *(t.unbind() for t in (*stacks, *grads)), strict=True)
-        for rows_rd, grad_y_rd, grad_rows_rd, first_rF, second_rF, w1, w2, w3, *grad_w in experts:
+        products = (kept[start::3] for start in range(3))
+        experts = zip(*parts, *products, *(t.unbind() for t in (*stacks, *grads)), strict=True)
+        for rows_rd, grad_y_rd, grad_rows_rd, first_rF, second_rF, gate_rF, w1, w2, w3, *grad_w in experts:
             w1_Fd, w2_dF, w3_Fd = (w.to(rows_Rd.dtype) for w in (w1, w2, w3))
-            gate_rF, hidden_rF, grad_hidden_rF = scratch[:, : len(rows_rd)]
+            hidden_rF, grad_hidden_rF, grad_second_rF = scratch[:, : len(rows_rd)]
             torch.mm(grad_y_rd, w2_dF, out=grad_hidden_rF)
-            _, grad_first_rF, grad_second_rF = _geglu_backward(first_rF, second_rF, grad_hidden_rF, gate_rF, hidden_rF)
+            grad_first_rF = _geglu_backward(first_rF, second_rF, gate_rF, grad_hidden_rF, hidden_rF, grad_second_rF)
             pairs = ((grad_first_rF, rows_rd), (grad_y_rd, hidden_rF), (grad_second_rF, rows_rd))
             for grad, (left, right) in zip(grad_w, pairs, strict=True):
                 if grad.dtype == left.dtype:
@@ -123,7 +128,8 @@ class _Grouped(torch.autograd.Function):
         w1, w2, w3 = (w.to(rows_Rd.dtype) for w in (w1_EFd, w2_EdF, w3_EFd))
         first_RF, second_RF = (grouped_mm(rows_Rd, w.mT, offs=ends_E) for w in (w1, w3))
         ctx.save_for_backward(rows_Rd, w1_EFd, w2_EdF, w3_EFd, ends_E, first_RF, second_RF)
-        return grouped_mm(_geglu(first_RF, second_RF, torch.empty_like(first_RF)), w2.mT, offs=ends_E)
+        hidden_RF = _gelu(first_RF, out=torch.empty_like(first_RF)).mul_(second_RF)
+        return grouped_mm(hidden_RF, w2.mT, offs=ends_E)
 
     @staticmethod
     @once_differentiable
@@ -132,8 +138,10 @@ class _Grouped(torch.autograd.Function):
         w1, w2, w3 = (w.to(rows_Rd.dtype) for w in stacks)
         grad_y_Rd = grad_y_Rd.contiguous()
         grad_hidden_RF = grouped_mm(grad_y_Rd, w2, offs=ends_E)
-        memory = (torch.empty_like(first_RF), torch.empty_like(first_RF))
-        hidden_RF, grad_first_RF, grad_second_RF = _geglu_backward(first_RF, second_RF, grad_hidden_RF, *memory)
+        # GELU again: memory is scarcer than time here.
+        gate_RF, hidden_RF = _gelu(first_RF, out=torch.empty_like(first_RF)), torch.empty_like(first_RF)
+        grad_first_RF = _geglu_backward(first_RF, second_RF, gate_RF, grad_hidden_RF, hidden_RF, gate_RF)
+        grad_second_RF = gate_RF
         pairs = ((grad_first_RF, rows_Rd), (grad_y_Rd, hidden_RF), (grad_second_RF, rows_Rd))
         grads = [grouped_mm(left.mT, right, offs=ends_E) for left, right in pairs]
         grad_rows_Rd = grouped_mm(grad_first_RF, w1, offs=ends_E)

@@ -1,5 +1,6 @@
 """Batches on the device, and how many real tokens a global batch has."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import deepspeed.comm as dist
@@ -15,6 +16,7 @@ class GlobalCounts(NamedTuple):
 
     mean: TokenCounts  # per rank and micro-batch: the divisors of the losses
     total: int  # encoder and decoder together
+    flags: tuple[int, ...]  # sums over ranks of what was asked to be summed along
 
 
 def to_device(batch: dict[str, np.ndarray], device: str) -> dict[str, Tensor]:
@@ -33,12 +35,20 @@ def sum_over_ranks(counts: dict[str, int], device: str) -> dict[str, int]:
     return dict(zip(counts, totals.tolist(), strict=True))
 
 
-def count_tokens(batches: list[dict[str, Tensor]], pad_id: int) -> GlobalCounts:
-    """Count real encoder and decoder tokens over all ranks' ``batches``; one small all-reduce."""
+def count_tokens(batches: list[dict[str, Tensor]], pad_id: int, flags: Sequence[int] = ()) -> GlobalCounts:
+    """Count real encoder and decoder tokens over all ranks' ``batches``; one small all-reduce.
+
+    Args:
+        batches: of this rank.
+        pad_id: of the inputs.
+        flags: as many small numbers on every rank, to be summed along at no further cost.
+    """
     encoder = torch.stack([(batch["input_ids"] != pad_id).sum() for batch in batches]).sum()
     decoder = torch.stack([(batch["labels"] != IGNORED_LABEL).sum() for batch in batches]).sum()
     totals = torch.stack((encoder, decoder)).double()
+    totals = torch.cat((totals, torch.tensor(flags, dtype=totals.dtype, device=totals.device)))
     dist.all_reduce(totals)
     parts = len(batches) * dist.get_world_size()
     mean = (totals / parts).float()
-    return GlobalCounts(TokenCounts(mean[0], mean[1]), int(totals.sum()))
+    encoder_total, decoder_total, *sums = map(int, totals.tolist())
+    return GlobalCounts(TokenCounts(mean[0], mean[1]), encoder_total + decoder_total, tuple(sums))

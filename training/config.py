@@ -1,4 +1,4 @@
-"""A run's whole configuration: one YAML file of five sections, merged with ``key=value`` overrides and validated."""
+"""A run's whole configuration: one YAML file of six sections, merged with ``key=value`` overrides and validated."""
 
 import difflib
 import typing
@@ -15,6 +15,7 @@ from data.config import DataConfig
 from model.config import StMoeConfig, documented_fields
 from optim.config import OptimizerConfig
 from parallel.config import ParallelConfig
+from training.guard import GuardConfig
 
 FP16_REFUSED = "overflows in T5-like models: use bf16 or fp32"
 
@@ -47,7 +48,27 @@ class TrainingConfig(BaseModel):
         4096, ge=1, description="Held-out sequences in an evaluation; divisible by micro_batch_size x world size."
     )
     save_every: int = Field(1000, ge=1, description="Steps between checkpoints; there is always one at the end.")
-    timeout_seconds: float = Field(1800.0, gt=0, description="How long a collective waits for a rank, in seconds.")
+    save_in_background: bool = Field(
+        True,
+        description="Write checkpoints beside the training, from a copy in host memory of what this rank writes; "
+        "false: training waits, and no copy is made.",
+    )
+    keep_checkpoints: int | None = Field(
+        None, ge=1, description="Newest checkpoints that are kept; older ones are removed. null: all are kept."
+    )
+    keep_every: int | None = Field(
+        None, ge=1, description="Checkpoints whose step is a multiple of this are kept too; needs keep_checkpoints."
+    )
+    on_save_error: Literal["stop", "continue"] = Field(
+        "stop",
+        description="A checkpoint that cannot be written (disk full): end the run, or go on until the next one.",
+    )
+    timeout_seconds: float = Field(
+        1800.0,
+        gt=0,
+        description="Seconds within which the other ranks end, and name the rank, when one is dead or hangs; also how "
+        "long a collective waits. Longer than an evaluation.",
+    )
 
 
 if TYPE_CHECKING:
@@ -70,6 +91,7 @@ class RunConfig(BaseModel):
     optimizer: OptimizerConfig = OptimizerConfig()
     parallel: ParallelConfig = ParallelConfig()
     training: TrainingConfig = TrainingConfig()
+    guard: GuardConfig = GuardConfig()
 
     def st_moe_config(self) -> StMoeConfig:
         """The model section as the Hugging Face config."""
@@ -87,6 +109,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "optimizer": OptimizerConfig,
     "parallel": ParallelConfig,
     "training": TrainingConfig,
+    "guard": GuardConfig,
 }
 
 
@@ -124,12 +147,26 @@ def validate(values: Any) -> RunConfig:
         config.st_moe_config()
     except StrictDataclassError as error:
         raise ConfigError(" ".join(str(error.__cause__ or error).split())) from None
+    _check_kept(config)
     if config.optimizer.decay_steps is None:
         try:
             config.optimizer.check_decay(config.training.steps, "training.steps")
         except ValueError as error:
             raise ConfigError(str(error)) from None
     return config
+
+
+def _check_kept(config: RunConfig) -> None:
+    keep, every = config.training.keep_checkpoints, config.training.keep_every
+    if keep is None and every is not None:
+        raise ConfigError(
+            f"training.keep_every = {every} without training.keep_checkpoints, so all are kept: set both, or neither"
+        )
+    if keep == 1 and config.guard.spike_threshold:
+        raise ConfigError(
+            f"training.keep_checkpoints = 1 with guard.spike_threshold = {config.guard.spike_threshold}: the only "
+            "checkpoint may be too near a spike to go back to; keep at least 2"
+        )
 
 
 def _first_mistake(error: ValidationError) -> str:

@@ -1,6 +1,5 @@
 """Weights and what the optimizer keeps per weight (AdamW's moments), between the tensors of an engine and shards."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -8,11 +7,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from training.ranges import Range
-from training.shards import WEIGHT, Entry, Index, Piece, ShardReader, chunks, write_shard
+from training.shards import WEIGHT, Entry, Index, Piece, ShardReader, chunks
 
 
 class Part(NamedTuple):
-    """What one rank wrote."""
+    """What one rank writes."""
 
     states: dict[str, torch.dtype]  # of every element
     scalars: dict[str, float]  # of the optimizer
@@ -24,35 +23,27 @@ def owners(ranges: list[Range]) -> list[Tensor]:
     return list({id(r.owner): r.owner for r in ranges}.values())
 
 
-def write_ranges(optimizer: Optimizer, ranges: list[Range], path: Path, *, weights_only: bool = False) -> Part:
-    """Write this rank's share of ``ranges``.
+def part_of(
+    optimizer: Optimizer, ranges: list[Range], file: str, *, weights_only: bool = False
+) -> tuple[Part, dict[str, Tensor]]:
+    """This rank's share of ``ranges``: what the index says of it, and the tensors of its file, 1-D views.
 
     Args:
         optimizer: that steps the ranges' owners.
         ranges: all that this rank holds.
-        path: the shard, which must not exist.
+        file: name of the shard.
         weights_only: leave out the optimizer's state.
 
     Raises:
         ValueError: the optimizer's state is not one number per weight or for all.
     """
-    shares = {r.name: share for r in ranges if (share := r.share()).start < share.stop}
-    kinds = [
-        ({WEIGHT: owner.dtype}, {}) if weights_only else _kinds(optimizer, owner)
-        for owner in owners(list(shares.values()))
-    ]
+    shares = [share for r in ranges if (share := r.share()).start < share.stop]
+    kinds = [({WEIGHT: owner.dtype}, {}) if weights_only else _kinds(optimizer, owner) for owner in owners(shares)]
     states, scalars = kinds[0] if kinds else ({}, {})
     if any(kind != kinds[0] for kind in kinds):
         raise ValueError(f"{type(optimizer).__name__} does not keep the same of every parameter")
-
-    def read(name: str, state: str, start: int, stop: int) -> Tensor:
-        r = shares[name]
-        return r.of(_tensor(optimizer, r, state))[start - r.start : stop - r.start]
-
-    write_shard(path, [(r.name, r.start, r.stop) for r in shares.values()], states, read)
-    return Part(
-        states, scalars, [(r.name, r.shape, r.expert, Piece(r.start, r.stop, path.name)) for r in shares.values()]
-    )
+    tensors = {f"{r.name}/{state}": r.of(_tensor(optimizer, r, state)) for r in shares for state in states}
+    return Part(states, scalars, [(r.name, r.shape, r.expert, Piece(r.start, r.stop, file)) for r in shares]), tensors
 
 
 def read_ranges(optimizer: Optimizer, ranges: list[Range], reader: ShardReader) -> None:

@@ -1,7 +1,7 @@
 """A checkpoint as a Hugging Face folder, written tensor by tensor."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -10,7 +10,8 @@ from transformers import GenerationConfig
 from data.tokenizer import Tokenizer
 from model.st_moe import StMoeForConditionalGeneration
 from training.config import ConfigError, RunConfig, validate
-from training.saved_state import begin, publish, read_checkpoint, write_text
+from training.publish import begin, publish, write_text
+from training.saved_state import read_checkpoint
 from training.shards import WEIGHT, ShardReader, chunks
 from training.tensor_file import TensorFileWriter
 
@@ -19,13 +20,14 @@ WEIGHTS_FILE = "model.safetensors"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def export(run_dir: Path, folder: Path, dtype: torch.dtype) -> Path:
+def export(run_dir: Path, folder: Path, dtype: torch.dtype, report: Callable[[str], None] = lambda _: None) -> Path:
     """Write the run's newest weights with all experts, config and tokenizer, for ``from_pretrained(folder)``.
 
     Args:
         run_dir: the run's folder.
         folder: to be made; appears when it is whole.
         dtype: of the weights in the file; float32 is what was trained.
+        report: told of damaged checkpoints that are passed over.
 
     Returns:
         The checkpoint's folder.
@@ -35,7 +37,7 @@ def export(run_dir: Path, folder: Path, dtype: torch.dtype) -> Path:
     """
     if folder.exists():
         raise ConfigError(f"--output {folder} exists: remove it, or name another folder")
-    checkpoint = read_checkpoint(run_dir)
+    checkpoint = read_checkpoint(run_dir, report=report)
     config = validate(checkpoint.state.config)
     tokenizer = _tokenizer(config, checkpoint.state.data["identity"]["fingerprint of data.vocabulary"])
     reader = ShardReader(checkpoint.folder)

@@ -1,7 +1,9 @@
 """Rows of metrics: from the model's outputs to ``metrics.jsonl`` and TensorBoard."""
 
+import contextlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,47 +58,70 @@ class PartsMean:
 class MetricsWriter:
     """Appends rows to ``metrics.jsonl`` and TensorBoard; for rank 0.
 
+    A disk that is full ends no run here: rows wait in memory until there is room; TensorBoard may lack some.
+
     Args:
         run_dir: the run's folder.
-        resume_step: rows after this step are of a future that the checkpoint does not know: they are removed, since
-            the run will write them again. None: a new run.
+        resume_step: of the checkpoint from which the run goes on. None: a new run.
+        resume_bytes: length of the file when that checkpoint was made. Later rows are of a future that the checkpoint
+            does not know: they are removed, since the run will write them again.
     """
 
-    def __init__(self, run_dir: Path, resume_step: int | None):
+    def __init__(self, run_dir: Path, resume_step: int | None, resume_bytes: int = 0):
         self.path = run_dir / "metrics.jsonl"
-        if resume_step is not None and self.path.exists():
-            self._forget_after(resume_step)
-        self.file = self.path.open("a", encoding="utf-8")
+        if self.path.exists():
+            self._forget_after(resume_bytes)
+        self.file = self.path.open("ab", buffering=0)
+        self.waiting = b""
         self.board = SummaryWriter(
             str(run_dir / "tensorboard"), purge_step=None if resume_step is None else resume_step + 1
         )
 
     def write(self, row: dict[str, Any]) -> None:
-        """One JSON object on a line of its own, flushed; scalars to TensorBoard under the split's name."""
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
+        """One JSON object on a line of its own, flushed; to TensorBoard, under the split's name, numbers and texts."""
+        self.waiting += json.dumps(row).encode() + b"\n"
+        size = self.nbytes
+        try:
+            written = self.file.write(self.waiting)
+            if written == len(self.waiting):
+                self.waiting = b""
+            else:
+                os.truncate(self.path, size)  # no half a row
+        except OSError as error:
+            print(f"warning: {self.path}: {error}; rows wait in memory", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            self._write_board(row)
+
+    def _write_board(self, row: dict[str, Any]) -> None:
         split = row.get("split", "train")
         for name, value in row.items():
             if name not in ("step", "split") and isinstance(value, int | float):
                 self.board.add_scalar(f"{split}/{name}", value, row["step"])
+            elif name not in ("step", "split") and isinstance(value, str):
+                self.board.add_text(f"{split}/{name}", value, row["step"])
         self.board.flush()
 
     def close(self) -> None:
         """Flush and close both."""
         self.file.close()
-        self.board.close()
+        with contextlib.suppress(OSError):
+            self.board.close()
 
-    def _forget_after(self, step: int) -> None:
+    @property
+    def nbytes(self) -> int:
+        """Length of ``metrics.jsonl``."""
+        return self.path.stat().st_size
+
+    def _forget_after(self, size: int) -> None:
         kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        for line in self.path.read_bytes()[:size].splitlines(keepends=True):
             try:
-                row = json.loads(line)
+                json.loads(line)
             except ValueError:  # the line that a crash cut off
                 continue
-            if row["step"] <= step:
-                kept.append(line + "\n")
+            kept.append(line)
         temporary = self.path.with_name(".metrics.jsonl.tmp")
-        with temporary.open("w", encoding="utf-8") as file:
+        with temporary.open("wb") as file:
             file.writelines(kept)
             file.flush()
             os.fsync(file.fileno())

@@ -5,14 +5,11 @@ name to its file, as Hugging Face's index of model shards does. A load at any la
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import deepspeed.comm as dist
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -21,30 +18,27 @@ from optim.adafactor import Adafactor
 INDEX_FILE = "optimizer.safetensors.index.json"
 
 
-def save_optimizer_state(optimizer: Optimizer, folder: Path) -> None:
-    """Write what the optimizer keeps outside ``optimizer.state``, if anything; collective over all ranks.
+def optimizer_file(rank: int) -> str:
+    """The file of a rank."""
+    return f"optimizer-{rank:05d}.safetensors"
+
+
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """What this rank has to save of what the optimizer keeps outside ``optimizer.state``; mostly nothing."""
+    return optimizer.named_state() if isinstance(optimizer, Adafactor) else {}
+
+
+def optimizer_index(names: Mapping[str, list[str]]) -> str:
+    """The text of the index.
 
     Args:
-        optimizer: the engine's basic optimizer.
-        folder: of the checkpoint; it exists.
+        names: of the tensors in each file.
     """
-    if not isinstance(optimizer, Adafactor):
-        return
-    file = folder / f"optimizer-{dist.get_rank():05d}.safetensors"
-    state = {name: tensor.to("cpu", copy=True) for name, tensor in optimizer.named_state().items()}
-    save_file(state, file)
-    _sync(file)
-    saved: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(saved, (file.name, list(state)))
-    if dist.get_rank() == 0:
-        files = {name: file_name for file_name, names in saved for name in names}
-        (folder / INDEX_FILE).write_text(json.dumps({"weight_map": files}), encoding="utf-8")
-        _sync(folder / INDEX_FILE)
-    dist.barrier()
+    return json.dumps({"weight_map": {name: file for file, tensors in names.items() for name in tensors}})
 
 
 def load_optimizer_state(optimizer: Optimizer, folder: Path) -> None:
-    """Restore what ``save_optimizer_state`` wrote, at whatever layout.
+    """Restore what ``optimizer_tensors`` gave, at whatever layout.
 
     Raises:
         ValueError: a file is missing or broken, or the state is of another model or optimizer.
@@ -83,8 +77,3 @@ class SavedOptimizerState(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.files)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -1,6 +1,7 @@
 """Everything that can be wrong and be known before a model is built: layout, files, vocabulary, data, resume."""
 
 import functools
+import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -15,7 +16,8 @@ from data.validation import validation_batches
 from training.config import ConfigError, RunConfig
 from training.deepspeed_config import accumulation_steps, read_deepspeed_file, zero_stage
 from training.layout import Layout
-from training.saved_state import Checkpoint, find_checkpoint
+from training.run_lock import LOCK_FILE
+from training.saved_state import Checkpoint, candidates, find_checkpoint
 
 UNIGRAM_EXAMPLES = 4096  # training examples, over all ranks, that the unigram baseline counts
 
@@ -121,16 +123,35 @@ def check_optimizer(config: RunConfig, options: dict[str, Any]) -> None:
         raise ConfigError(f"{file}.{option} = {value} does not work with {key}: remove it, or set adamw")
 
 
-def prepare(config: RunConfig, layout: Layout, resume: bool) -> Inputs:
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
+def _say_nothing(_line: str) -> None:
+    """Rank 0 says it."""
+
+
+def prepare(config: RunConfig, layout: Layout, resume: bool, *, restart: bool = False) -> Inputs:
     """Open all inputs of a run.
+
+    Args:
+        config: of the run.
+        layout: this process among all.
+        resume: go on from the newest checkpoint.
+        restart: go on from the newest checkpoint, or begin (anew) if the run never wrote one.
 
     Raises:
         ValueError: (ConfigError among them) one line that names key, value and fix.
     """
     stage = check_layout(config, layout.world_size)
     check_all_to_all(config, layout.local_world_size)
-    saved = find_checkpoint(config, layout.world_size, stage) if resume else None
-    if not resume and config.run_dir.exists() and any(config.run_dir.iterdir()):
+    saved = None
+    if resume or (restart and candidates(config.run_dir)):
+        # Sizes are for rank 0 to look at; afterwards the ranks agree on one that is whole: see agreement.py.
+        first = layout.rank == 0
+        report = _warn if first else _say_nothing
+        saved = find_checkpoint(config, layout.world_size, stage, sizes=first, report=report)
+    if not (resume or restart) and config.run_dir.exists() and {p.name for p in config.run_dir.iterdir()} - {LOCK_FILE}:
         raise ConfigError(
             f"training.name = {config.training.name}: {config.run_dir} already holds a run; add --resume to go on with "
             "it, or set another training.name"

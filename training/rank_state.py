@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -17,16 +17,13 @@ def rank_state_name(rank: int) -> str:
     return f"rank-state-{rank:05d}.safetensors"
 
 
-def save_rank_state(optimizer: Optimizer, owners: list[Tensor], path: Path) -> None:
-    """Write all that ``optimizer.state`` has of ``owners``, under their number and its name; numbers as 0-d tensors."""
-    save_file(
-        {
-            f"{i}/{name}": torch.as_tensor(value).to("cpu", copy=True)  # safetensors refuses tensors that share memory
-            for i, owner in enumerate(owners)
-            for name, value in optimizer.state[owner].items()
-        },
-        path,
-    )
+def rank_state(optimizer: Optimizer, owners: list[Tensor]) -> dict[str, Tensor]:
+    """All that ``optimizer.state`` has of ``owners``, under their number and its name; numbers as 0-d tensors."""
+    return {
+        f"{i}/{name}": torch.as_tensor(value)
+        for i, owner in enumerate(owners)
+        for name, value in optimizer.state[owner].items()
+    }
 
 
 def load_rank_state(optimizer: Optimizer, owners: list[Tensor], path: Path) -> None:

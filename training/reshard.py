@@ -6,31 +6,36 @@ every parameter in one file: for moving a checkpoint to another cluster, or brin
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from training.config import ConfigError, validate
+from training.manifest import FileRecord, read_manifest, record_text, write_manifest
 from training.preflight import check_expert_parallel
+from training.publish import begin, publish, set_latest
 from training.saved_state import (
+    STATE_FILE,
     SavedState,
-    begin,
     checkpoints_dir,
-    partial_folder,
-    publish,
     read_checkpoint,
     read_folder,
     refuse_by_rank,
-    set_latest,
-    write_state,
-    write_text,
 )
 from training.shards import INDEX_FILE, Entry, Index, Piece, ShardReader, shard_name, write_shard
 
 
-def reshard(run_dir: Path, expert_parallel_size: int, world_size: int, zero_stage: int) -> Path:
+def reshard(
+    run_dir: Path,
+    expert_parallel_size: int,
+    world_size: int,
+    zero_stage: int,
+    report: Callable[[str], None] = lambda _: None,
+) -> Path:
     """Write the run's newest checkpoint for another layout, beside it, and let ``latest`` name the copy.
 
-    The original is not touched. A copy that was cut off is begun anew; one that is whole is kept.
+    The original is not touched. A copy that was cut off is begun anew; one that is whole is kept. ``report`` is told of
+    damaged checkpoints that are passed over.
 
     Returns:
         The copy's folder.
@@ -38,7 +43,7 @@ def reshard(run_dir: Path, expert_parallel_size: int, world_size: int, zero_stag
     Raises:
         ConfigError: there is no checkpoint, or a run cannot have this layout.
     """
-    source = read_checkpoint(run_dir)
+    source = read_checkpoint(run_dir, report=report)
     values = source.state.config
     values = values | {"parallel": values["parallel"] | {"expert_parallel_size": expert_parallel_size}}
     config = validate(values)
@@ -56,11 +61,14 @@ def reshard(run_dir: Path, expert_parallel_size: int, world_size: int, zero_stag
     if folder.exists():
         _refuse_other(folder, state)
     else:
-        begin(folder)
-        _write(ShardReader(source.folder), partial_folder(folder), expert_parallel_size, world_size)
-        for file in source.folder.glob("optimizer*"):  # Adafactor's, which does not depend on the layout, and is small
-            _copy(file, partial_folder(folder) / file.name)
-        write_state(partial_folder(folder), state)
+        partial = begin(folder)
+        records = _write(ShardReader(source.folder), partial, expert_parallel_size, world_size)
+        for record in read_manifest(source.folder):
+            if record.name.startswith("optimizer"):  # Adafactor's, which does not depend on the layout, and is small
+                _copy(source.folder / record.name, partial / record.name)
+                records.append(record)
+        records.append(record_text(partial / STATE_FILE, state.to_json()))
+        write_manifest(partial, records)
         publish(folder)
     set_latest(folder)
     return folder
@@ -77,7 +85,7 @@ def _copy(source: Path, target: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _write(reader: ShardReader, folder: Path, expert_parallel_size: int, world_size: int) -> None:
+def _write(reader: ShardReader, folder: Path, expert_parallel_size: int, world_size: int) -> list[FileRecord]:
     """Shards and index of the new layout."""
     entries = {}
     for name, entry in reader.index.parameters.items():
@@ -89,6 +97,7 @@ def _write(reader: ShardReader, folder: Path, expert_parallel_size: int, world_s
         entries[name] = replace(entry, pieces=tuple(sorted(pieces)))
     index = Index(reader.index.states, reader.index.scalars, entries)
     states = {state: index.dtype(state) for state in index.states}
+    records = []
     for rank in range(world_size):
         file = shard_name(rank, world_size)
         ranges = [
@@ -97,8 +106,8 @@ def _write(reader: ShardReader, folder: Path, expert_parallel_size: int, world_s
             for piece in entry.pieces
             if piece.file == file
         ]
-        write_shard(folder / file, ranges, states, reader.read)
-    write_text(folder / INDEX_FILE, index.to_json())
+        records.append(write_shard(folder / file, ranges, states, reader.read))
+    return [*records, record_text(folder / INDEX_FILE, index.to_json())]
 
 
 def rank_share(entry: Entry, rank: int, expert_parallel_size: int, world_size: int) -> tuple[int, int]:

@@ -1,8 +1,10 @@
 """What a run leaves behind besides metrics and checkpoints: its configuration and its summary."""
 
+import functools
 import json
 import platform
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import transformers
 from omegaconf import OmegaConf
 
 from training.config import RunConfig
+from training.publish import write_text
+from training.saved_state import SUMMARY_FILE
 
 
 def write_config(config: RunConfig) -> None:
@@ -28,9 +32,19 @@ def write_summary(config: RunConfig, values: dict[str, Any]) -> None:
         "deepspeed": deepspeed.__version__,
         "transformers": transformers.__version__,
     }
-    summary = {**values, "versions": versions, "git_commit": _git_commit()}
-    path = config.run_dir / "summary.json"
-    path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    summary = {**values, "versions": versions, "git_commit": code_version()["git_commit"]}
+    write_text(config.run_dir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+
+
+@functools.cache
+def code_version() -> dict[str, str | None]:
+    """Of this program: ``version`` (None outside a checkout or an installation) and ``git_commit``."""
+    project = Path(__file__).parents[1] / "pyproject.toml"
+    try:
+        version = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"]
+    except (OSError, KeyError, tomllib.TOMLDecodeError):
+        version = None
+    return {"version": version, "git_commit": _git_commit()}
 
 
 def _git_commit() -> str | None:

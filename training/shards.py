@@ -16,11 +16,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from training.tensor_file import TensorFileWriter
+from training.manifest import FileRecord
+from training.tensor_file import CHUNK, TensorFileWriter
 
 INDEX_FILE = "index.json"
 WEIGHT = "weight"
-CHUNK = 2**26  # elements read or written at once: 256 MB of float32
 
 
 class Piece(NamedTuple):
@@ -102,8 +102,8 @@ def write_shard(
     ranges: Iterable[tuple[str, int, int]],
     states: dict[str, torch.dtype],
     read: Callable[[str, str, int, int], Tensor],
-) -> None:
-    """One file.
+) -> FileRecord:
+    """One file; gives what a manifest says of it.
 
     Args:
         path: the file, which must not exist.
@@ -120,6 +120,7 @@ def write_shard(
             for state in states:
                 for first, last in chunks(start, stop):
                     file.append(read(name, state, first, last))
+    return file.record
 
 
 class ShardReader:

@@ -6,7 +6,6 @@ each other (https://huggingface.co/docs/safetensors).
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +13,13 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float64: "F64", torch.uint8: "U8"}
+from training.manifest import FileRecord, RecordedFile
+
+DTYPES = {
+    torch.float32: "F32", torch.bfloat16: "BF16", torch.float64: "F64",
+    torch.uint8: "U8", torch.int8: "I8", torch.int32: "I32", torch.int64: "I64",
+}  # fmt: skip
+CHUNK = 2**26  # elements read or written at once: 256 MB of float32
 
 
 class TensorFileWriter:
@@ -39,7 +44,7 @@ class TensorFileWriter:
         self.path, self.written, self.current = path, 0, 0
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
-        self.file = path.open("xb")
+        self.file = RecordedFile(path)
         self.file.write(len(text).to_bytes(8, "little") + text)
 
     def append(self, piece: Tensor) -> None:
@@ -52,12 +57,28 @@ class TensorFileWriter:
             raise ValueError(f"{self.path}: {data.numel()} elements of {data.dtype} do not fit {name} of {dtype}")
         self.written += self.file.write(data.view(torch.uint8).numpy().data)
 
+    @property
+    def record(self) -> FileRecord:
+        """Of the whole file, for a manifest."""
+        return self.file.record
+
     def __enter__(self) -> "TensorFileWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
-        with self.file:
-            self.file.flush()
-            os.fsync(self.file.fileno())
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.file.__exit__(kind, value, trace)
         if kind is None and self.ends and self.written != self.ends[-1][0]:
             raise ValueError(f"{self.path}: {self.written} of {self.ends[-1][0]} bytes were written")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
+    """A new file of whole tensors, of any device; at most ``CHUNK`` elements are copied at once."""
+    with TensorFileWriter(
+        path, {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    ) as file:
+        for tensor in tensors.values():
+            for piece in tensor.detach().reshape(-1).split(CHUNK) if tensor.numel() else ():
+                file.append(piece)
+    return file.record

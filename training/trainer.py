@@ -1,29 +1,33 @@
 """The training loop."""
 
 import time
-from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
-import deepspeed.comm as dist
-import torch
 from torch import Tensor
 
-from data.unigram import count_targets, unigram_cross_entropy
 from model.size import count_parameters
 from parallel.layer import take_traffic
+from training.agreement import resume_together
 from training.batches import sum_over_ranks, to_device
 from training.build import build_engine
-from training.checkpoint import load_checkpoint, save_checkpoint
+from training.checkpoint import Moment, load_checkpoint
 from training.config import RunConfig
 from training.deepspeed_config import accumulation_steps
+from training.health import Health, UnhealthyError
 from training.layout import Layout
 from training.metrics import MetricsWriter, PartsMean
 from training.optimizer_metrics import optimizer_metrics
 from training.preflight import Inputs
 from training.progress import Progress
-from training.run_folder import write_config, write_summary
-from training.saved_state import describe_resume
+from training.publish import set_latest
+from training.run_folder import code_version, write_config, write_summary
+from training.saved_state import Checkpoint, describe_resume
+from training.saver import Saved, SaveError, Saver
+from training.stopping import StopRequests
+from training.summary import summarise, unigram_baseline
 from training.update import evaluate, update
+from training.watchdog import Watchdog
 
 
 class Trainer:
@@ -34,72 +38,119 @@ class Trainer:
         layout: this process among all.
         inputs: data and checkpoint, opened by ``preflight.prepare``.
         device: of this rank; distributed communication is already initialised.
+        launcher_gone: of ``stopping.watch_launcher``.
     """
 
-    def __init__(self, config: RunConfig, layout: Layout, inputs: Inputs, device: str):
+    def __init__(
+        self, config: RunConfig, layout: Layout, inputs: Inputs, device: str, launcher_gone: Callable[[], bool]
+    ):
         self.config, self.layout, self.inputs, self.device = config, layout, inputs, device
+        self.launcher_gone = launcher_gone
+        self.watchdog = Watchdog(layout.rank, layout.world_size, config.training.timeout_seconds)
+        self.watchdog.enter("checking the checkpoint", 0)
+        resume = resume_together(config, layout, inputs)
+        self.watchdog.enter("building the model", 0 if resume is None else resume.state.step)
         self.model_config = config.st_moe_config()
         self.pad_id = int(self.model_config.pad_token_id or 0)
         self.accumulation = accumulation_steps(config, layout.world_size)
         self.engine = build_engine(config, layout.world_size, device)
         self.step = self.tokens = 0
-        resume = inputs.resume_from
+        self.evaluated: list[float] | None = None
         if resume is not None:
-            self.step, self.tokens = resume.state.step, resume.state.tokens
+            self.step, self.tokens, self.evaluated = resume.state.step, resume.state.tokens, resume.state.evaluated
         self.progress = Progress(config.training.steps, self.step, layout.rank == 0)
+        self.health = Health(config, self.engine, self._write, self.progress.say, self._settle)
         if resume is not None:
             self.progress.say(describe_resume(resume, config, layout.world_size, inputs.zero_stage))
             load_checkpoint(self.engine, resume)
+            self.health.guard.load_state_dict(resume.state.guard)
         self.validation = [to_device(batch, device) for batch in inputs.validation]
         self.writer: MetricsWriter | None = None
         if layout.rank == 0:
             write_config(config)
-            self.writer = MetricsWriter(config.run_dir, None if resume is None else resume.state.step)
+            past = (None, 0) if resume is None else (resume.state.step, resume.state.metrics_bytes)
+            self.writer = MetricsWriter(config.run_dir, *past)
         self.saved_step = self.step
+        self.saver = Saver(config, device)
+        for name in self.saver.abandoned:
+            self.progress.say(f"removed {name}, which an interrupted save left")
 
-    def train(self) -> None:
-        """Train to ``training.steps``, with evaluations and checkpoints on the way and at the end."""
+    def train(self) -> bool:
+        """Train to ``training.steps``, with evaluations and checkpoints on the way and at the end.
+
+        Returns:
+            Whether the run is done; False if it was asked to stop, and has written a checkpoint.
+
+        Raises:
+            DataError: the data cannot be read.
+            UnhealthyError: the guard ended the run.
+            SaveError: a checkpoint could not be written.
+        """
         t = self.config.training
         started = self.window_start = time.monotonic()
         self.window_steps = self.window_tokens = 0
         self.window_wait = 0.0
-        unigram = self.unigram_cross_entropy()
+        unigram = unigram_baseline(self.inputs, self.device)
         self._say_start(unigram)
         self.window_start = time.monotonic()
-        evaluated: tuple[int, float] | None = None
-        while self.step < t.steps:
-            parts = self.train_step()
+        self.stop_requests = StopRequests(self.config.run_dir if self.layout.rank == 0 else None, self.launcher_gone)
+        self.stopping = False
+        if 0 < self.step < t.steps and self.step % t.eval_every == 0 and not self._is_evaluated():
+            self.evaluate()  # a request to stop came before it
+        while self.step < t.steps and not self.stopping:
+            parts, good = self.train_step()
             self.progress.advance()
             if self.step % t.log_every == 0:
                 self.log(parts)
-            if self.step % t.eval_every == 0:
-                evaluated = (self.step, self.evaluate())
-            if self.step % t.save_every == 0:
+            if good is not None:
+                self.go_back(good)
+                continue
+            if self.step % t.eval_every == 0 and not self.stopping:
+                self.evaluate()
+            if self.step % t.save_every == 0 or self.stopping:
                 self.save()
-        if evaluated is None or evaluated[0] != self.step:
-            evaluated = (self.step, self.evaluate())
-        if self.saved_step != self.step:
-            self.save()
-        self.finish(evaluated[1], unigram, time.monotonic() - started)
+        if not self.stopping and not self._is_evaluated():
+            self.evaluate()
+        self._write_last()
+        if self.stopping:
+            self._say_stop()
+        else:
+            assert self.evaluated is not None
+            self.finish(self.evaluated[1], unigram, time.monotonic() - started)
+        return not self.stopping
 
-    def train_step(self) -> PartsMean:
-        """One update from ``accumulation`` micro-batches."""
+    def train_step(self) -> tuple[PartsMean, Checkpoint | None]:
+        """One update from ``accumulation`` micro-batches; and the checkpoint to go back to, if the guard says so."""
+        self.watchdog.enter("reading data", self.step + 1)
         began = time.monotonic()
         batches = [to_device(self.inputs.loader.next_batch(), self.device) for _ in range(self.accumulation)]
         self.window_wait += time.monotonic() - began
-        parts, counts = update(
-            self.engine, batches, self.pad_id, self.config.training.seed, self.step, self.layout.rank
-        )
+        self.watchdog.enter("updating", self.step + 1)
+        flags = (int(self.stop_requests.look() is not None), *self.saver.flags())
+        seed, rank = self.config.training.seed, self.layout.rank
+        parts, counts = update(self.engine, batches, self.pad_id, seed, self.step, rank, flags=flags)
         self.step += 1
         self.tokens += counts.total
         self.window_steps += 1
         self.window_tokens += counts.total
-        if self.config.optimizer.non_finite == "stop" and not self.engine.was_step_applied():
-            self.log(parts)  # the last row says what was not finite
-            raise FloatingPointError(
-                f"the gradient of step {self.step} is not finite, and optimizer.non_finite = stop; no update was made"
-            )
-        return parts
+        stop, busy, failed = counts.flags
+        self.stopping = stop > 0
+        self._note_save(self.saver.advance(busy, failed))
+        try:
+            return parts, self.health.check(self.step, parts, batches[0], counts.mean, rank)
+        except UnhealthyError:
+            self.log(parts)  # the last row says what was wrong
+            raise
+
+    def go_back(self, checkpoint: Checkpoint) -> None:
+        """To an earlier checkpoint, but not in the data: what was read since is left out."""
+        self._settle()
+        load_checkpoint(self.engine, checkpoint)
+        self.step, self.tokens = checkpoint.state.step, checkpoint.state.tokens
+        self.evaluated, self.saved_step = checkpoint.state.evaluated, checkpoint.state.step
+        if self.layout.rank == 0:
+            set_latest(checkpoint.folder)  # later ones are of what the run goes back from
+        self._restart_window()
 
     def log(self, parts: PartsMean) -> None:
         """Write this step's row; rates, seconds and bytes are rank 0's means since the last row."""
@@ -121,71 +172,112 @@ class Trainer:
             "all_to_all_seconds": all_to_all_seconds / self.window_steps,
             **sum_over_ranks(self.inputs.loader.metrics(), self.device),
         }
-        if self.writer is not None:
-            self.writer.write(row)
+        self._write(row)
         self.progress.row(row)
         self._restart_window()
 
-    def evaluate(self) -> float:
+    def evaluate(self) -> None:
         """Cross-entropy in nats per target token of the held-out examples, the same ones every time."""
+        self.watchdog.enter("evaluating", self.step)
         parts = evaluate(self.engine, self.validation, self.pad_id, self.config.training.seed, self.layout.rank)
         values = parts.reduce(self.model_config)
-        if self.writer is not None:
-            self.writer.write({"split": "validation", "step": self.step, "tokens": self.tokens, **values})
+        self._write({"split": "validation", "step": self.step, "tokens": self.tokens, **values})
         self.progress.say(f"step {self.step}  validation cross-entropy {values['cross_entropy']:.4f}")
+        self.evaluated = [self.step, values["cross_entropy"]]
         self._restart_window()
-        return values["cross_entropy"]
 
     def save(self) -> None:
-        """Write a checkpoint."""
-        state = self.inputs.loader.state_dict()
-        path = save_checkpoint(self.engine, self.config, step=self.step, tokens=self.tokens, data_state=state)
+        """Begin a checkpoint, after the one that may be on its way."""
+        self._settle()
+        self.watchdog.enter("copying a checkpoint", self.step)
+        self.saver.start(
+            self.engine,
+            Moment(
+                step=self.step,
+                tokens=self.tokens,
+                data=self.inputs.loader.state_dict(),
+                guard=self.health.guard.state_dict(),
+                evaluated=self.evaluated,
+                metrics_bytes=0 if self.writer is None else self.writer.nbytes,
+                code=code_version(),
+            ),
+        )
         self.saved_step = self.step
-        self.progress.say(f"step {self.step}  checkpoint {path}")
+        if not self.config.training.save_in_background:
+            self._settle()
         self._restart_window()
 
-    def unigram_cross_entropy(self) -> float:
-        """Nats per validation target of the best guess without context: training frequencies of the targets."""
-        validation = count_targets(self.inputs.validation, self.inputs.tokenizer.vocab_size)
-        counts = [torch.from_numpy(count).to(self.device) for count in (self.inputs.target_counts, validation)]
-        for count in counts:
-            dist.all_reduce(count)
-        return unigram_cross_entropy(counts[0].cpu().numpy(), counts[1].cpu().numpy())
+    def _settle(self) -> None:
+        """Wait for a checkpoint that is on its way."""
+        self._note_save(self.saver.wait(lambda: self.watchdog.enter("waiting for a checkpoint", self.step)))
+
+    def _write_last(self) -> None:
+        """Wait until the present step is in a checkpoint. Raises SaveError if it cannot be, in any case."""
+        self._settle()
+        if self.saved_step != self.step:
+            self.save()
+            self._settle()
+        if self.saved_step != self.step:
+            raise SaveError(f"the last checkpoint, of step {self.step}, could not be written: see above")
+
+    def _note_save(self, saved: Saved | None) -> None:
+        if saved is None:
+            return
+        row = {"split": "checkpoint", "step": saved.step, "stall_seconds": saved.stall_seconds,
+               "save_seconds": saved.seconds, "rank_bytes": saved.nbytes}  # fmt: skip
+        if saved.error is None:
+            self._write(row)
+            self.progress.say(
+                f"step {saved.step}  checkpoint {saved.folder}, {saved.seconds:.1f} s, of which training waited "
+                f"{saved.stall_seconds:.2f} s{''.join(f'; removed {name}' for name in saved.pruned)}"
+            )
+            return
+        self._write(row | {"error": saved.error})
+        self.saved_step = -1
+        text = f"checkpoint {saved.folder} could not be written: {saved.error}"
+        if self.config.training.on_save_error == "stop":
+            raise SaveError(f"{text}; the one before it is whole")
+        self.progress.say(f"warning: {text}; going on (training.on_save_error)")
 
     def finish(self, validation_cross_entropy: float, unigram: float, wall_seconds: float) -> None:
         """Write the summary and say what came out."""
         self.inputs.loader.close()
-        total, active = count_parameters(self.model_config)
-        bad_rows: list[Any] = [None] * self.layout.world_size
-        dist.all_gather_object(bad_rows, self.inputs.loader.bad_rows)
-        skipped = dict(sum((Counter(rows) for rows in bad_rows), Counter()))
+        summary = summarise(
+            self.config,
+            self.inputs,
+            steps=self.step,
+            tokens=self.tokens,
+            validation_cross_entropy=validation_cross_entropy,
+            unigram_cross_entropy=unigram,
+            wall_seconds=wall_seconds,
+        )
         if self.writer is not None:
-            write_summary(
-                self.config,
-                {
-                    "world_size": self.layout.world_size,
-                    "expert_parallel_size": self.config.parallel.expert_parallel_size,
-                    "zero_stage": self.inputs.zero_stage,
-                    "parameters_total": total,
-                    "parameters_active_per_token": active,
-                    "steps": self.step,
-                    "tokens": self.tokens,
-                    "validation_cross_entropy": validation_cross_entropy,
-                    "unigram_cross_entropy": unigram,
-                    "wall_seconds": wall_seconds,
-                    "bad_rows": skipped,
-                },
-            )
+            write_summary(self.config, summary)
             self.writer.close()
         self.progress.close()
-        if skipped:
-            self.progress.say(f"skipped data lines: {', '.join(f'{n} {kind}' for kind, n in skipped.items())}")
+        if summary["bad_rows"]:
+            skipped = ", ".join(f"{n} {kind}" for kind, n in summary["bad_rows"].items())
+            self.progress.say(f"skipped data lines: {skipped}")
 
     @property
     def learning_rate(self) -> float:
         """That of the last update."""
         schedule = self.engine.lr_scheduler  # it does not count updates that were left out
         return float(schedule.lr_lambdas[0](max(0, schedule.last_epoch - 1)) * self.config.optimizer.learning_rate)
+
+    def _write(self, row: dict[str, Any]) -> None:
+        if self.writer is not None:
+            self.writer.write(row)
+
+    def _is_evaluated(self) -> bool:
+        return self.evaluated is not None and self.evaluated[0] == self.step
+
+    def _say_stop(self) -> None:
+        reason = self.stop_requests.reason or "a request to another rank"
+        self.stop_requests.obeyed()
+        self.inputs.loader.close()
+        self.progress.close()
+        self.progress.say(f"stopped after step {self.step} by {reason}; --resume goes on from there")
 
     def _restart_window(self) -> None:
         self.window_start, self.window_steps, self.window_tokens, self.window_wait = time.monotonic(), 0, 0, 0.0

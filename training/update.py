@@ -1,5 +1,6 @@
 """One optimizer update from a global batch, and one pass over held-out batches."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from training.randomness import seed_everything
 
 
 def update(
-    engine: Any, batches: list[dict[str, Tensor]], pad_id: int, *key: int | str
+    engine: Any, batches: list[dict[str, Tensor]], pad_id: int, *key: int | str, flags: Sequence[int] = ()
 ) -> tuple[PartsMean, GlobalCounts]:
     """Forward and backward over this rank's micro-batches, then one step of the optimizer; collective.
 
@@ -23,8 +24,9 @@ def update(
         batches: ``input_ids``, ``labels`` on the engine's device.
         pad_id: of the inputs.
         key: what this update's randomness depends on: seed, step and rank; the micro-batch is added.
+        flags: see ``count_tokens``.
     """
-    counts = count_tokens(batches, pad_id)
+    counts = count_tokens(batches, pad_id, flags)
     parts = PartsMean()
     for micro, batch in enumerate(batches):
         seed_everything("train", *key, micro)

@@ -124,7 +124,7 @@ def test_a_killed_worker_is_an_error_that_names_its_streams_and_the_loader_can_g
 def test_the_signals_of_the_launcher_leave_workers_to_the_trainer(make: MakeLoader) -> None:
     loader, alone = make(num_workers=1, prefetch_batches=1), make()
     np.testing.assert_equal(loader.next_batch(), alone.next_batch())
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         workers(loader)[0].send_signal(number)
     for _ in range(20):
         np.testing.assert_equal(loader.next_batch(), alone.next_batch())

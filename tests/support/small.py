@@ -34,6 +34,7 @@ def small_config(
             "data": sections.get("data", {}),
             "optimizer": {"learning_rate": 1e-2, "warmup_steps": 5} | sections.get("optimizer", {}),
             "parallel": sections.get("parallel", {}),
+            "guard": sections.get("guard", {}),
             "training": training | sections.get("training", {}),
         }
     )

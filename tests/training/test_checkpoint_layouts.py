@@ -19,9 +19,10 @@ from tests.support.optimizer import joined, whole_state
 from tests.support.ranks import run_ranks
 from tests.support.small import global_batch, small_config
 from training.build import build_engine
-from training.checkpoint import load_checkpoint, save_checkpoint
+from training.checkpoint import Moment, load_checkpoint
 from training.config import RunConfig
 from training.saved_state import find_checkpoint
+from training.saver import save_checkpoint
 from training.update import update
 
 SAVED = 3  # steps before the checkpoint
@@ -126,7 +127,8 @@ def _save(folder: str, sources: list[Place], steps: int) -> dict[str, Any]:
         _train(engine, config, range(SAVED))
         rank = str(dist.get_rank())
         state = {"identity": {}, "next_example": 8 * SAVED, "streams": {rank: rank}}
-        save_checkpoint(engine, config, step=SAVED, tokens=7, data_state=state)
+        moment = Moment(SAVED, 7, state, guard={}, evaluated=None, metrics_bytes=0, code={})
+        save_checkpoint(engine, config, moment)
         results[str(source)] = _state_and_future(engine, config, steps)
     return results
 

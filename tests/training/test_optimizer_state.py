@@ -13,7 +13,15 @@ from tests.support.optimizer import whole_state
 from tests.support.ranks import run_ranks
 from tests.training.test_adafactor_ranks import ADAFACTOR, micro_batches, small
 from training.build import build_engine
-from training.optimizer_state import INDEX_FILE, SavedOptimizerState, load_optimizer_state, save_optimizer_state
+from training.optimizer_state import (
+    INDEX_FILE,
+    SavedOptimizerState,
+    load_optimizer_state,
+    optimizer_file,
+    optimizer_index,
+    optimizer_tensors,
+)
+from training.tensor_file import write_tensors
 from training.update import update
 
 LAYOUTS = [(1, 1), (2, 2), (3, 2), (3, 1), (0, 2)]
@@ -34,7 +42,13 @@ def train_and_save(folder: Path) -> None:
 
 def save(engine: Any, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    save_optimizer_state(engine.basic_optimizer, folder)
+    file, tensors = optimizer_file(dist.get_rank()), optimizer_tensors(engine.basic_optimizer)
+    write_tensors(folder / file, tensors)
+    names: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(names, (file, list(tensors)))
+    if dist.get_rank() == 0:
+        (folder / INDEX_FILE).write_text(optimizer_index(dict(names)))
+    dist.barrier()
 
 
 def load_and_save(folder: Path, layouts: list[tuple[int, int]]) -> None:

@@ -4,18 +4,18 @@ import gzip
 import json
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.checkpoints import write_checkpoint
 from tests.support.small import small_config
 from training.config import ConfigError, RunConfig, validate
 from training.deepspeed_config import deepspeed_config
 from training.layout import Layout
 from training.preflight import check_all_to_all, check_layout, prepare
-from training.saved_state import SavedState, describe_resume, find_checkpoint, set_latest, write_state
+from training.saved_state import describe_resume, find_checkpoint
 
 ALONE = Layout(rank=0, local_rank=0, world_size=1, local_world_size=1)
 
@@ -180,19 +180,11 @@ def test_a_run_is_never_overwritten(corpus: dict[str, Any], tmp_path: Path):
         prepare(config, ALONE, resume=False)
 
 
-def _saved(config: RunConfig, **changes: Any) -> None:
-    folder = config.run_dir / "checkpoints" / "step_00000004"
-    folder.mkdir(parents=True, exist_ok=True)
-    state = SavedState(4, 9, config.model_dump(), world_size=2, zero_stage=1, data={}, engine={})
-    write_state(folder, replace(state, **changes))
-    set_latest(folder)
-
-
 def test_resume_refuses_another_model_or_nothing(tmp_path: Path):
     config = small_config(tmp_path)
     with pytest.raises(ConfigError, match=r"--resume: .* holds no checkpoint"):
         find_checkpoint(config, 2, 1)
-    _saved(config)
+    write_checkpoint(config)
     assert find_checkpoint(config, 2, 1).state.step == 4
     values = config.model_dump()
     for section, key, value in (
@@ -204,17 +196,19 @@ def test_resume_refuses_another_model_or_nothing(tmp_path: Path):
         other = validate(values | {section: values[section] | {key: value}})
         with pytest.raises(ConfigError, match=rf"^--resume: {section}\.{key} is {value} but [^\n]+$"):
             find_checkpoint(other, 2, 1)
-    _saved(config, format=1)
-    with pytest.raises(ConfigError, match=r"trainer_state\.json is of format 1, this version reads 2"):
+    write_checkpoint(config, format=1)
+    with pytest.raises(ConfigError, match=r"trainer_state\.json is of format 1, this version reads 3"):
         find_checkpoint(config, 2, 1)
     (config.run_dir / "checkpoints" / "step_00000004" / "trainer_state.json").write_text('{"step": 4')
-    with pytest.raises(ConfigError, match=r"trainer_state\.json cannot be read"):
+    with pytest.raises(
+        ConfigError, match=r"holds no checkpoint that is whole \(step_00000004: trainer_state\.json has"
+    ):
         find_checkpoint(config, 2, 1)
 
 
 def test_resume_says_what_changes(tmp_path: Path):
     config = small_config(tmp_path)
-    _saved(config)
+    write_checkpoint(config)
     checkpoint = find_checkpoint(config, 2, 1)
     assert describe_resume(checkpoint, config, 2, 1) == "going on from step_00000004"
     other = small_config(tmp_path, parallel={"expert_parallel_size": 2}, training={"precision": "bf16"})

@@ -7,13 +7,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.support.checkpoints import write_checkpoint
 from tests.support.small import small_config
 from training.config import ConfigError
-from training.element_state import owners, write_ranges
+from training.element_state import owners, part_of
 from training.ranges import Range
-from training.rank_state import load_rank_state, rank_state_name, save_rank_state
+from training.rank_state import load_rank_state, rank_state, rank_state_name
 from training.reshard import reshard
-from training.saved_state import SavedState, checkpoints_dir, find_checkpoint, set_latest, write_state
+from training.saved_state import find_checkpoint
+from training.tensor_file import write_tensors
 
 
 class BlockwiseMomentum(torch.optim.Optimizer):
@@ -53,11 +55,12 @@ def test_state_in_blocks_goes_on_bit_for_bit(tmp_path: Path):
     first, second = fresh(), fresh()
     weights = _train(first, range(3))
     path = tmp_path / rank_state_name(0)
-    save_rank_state(first, owners(ranges(first)), path)
+    write_tensors(path, rank_state(first, owners(ranges(first))))
     with pytest.raises(ValueError, match="keeps absmax1 of shape"):
-        write_ranges(first, ranges(first), tmp_path / "shard")
-    part = write_ranges(first, ranges(first), tmp_path / "shard", weights_only=True)
+        part_of(first, ranges(first), "shard")
+    part, tensors = part_of(first, ranges(first), "shard", weights_only=True)
     assert list(part.states) == ["weight"]
+    assert list(tensors) == ["0/weight", "1/weight"]
 
     for p, weight in zip(second.param_groups[0]["params"], weights, strict=True):
         p.data.copy_(weight)
@@ -71,10 +74,7 @@ def test_state_in_blocks_goes_on_bit_for_bit(tmp_path: Path):
 
 def test_another_layout_is_refused(tmp_path: Path):
     config = small_config(tmp_path, optimizer={"name": "adamw_8bit"})
-    folder = checkpoints_dir(config.run_dir) / "step_00000004"
-    folder.mkdir(parents=True)
-    write_state(folder, SavedState(4, 9, config.model_dump(), world_size=2, zero_stage=1, data={}, engine={}))
-    set_latest(folder)
+    folder = write_checkpoint(config)
     assert find_checkpoint(config, 2, 1).folder == folder
     words = r"optimizer\.name = adamw_8bit .* parallel\.expert_parallel_size = 1, 2 ranks and ZeRO 1$"
     for world_size, zero_stage in ((1, 1), (2, 3)):

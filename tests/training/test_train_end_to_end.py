@@ -48,8 +48,13 @@ def write(tmp_path: Path, corpus: dict[str, Any], zero_stage: int) -> Path:
 TIMES = ("tokens_per_second", "step_seconds", "data_seconds", "all_to_all_seconds")
 
 
-def without_times(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key not in TIMES}
+def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What two runs must agree on: all but times, and rows of checkpoints, which appear when they are written."""
+    return [
+        {key: value for key, value in row.items() if key not in TIMES}
+        for row in rows
+        if row.get("split") != "checkpoint"
+    ]
 
 
 @pytest.mark.parametrize("zero_stage", [1, 2, 3])
@@ -66,7 +71,7 @@ def test_stopped_and_resumed_run_equals_one_never_stopped(corpus: dict[str, Any]
     assert second.returncode == 0, second.stderr[-3000:]
 
     expected, found = rows(tmp_path / "runs" / "whole"), rows(parts)
-    assert [without_times(row) for row in found] == [without_times(row) for row in expected]
+    assert without_times(found) == without_times(expected)
     assert [row["step"] for row in found if "split" not in row] == list(range(1, 9))
     if zero_stage == 1:
         _check_run_folder(tmp_path / "runs" / "whole", whole.stdout)
@@ -117,7 +122,7 @@ def test_one_process_with_activation_checkpointing_trains_alike(corpus: dict[str
             [*command, "parallel.expert_parallel_size=1", f"training.activation_checkpointing={checkpointing}"]
         )
         assert result.returncode == 0, result.stderr[-3000:]
-        losses.append([row["loss"] for row in rows(tmp_path / "runs" / name)])
+        losses.append([row["loss"] for row in rows(tmp_path / "runs" / name) if "loss" in row])
     assert losses[0] == losses[1]
 
 
@@ -132,9 +137,12 @@ def test_gradients_that_are_not_finite_are_counted_or_end_the_run(corpus: dict[s
     assert [row["skipped_steps"] for row in train] == [0, 1, 2]
     assert ["update_rms/experts" in row for row in train] == [True, False, False]
     stopping = run([*command, "training.name=stopping", "optimizer.non_finite=stop"])
-    assert stopping.returncode == 1
+    assert stopping.returncode == 3
     assert "the gradient of step 2 is not finite, and optimizer.non_finite = stop" in stopping.stderr
-    assert [(row["step"], row["skipped_steps"]) for row in rows(tmp_path / "runs" / "stopping")] == [(1, 0), (2, 1)]
+    assert "; not finite among gradients: decoder.blocks.0." in stopping.stderr
+    assert [
+        (row["step"], row.get("decision"), row.get("skipped_steps")) for row in rows(tmp_path / "runs" / "stopping")
+    ] == [(1, None, 0), (2, "stop", None), (2, None, 1)]
 
 
 def test_bad_lines_are_counted_reported_and_skipped(corpus: dict[str, Any], tmp_path: Path):

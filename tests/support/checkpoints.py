@@ -1,0 +1,51 @@
+"""Checkpoints of no engine, for what looks at their state or their files alone."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.checkpoint import Capture, RankMeta, write_files, write_rest
+from training.config import RunConfig
+from training.element_state import Part
+from training.manifest import record_text, write_manifest
+from training.optimizer_state import optimizer_file
+from training.publish import begin, publish, set_latest
+from training.saved_state import STATE_FILE, SavedState, checkpoints_dir
+from training.shards import WEIGHT, Piece, shard_name
+
+
+def _state(config: RunConfig, step: int) -> SavedState:
+    return SavedState(
+        step, 9, config.model_dump(), world_size=2, zero_stage=1, data={}, engine={}, guard={}, evaluated=None,
+        metrics_bytes=0, code={},
+    )  # fmt: skip
+
+
+def write_checkpoint(config: RunConfig, step: int = 4, **changes: Any) -> Path:
+    """Published, and the newest; ``changes`` to its state."""
+    folder = checkpoints_dir(config.run_dir) / f"step_{step:08d}"
+    shutil.rmtree(folder, ignore_errors=True)
+    partial = begin(folder)
+    write_manifest(partial, [record_text(partial / STATE_FILE, replace(_state(config, step), **changes).to_json())])
+    publish(folder)
+    set_latest(folder)
+    return folder
+
+
+def write_capture(config: RunConfig, step: int) -> Path:
+    """A published checkpoint with every kind of file, as one rank writes it, of a model of one small parameter."""
+    generator = torch.Generator().manual_seed(step)
+    weights = {f"a/{WEIGHT}": torch.randn(12, generator=generator)}
+    files = {shard_name(0, 1): weights, optimizer_file(0): {"a/second_moment/0-12": torch.randn(12)}}
+    part = Part({WEIGHT: torch.float32}, {}, [("a", (12,), False, Piece(0, 12, shard_name(0, 1)))])
+    meta = RankMeta(part, {}, {file: list(tensors) for file, tensors in files.items()})
+    captured = Capture(files, _state(config, step), [meta])
+    folder = checkpoints_dir(config.run_dir) / f"step_{step:08d}"
+    partial = begin(folder)
+    write_rest(captured, partial, write_files(captured, partial))
+    publish(folder)
+    set_latest(folder)
+    return folder

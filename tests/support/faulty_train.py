@@ -1,0 +1,81 @@
+"""train.py with a fault put in, for tests: ``python -m tests.support.faulty_train FAULT <arguments of train.py>``.
+
+``spike:A:B``: the labels of the batches A to B (exclusive, from 0) are made up, wherever the training meets them.
+``nan:A:B``: one gradient of the steps A to B (exclusive, from 1) is NaN.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+import train
+from data.loader import Batch, PretrainingLoader
+from tests.support.launch import rows, run
+from tests.support.small import small_config
+
+
+def run_faulty(folder: Path, corpus: dict[str, Any], name: str, fault: str) -> list[dict[str, Any]]:
+    """Rows of metrics of 40 steps of one process, with checkpoints every 5 steps and the guard on."""
+    config = small_config(
+        folder,
+        data=corpus,
+        guard={"spike_threshold": 4.0, "spike_window": 8, "spike_steps": 2, "spike_margin": 1},
+        training={
+            "name": name, "steps": 40, "log_every": 1, "eval_every": 40, "eval_examples": 16, "save_every": 5,
+            "micro_batch_size": 8,
+        },
+    )  # fmt: skip
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump()))
+    module = [sys.executable, "-m", "tests.support.faulty_train"]
+    result = run([*module, fault, "--config", str(file)])
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+    return rows(config.run_dir)
+
+
+def inject(fault: str) -> None:
+    """Patch what trains."""
+    kind, first, last = fault.split(":")
+    bounds = range(int(first), int(last))
+    if kind == "nan":
+        _poison(bounds)
+        return
+    next_batch = PretrainingLoader.next_batch
+
+    def faulty(self: PretrainingLoader) -> Batch:
+        # The position in the data, not the step: what is left out is not met again.
+        number = self.state_dict()["next_example"] // (self._schedule.world_size * self._schedule.batch_size)
+        batch = next_batch(self)
+        if self._server is not None and self._config.num_workers and number in bounds:  # not the loader that counts
+            rng = np.random.default_rng(number)
+            batch["labels"] = np.where(batch["labels"] == -100, -100, rng.integers(200, 256, batch["labels"].shape))
+        return batch
+
+    PretrainingLoader.next_batch = faulty  # type: ignore[method-assign]
+
+
+def _poison(steps: range) -> None:
+    from training import trainer
+
+    update = trainer.update
+
+    def poisoned(engine: Any, batches: Any, pad_id: int, seed: int, step: int, rank: int, **options: Any) -> Any:
+        parameter = engine.module.get_parameter("decoder.blocks.3.feed_forward.experts.w2")
+        hook = parameter.register_hook(lambda gradient: gradient * float("nan")) if step + 1 in steps else None
+        try:
+            return update(engine, batches, pad_id, seed, step, rank, **options)
+        finally:
+            if hook is not None:
+                hook.remove()
+
+    trainer.update = poisoned  # type: ignore[assignment]
+
+
+if __name__ == "__main__":
+    fault = sys.argv.pop(1)
+    if fault:
+        inject(fault)
+    train.main()

@@ -1,0 +1,95 @@
+"""A run whose processes a test signals one by one, under the real launcher."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import yaml
+
+from tests.support.launch import ROOT, rows
+from training.config import RunConfig
+
+PATIENCE_SECONDS = 150.0
+# Words by which to find a process of a run, in the order of the tree.
+NAMES = {"launcher": "deepspeed.launcher.launch", "deepspeed": str(Path(sys.executable).with_name("deepspeed"))}
+
+
+def free_port() -> str:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return str(s.getsockname()[1])
+
+
+class Started:
+    """Processes of one command, and what they wrote."""
+
+    def __init__(self, command: list[str], run_dir: Path, log: Path):
+        self.run_dir, self.log = run_dir, log
+        environment = os.environ | {
+            "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }  # fmt: skip
+        with log.open("wb") as out:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=out, stderr=out, start_new_session=True
+            )
+
+    def find(self, name: str) -> psutil.Process:
+        """``rank N``, ``launcher`` or ``deepspeed``. Raises ProcessLookupError."""
+        word = f"--local_rank={name[-1]}" if name.startswith("rank") else NAMES[name]
+        top = psutil.Process(self.process.pid)
+        for process in [top, *top.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                words = process.cmdline()
+                # The restart script has deepspeed among its words, too.
+                if word in (words[1:2] if name == "deepspeed" else words):
+                    return process
+        raise ProcessLookupError(name)
+
+    def steps(self) -> list[int]:
+        """Of the rows of training so far."""
+        if not (self.run_dir / "metrics.jsonl").exists():
+            return []
+        return [row["step"] for row in rows(self.run_dir) if "split" not in row]
+
+    def wait_for_rows(self, count: int) -> None:
+        """Until so many steps are made."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while len(self.steps()) < count:
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            assert time.monotonic() < deadline, self.log.read_text()[-3000:]
+            time.sleep(0.05)
+
+    def end(self) -> None:
+        """Whatever is left of it."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            top = psutil.Process(self.process.pid)
+            for process in [*top.children(recursive=True), top]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+def deepspeed_command(config: RunConfig, folder: Path, *arguments: str) -> list[str]:
+    """``deepspeed --num_gpus 2 train.py --config …``."""
+    file = folder / f"{config.training.name}.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump()))
+    start = [NAMES["deepspeed"], "--num_gpus", "2", "--master_port", free_port()]
+    return [*start, "train.py", "--config", str(file), *arguments]
+
+
+@contextlib.contextmanager
+def started(config: RunConfig, log: Path, *arguments: str, before: tuple[str, ...] = ()) -> Iterator[Started]:
+    """A run of two ranks, behind the words ``before``; nothing of it is left afterwards."""
+    run = Started([*before, *deepspeed_command(config, log.parent, *arguments)], config.run_dir, log)
+    try:
+        yield run
+    finally:
+        run.end()

@@ -125,8 +125,8 @@ def make_run(
     """A run of a study with output folder ``out``: the config, the user's ``key=value`` arguments, then ``overrides``.
 
     What the study sets beside ``overrides``: ``training.seed`` (of initial weights and of all randomness in training;
-    the order of the text is the same in all runs), one evaluation, at the end, rows often enough to see a spike, and a
-    gradient that is not finite ends the run.
+    the order of the text is the same in all runs), one evaluation, at the end, rows often enough to see a spike, a
+    gradient that is not finite ends the run, and no guard takes a run back from a spike.
 
     Raises:
         ConfigError: what they give is no valid configuration.
@@ -139,6 +139,7 @@ def make_run(
         "training.eval_every": steps,
         "training.log_every": min(base.training.log_every, max(1, steps // LOGGED_ROWS)),
         "optimizer.non_finite": "stop",
+        "guard.spike_threshold": 0.0,
         "training.output_dir": str(out / "runs"),
         "training.name": f"{variant}-{seed}",
     }

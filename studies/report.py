@@ -94,8 +94,8 @@ def _limits(runs: Sequence[Run], results: Sequence[Result]) -> str:
     if baseline and baseline.over and baseline.stable == baseline.over:
         lines.append(
             "- The baseline was stable on every seed, so this study does not say which technique stabilises: only "
-            "what each costs in quality, and what it does to the router logits. `configs/tiny_unstable.yaml` is the "
-            "setting in which small models fail."
+            "what each costs in quality, and what it does to the router logits. `docs/stability.md` has settings in "
+            "which small models fail."
         )
     if baseline and baseline.quality and baseline.quality.error:
         close = [

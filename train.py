@@ -5,7 +5,6 @@ python train.py --config configs/tiny.yaml parallel.expert_parallel_size=1
 """
 
 import argparse
-import os
 import sys
 import time
 import traceback
@@ -15,7 +14,7 @@ from data.retry import DataError
 from training.config import ConfigError, load_config
 from training.exit_codes import STOPPED, USER_ERROR, RunError
 from training.help import describe_keys
-from training.layout import Layout, initialise_distributed, shut_down_distributed
+from training.layout import Layout, initialise_distributed, leave, shut_down_distributed
 from training.preflight import prepare
 from training.run_lock import WAIT_SECONDS, enter_run, lock_run
 from training.saved_state import is_done
@@ -49,8 +48,8 @@ def refuse(message: str, layout: Layout, code: int = USER_ERROR) -> NoReturn:
         # The launcher ends all ranks when rank 0 exits. Still here after a while: this rank alone saw the mistake.
         time.sleep(WAIT_FOR_RANK_0_SECONDS)
         message = f"rank {layout.rank}: {message}"
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    sys.exit(code)
+    print(f"error: {message}", file=sys.stderr)
+    leave(code)
 
 
 def main() -> None:
@@ -87,8 +86,7 @@ def main() -> None:
         traceback.print_exc()
         if watchdog is not None and (lost := watchdog.lost()):
             print(f"error: {lost}", file=sys.stderr)
-        sys.stderr.flush()
-        os._exit(1)  # threads of collectives that failed would abort, and hide the code
+        leave(1)
     watchdog.close()
     shut_down_distributed()
     if not done:

@@ -77,10 +77,7 @@ def measures(config: DataConfig) -> dict[str, Measure]:
 
     def corrupt() -> int:
         for number, pack in enumerate(tokens):
-            pieces = -(-len(pack) // objective.raw_length)
-            objective.examples(
-                pack, [np.random.default_rng(np.array((2, 0, 0, number, i), np.uint32)) for i in range(pieces)]
-            )
+            objective.examples(pack, np.random.default_rng((2, 0, 0, 0, number)))
         return total
 
     def read() -> int:

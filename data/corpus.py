@@ -99,8 +99,7 @@ class Corpus:
         """The generator of one use of randomness at one place of the corpus."""
         # The number is appended where it is not 0 only: the first source has the same order in a mixture as alone.
         words = (use, self._seed, *place, self._number) if self._number else (use, self._seed, *place)
-        # An array gives the same generator as a list, in half the time, and there is one for each example.
-        return np.random.default_rng(np.array(words, np.uint32))
+        return np.random.default_rng(words)
 
     def shard_order(self, stream: int, epoch: int) -> list[int]:
         """Shards of a stream in the order in which an epoch reads them."""

@@ -1,18 +1,19 @@
 """From the bytes of a shard to its rows, by file ending: JSON lines, plain text, Parquet; gzip or not."""
 
-import zlib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
+from isal import isal_zlib
+
 from data.retry import DataError
 from data.rows import BadRow, DamagedFileError, Row, check_text, parse_json_line, parse_text_line
 
 CHUNK_BYTES = 1 << 18
 PARQUET_ROWS = 256  # decoded at a time
-GZIP = 31  # zlib's wbits for a gzip member
+GZIP = 31  # wbits of a gzip member
 TEXT_ENDINGS, PARQUET_ENDINGS = (".txt",), (".parquet",)
 LINE_ENDINGS = (".json", ".jsonl", *TEXT_ENDINGS)
 
@@ -59,20 +60,20 @@ def _chunks(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _gunzip(file: BinaryIO) -> Iterator[bytes]:
-    """Decompressed chunks of all gzip members. Half the cost of iterating over `gzip.open`."""
-    member = zlib.decompressobj(GZIP)
+    """Decompressed chunks of all gzip members, with ISA-L: at a third of the cost of zlib."""
+    member = isal_zlib.decompressobj(GZIP)
     fresh = True  # nothing of this member was read yet
     try:
         for chunk in _chunks(file):
             while chunk:
                 if member.eof:
-                    member = zlib.decompressobj(GZIP)
+                    member = isal_zlib.decompressobj(GZIP)
                 out = member.decompress(chunk)
                 chunk = member.unused_data.lstrip(b"\0") if member.eof else b""  # zeros may pad a member
                 fresh = False
                 if out:
                     yield out
-    except zlib.error as error:
+    except isal_zlib.error as error:  # type: ignore[misc]  # the stub declares an instance
         raise DamagedFileError(str(error)) from error
     if fresh or not member.eof:
         raise DamagedFileError("the gzip stream is cut off")

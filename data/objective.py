@@ -3,7 +3,6 @@
 Shape suffixes: N tokens of a pack, P pieces of it, R raw tokens of a full piece, L inputs_length, T targets_length.
 """
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -24,12 +23,12 @@ class Objective(Protocol):
     raw_length: int
     targets_length: int
 
-    def examples(self, tokens_N: NDArray[np.int32], rngs: Sequence[np.random.Generator]) -> Examples:
+    def examples(self, tokens_N: NDArray[np.int32], rng: np.random.Generator) -> Examples:
         """The examples of a pack, which is cut every `raw_length` tokens; the last piece may be shorter.
 
         Args:
             tokens_N: int32, without EOS.
-            rngs: one for each piece.
+            rng: of this pack alone.
 
         Returns:
             inputs_PL int32, padded with pad; labels_PT int32, padded with -100.
@@ -58,10 +57,11 @@ class SpanCorruption:
         self._inputs_length = config.inputs_length
         self._tokenizer = tokenizer
 
-    def examples(self, tokens_N: NDArray[np.int32], rngs: Sequence[np.random.Generator]) -> Examples:
+    def examples(self, tokens_N: NDArray[np.int32], rng: np.random.Generator) -> Examples:
         """See `Objective`. Full pieces are corrupted together: half the time of one after the other."""
-        inputs_PL = np.full((len(rngs), self._inputs_length), self._tokenizer.pad_id, np.int32)
-        labels_PT = np.full((len(rngs), self.targets_length), IGNORED_LABEL, np.int32)
+        pieces = -(-len(tokens_N) // self.raw_length)
+        inputs_PL = np.full((pieces, self._inputs_length), self._tokenizer.pad_id, np.int32)
+        labels_PT = np.full((pieces, self.targets_length), IGNORED_LABEL, np.int32)
         full = len(tokens_N) // self.raw_length
         whole, rest = tokens_N[: full * self.raw_length], tokens_N[full * self.raw_length :]
         for tokens_PR, rows in (
@@ -69,7 +69,7 @@ class SpanCorruption:
             (rest.reshape(1, -1), slice(full, None)),
         ):
             if tokens_PR.size:
-                masks_PR = random_spans_masks(tokens_PR.shape[1], self._density, self._mean_span, rngs[rows])
+                masks_PR = random_spans_masks(*tokens_PR.shape, self._density, self._mean_span, rng)
                 ids = self._tokenizer.first_sentinel_id, self._tokenizer.eos_id
                 inputs, targets = corrupt(tokens_PR, masks_PR, *ids)
                 _fill(inputs_PL[rows], inputs)
@@ -98,11 +98,12 @@ class PrefixLm:
         self._inputs_length = config.inputs_length
         self._tokenizer = tokenizer
 
-    def examples(self, tokens_N: NDArray[np.int32], rngs: Sequence[np.random.Generator]) -> Examples:
+    def examples(self, tokens_N: NDArray[np.int32], rng: np.random.Generator) -> Examples:
         """See `Objective`. A piece of one token has empty inputs, as in T5."""
-        inputs_PL = np.full((len(rngs), self._inputs_length), self._tokenizer.pad_id, np.int32)
-        labels_PT = np.full((len(rngs), self.targets_length), IGNORED_LABEL, np.int32)
-        for i, rng in enumerate(rngs):
+        pieces = -(-len(tokens_N) // self.raw_length)
+        inputs_PL = np.full((pieces, self._inputs_length), self._tokenizer.pad_id, np.int32)
+        labels_PT = np.full((pieces, self.targets_length), IGNORED_LABEL, np.int32)
+        for i in range(pieces):
             piece = tokens_N[i * self.raw_length : (i + 1) * self.raw_length]
             split = int(rng.integers(1, len(piece))) if len(piece) > 1 else 0
             inputs_PL[i, :split] = piece[:split]

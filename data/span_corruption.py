@@ -4,7 +4,7 @@ Source: the published T5 code (google-research/text-to-text-transfer-transformer
 `random_spans_helper`, `random_spans_noise_mask`, `noise_span_to_unique_sentinel`), in numpy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,44 +54,67 @@ def noise_counts(length: int, density: float, mean_span: float) -> tuple[int, in
     return noise, min(max(spans, 1), noise, length - noise)
 
 
-def _random_segmentations(num_items: int, num_segments: int, rngs: Sequence[Rng]) -> NDArray[np.int64]:
-    """Lengths, int64 [len(rngs), num_segments], of random splits of `num_items` into non-empty segments."""
-    first = np.zeros((len(rngs), num_items - 1), np.bool_)
-    first[:, : num_segments - 1] = True
-    for row, rng in zip(first, rngs, strict=True):
-        rng.shuffle(row)
-    bounds = np.empty((len(rngs), num_segments + 1), np.int64)
-    bounds[:, 0] = 0
-    bounds[:, 1:-1] = first.nonzero()[1].reshape(len(rngs), -1) + 1
-    bounds[:, -1] = num_items
-    return bounds[:, 1:] - bounds[:, :-1]
+def random_spans_mask(length: int, density: float, mean_span: float, rng: Rng) -> BoolArray:
+    """Random spans to mask in one text; kept and masked spans alternate, the first is kept, the last masked.
 
-
-def random_spans_masks(length: int, density: float, mean_span: float, rngs: Sequence[Rng]) -> BoolArray:
-    """Random spans to mask in texts of one length; kept and masked spans alternate, the first is kept, the last masked.
-
-    Each of `rngs` is used for exactly two shuffles, masked lengths first, so another implementation that shuffles the
-    same arrays in the same order gives the same mask. A text of one token is not masked (T5: the mask of two, cut to
-    one).
+    Draws as the published code does: two shuffles, masked lengths first. Another implementation that shuffles the same
+    arrays in the same order gives the same mask. A text of one token is not masked (T5: the mask of two, cut to one).
 
     Args:
-        length: tokens in each text, >= 0.
+        length: tokens in the text, >= 0.
         density: fraction of masked tokens; 0 masks nothing.
         mean_span: mean tokens per masked span.
-        rngs: one for each text, `np.random.Generator` or `np.random.RandomState`.
+        rng: `np.random.Generator` or `np.random.RandomState`.
 
     Returns:
-        bool [len(rngs), length], True where masked; all rows have as many masked tokens and as many spans.
+        bool [length], True where masked.
     """
-    texts = len(rngs)
+
+    def shuffled(items: int, segments: int) -> IntArray:
+        is_cut = np.arange(items - 1) < segments - 1
+        rng.shuffle(is_cut)
+        return is_cut.nonzero()[0][None] + 1
+
+    return _masks(length, density, mean_span, 1, shuffled)[0]
+
+
+def random_spans_masks(
+    texts: int, length: int, density: float, mean_span: float, rng: np.random.Generator
+) -> BoolArray:
+    """Independent masks of `texts` texts of one length, each distributed as that of `random_spans_mask`.
+
+    Drawn together, at a fraction of the time of two shuffles for each.
+
+    Returns:
+        bool [texts, length], True where masked; all rows have as many masked tokens and as many spans.
+    """
+
+    def drawn(items: int, segments: int) -> IntArray:
+        if segments == 1:
+            return np.empty((texts, 0), np.int64)
+        # The places of the smallest of independent uniform numbers: every set of places is as likely.
+        places = rng.random((texts, items - 1)).argpartition(segments - 2, axis=1)[:, : segments - 1]
+        places.sort(axis=1)
+        return places + 1
+
+    return _masks(length, density, mean_span, texts, drawn)
+
+
+def _masks(
+    length: int, density: float, mean_span: float, texts: int, cuts: Callable[[int, int], IntArray]
+) -> BoolArray:
+    """Masks, bool [texts, length]; `cuts(items, segments)` gives where a line of items is cut into that many segments,
+    int [texts, segments - 1], ascending and within [1, items)."""
     if density == 0.0:
         return np.zeros((texts, length), np.bool_)
     # T5 lengthens degenerate texts to two tokens, and cuts the mask back.
     padded = max(length, 2)
     noise, spans = noise_counts(padded, density, mean_span)
     span_lengths = np.empty((texts, spans, 2), np.int64)
-    span_lengths[:, :, 1] = _random_segmentations(noise, spans, rngs)
-    span_lengths[:, :, 0] = _random_segmentations(padded - noise, spans, rngs)
+    for place, items in ((1, noise), (0, padded - noise)):
+        bounds = np.empty((texts, spans + 1), np.int64)
+        bounds[:, 0], bounds[:, 1:-1], bounds[:, -1] = 0, cuts(items, spans), items
+        np.subtract(bounds[:, 1:], bounds[:, :-1], out=span_lengths[:, :, place])
     is_noise = np.zeros((texts, spans, 2), np.bool_)
     is_noise[:, :, 1] = True
     return is_noise.reshape(-1).repeat(span_lengths.reshape(-1)).reshape(texts, padded)[:, :length]
@@ -101,11 +124,13 @@ def _replace_spans(tokens: IntArray, inside: BoolArray, first_sentinel_id: int, 
     """Replaces each run of `inside` in each row by one descending sentinel, and appends EOS."""
     start = inside.copy()
     start[:, 1:] &= ~inside[:, :-1]
-    spans = int(start[0].sum())
-    replaced = tokens.copy()
-    replaced[start] = np.tile(np.arange(first_sentinel_id, first_sentinel_id - spans, -1), len(tokens))
-    kept = replaced[start | ~inside].reshape(len(tokens), -1)
-    return np.pad(kept, ((0, 0), (0, 1)), constant_values=eos_id)
+    kept = start | ~inside
+    texts, spans = len(tokens), int(start[0].sum())
+    out = tokens[kept]
+    out[start[kept]] = np.tile(np.arange(first_sentinel_id, first_sentinel_id - spans, -1), texts)
+    ended = np.empty((texts, len(out) // texts + 1), tokens.dtype)
+    ended[:, :-1], ended[:, -1] = out.reshape(texts, -1), eos_id
+    return ended
 
 
 def corrupt(tokens: IntArray, mask: BoolArray, first_sentinel_id: int, eos_id: int) -> tuple[IntArray, IntArray]:

@@ -123,11 +123,10 @@ class ExampleStream:
         counts = Counter({DOCUMENTS: len(documents)})
         if self._packs_given == 0:
             counts += self._buffer_counts
-        texts: list[str] = []
-        for document in documents:
-            parts = _split(document, self._config.max_document_length)
-            counts[SPLIT_DOCUMENTS] += len(parts) > 1
-            texts += parts
+        texts, limit = documents, self._config.max_document_length
+        if split := sum(len(document) > limit for document in documents):
+            counts[SPLIT_DOCUMENTS] = split
+            texts = [part for document in documents for part in _split(document, limit)]
         tokens = np.concatenate([np.empty(0, np.int32), *self._tokenizer.encode_batch(texts)])
         counts[TOKENS] = self._pack_tokens = len(tokens)
         counts[EXAMPLES] = pieces = -(-len(tokens) // self._objective.raw_length)
@@ -138,9 +137,8 @@ class ExampleStream:
                 f"stream {self._stream} cannot go on: the checkpoint gave {self._given} pieces of a pack that now has "
                 f"{pieces}: restore the changed files of {self._corpus.source.key}"
             )
-        numbers = range(self._pieces_before, self._pieces_before + pieces)
-        rngs = [self._corpus.rng(self._mask_use, self._stream, self._start.epoch, number) for number in numbers]
-        return self._objective.examples(tokens, rngs)
+        rng = self._corpus.rng(self._mask_use, self._stream, self._start.epoch, self._pieces_before)
+        return self._objective.examples(tokens, rng)
 
     def _read_buffer(self) -> list[str]:
         """Documents of one buffer, shuffled; its rows are counted, and the bad ones limited."""
@@ -150,14 +148,15 @@ class ExampleStream:
         documents: list[str] = []
         # Stands unless the buffer fills up first: the next one then starts the next epoch.
         self._buffer_end = Position(self._start.epoch + 1, 0, 0)
-        for row, position in self._rows:
-            counts[ROWS] += 1
+        size = self._shuffle_buffer or self._config.documents_per_pack
+        for read, (row, position) in enumerate(self._rows, 1):
+            counts[ROWS] = read
             if isinstance(row, BadRow):
                 counts[row.value] += 1
                 self._limit_bad_rows(counts, position)
                 continue
             documents.append(row)
-            if len(documents) == (self._shuffle_buffer or self._config.documents_per_pack):
+            if len(documents) == size:
                 self._buffer_end = position
                 break
         if self._shuffle_buffer:

@@ -65,7 +65,7 @@ def test_examples_are_the_concatenated_documents_cut_at_the_raw_length(
         assert seen[stream] == endless[: len(seen[stream])]
 
 
-def test_a_mask_follows_from_the_place_of_the_piece(
+def test_a_mask_follows_from_the_place_of_the_pack(
     tmp_path: Path, make_loader: MakeLoader, make_texts: Callable[..., list[str]], write_shards: WriteShards,
     tokenizer: Tokenizer,
 ) -> None:  # fmt: skip
@@ -78,7 +78,7 @@ def test_a_mask_follows_from_the_place_of_the_piece(
             for stream, row in enumerate(rows_of(loader.next_batch())):
                 tokens = np.array(raw_tokens(*row, tokenizer))
                 rng = np.random.default_rng([2, 6, stream, epoch, number])
-                mask = random_spans_masks(len(tokens), 0.15, 3.0, [rng])
+                mask = random_spans_masks(1, len(tokens), 0.15, 3.0, rng)
                 (inputs,), (targets,) = corrupt(tokens[None], mask, 399, 1)
                 assert row[0][: len(inputs)] == inputs.tolist() and row[1][: len(targets)] == targets.tolist()
 

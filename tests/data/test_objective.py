@@ -12,10 +12,6 @@ from data.tokenizer import Tokenizer
 from tests.support.examples import raw_tokens
 
 
-def rngs(count: int, seed: int = 0) -> list[np.random.Generator]:
-    return [np.random.default_rng([seed, i]) for i in range(count)]
-
-
 def tokens(count: int) -> np.ndarray:
     return np.random.default_rng(count).integers(3, 290, count).astype(np.int32)
 
@@ -28,10 +24,13 @@ def test_span_corruption_of_a_pack_equals_each_piece_alone(
     objective = make_objective(DataConfig(inputs_length=inputs_length), tokenizer)
     pack, raw = tokens(count), objective.raw_length
     pieces = [pack[i : i + raw] for i in range(0, count, raw)]
-    inputs, labels = objective.examples(pack, rngs(len(pieces)))
+    inputs, labels = objective.examples(pack, np.random.default_rng(8))
     assert inputs.shape == (len(pieces), inputs_length) and labels.shape == (len(pieces), objective.targets_length)
-    for row, (piece, rng) in enumerate(zip(pieces, rngs(len(pieces)), strict=True)):
-        (one,), (two,) = corrupt(piece[None], random_spans_masks(len(piece), 0.15, 3.0, [rng]), 399, 1)
+    rng, full = np.random.default_rng(8), count // raw
+    masks = list(random_spans_masks(full, raw, 0.15, 3.0, rng)) if full else []
+    masks += list(random_spans_masks(1, count % raw, 0.15, 3.0, rng)) if count % raw else []
+    for row, (piece, mask) in enumerate(zip(pieces, masks, strict=True)):
+        (one,), (two,) = corrupt(piece[None], mask[None], 399, 1)
         if len(two) > objective.targets_length:  # float32 masks one token more than was planned
             two = np.append(two[: objective.targets_length - 1], 1)
         else:
@@ -47,7 +46,7 @@ def test_prefix_lm_splits_each_piece_in_two_and_loses_nothing(tokenizer: Tokeniz
     assert (objective.raw_length, objective.targets_length) == (63, 63)
     pack = tokens(count)
     pieces = -(-count // 63)
-    inputs, labels = objective.examples(pack, rngs(pieces, seed))
+    inputs, labels = objective.examples(pack, np.random.default_rng(seed))
     assert inputs.shape == (pieces, 64) and labels.shape == (pieces, 63)
     rebuilt: list[int] = []
     for i in range(pieces):
@@ -63,7 +62,7 @@ def test_prefix_lengths_are_uniform(tokenizer: Tokenizer) -> None:
     """As T5: from 1 to the length less 1, each as often; chi-square of 62 classes, 99.99 % of fair draws below 120."""
     objective = make_objective(DataConfig(inputs_length=64, objective="prefix_lm"), tokenizer)
     pieces = 6200
-    inputs, _ = objective.examples(tokens(63 * pieces), rngs(pieces))
+    inputs, _ = objective.examples(tokens(63 * pieces), np.random.default_rng(0))
     lengths = (inputs == 1).argmax(axis=1)
     counts = np.bincount(lengths, minlength=63)
     assert counts[0] == 0 and len(counts) == 63

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.span_corruption import check_sentinels, corrupt, random_spans_masks, raw_and_target_lengths
+from data.span_corruption import check_sentinels, corrupt, random_spans_mask, random_spans_masks, raw_and_target_lengths
 
 SENTINEL, EOS = 32099, 1
 
@@ -81,14 +81,14 @@ def reconstruct(inputs: list[int], targets: list[int]) -> list[int]:
 @pytest.mark.parametrize("make_rng", [np.random.default_rng, np.random.RandomState])
 def test_masks_equal_the_reference_at_every_length(make_rng: Any) -> None:
     for length in [*range(1, 400), 568, 1137]:
-        ours = random_spans_masks(length, 0.15, 3.0, [make_rng(length)])[0]
+        ours = random_spans_mask(length, 0.15, 3.0, make_rng(length))
         assert ours.dtype == np.bool_
         assert ours.tolist() == reference_mask(length, 0.15, 3.0, make_rng(length)), length
 
 
 @pytest.mark.parametrize(("length", "masked"), [(190, 29), (350, 53), (390, 59), (568, 85)])
 def test_rounding_is_that_of_float32(length: int, masked: int) -> None:
-    assert random_spans_masks(length, 0.15, 3.0, [np.random.default_rng(0)])[0].sum() == masked
+    assert random_spans_mask(length, 0.15, 3.0, np.random.default_rng(0)).sum() == masked
 
 
 @pytest.mark.parametrize(
@@ -104,10 +104,10 @@ def test_lengths_at_density_one_half_are_equal() -> None:
 
 def test_degenerate_texts() -> None:
     rng = np.random.default_rng(0)
-    assert random_spans_masks(0, 0.15, 3.0, [rng])[0].tolist() == []
-    assert random_spans_masks(1, 0.15, 3.0, [rng])[0].tolist() == [False]
-    assert random_spans_masks(2, 0.15, 3.0, [rng])[0].tolist() == [False, True]
-    assert not random_spans_masks(50, 0.0, 3.0, [rng])[0].any()
+    assert random_spans_mask(0, 0.15, 3.0, rng).tolist() == []
+    assert random_spans_mask(1, 0.15, 3.0, rng).tolist() == [False]
+    assert random_spans_mask(2, 0.15, 3.0, rng).tolist() == [False, True]
+    assert not random_spans_mask(50, 0.0, 3.0, rng).any()
 
 
 @settings(max_examples=200, deadline=None)
@@ -118,7 +118,7 @@ def test_degenerate_texts() -> None:
     seed=st.integers(0, 2**32 - 1),
 )
 def test_mask_properties(length: int, density: float, mean_span: float, seed: int) -> None:
-    mask = random_spans_masks(length, density, mean_span, [np.random.default_rng(seed)])[0]
+    mask = random_spans_mask(length, density, mean_span, np.random.default_rng(seed))
     noise, spans = reference_counts(length, density, mean_span)
     assert not mask[0] and mask[-1]
     assert mask.sum() == noise
@@ -128,7 +128,7 @@ def test_mask_properties(length: int, density: float, mean_span: float, seed: in
 @settings(max_examples=100, deadline=None)
 @given(length=st.integers(2, 60), density=st.floats(0.6, 0.99), seed=st.integers(0, 1000))
 def test_high_density_leaves_a_kept_token_before_each_span(length: int, density: float, seed: int) -> None:
-    mask = random_spans_masks(length, density, 1.0, [np.random.default_rng(seed)])[0]
+    mask = random_spans_mask(length, density, 1.0, np.random.default_rng(seed))
     assert len(mask) == length and not mask[0] and mask[-1] and mask.sum() == reference_counts(length, density, 1.0)[0]
 
 
@@ -137,7 +137,7 @@ def test_high_density_leaves_a_kept_token_before_each_span(length: int, density:
 def test_corrupt_equals_the_reference_and_loses_nothing(length: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     tokens = rng.integers(2, 31000, length).astype(np.int32)
-    mask = random_spans_masks(length, 0.15, 3.0, [rng])[0]
+    mask = random_spans_mask(length, 0.15, 3.0, rng)
     (inputs,), (targets,) = corrupt(tokens[None], mask[None], SENTINEL, EOS)
     kept = [not masked for masked in mask.tolist()]
     assert inputs.tolist() == [*reference_sentinels(tokens.tolist(), mask.tolist()), EOS]
@@ -149,7 +149,7 @@ def test_corrupt_equals_the_reference_and_loses_nothing(length: int, seed: int) 
 
 
 def test_corrupt_of_a_full_example_has_the_planned_lengths() -> None:
-    mask = random_spans_masks(568, 0.15, 3.0, [np.random.default_rng(0)])[0]
+    mask = random_spans_mask(568, 0.15, 3.0, np.random.default_rng(0))
     (inputs,), (targets,) = corrupt(np.arange(2, 570)[None], mask[None], SENTINEL, EOS)
     assert (len(inputs), len(targets)) == (512, 114)
     assert inputs[inputs > 1000].tolist() == targets[targets > 1000].tolist() == list(range(32099, 32099 - 28, -1))
@@ -172,14 +172,49 @@ def test_corrupt_refuses_masks_of_another_shape_or_of_unequal_numbers() -> None:
 @settings(max_examples=50, deadline=None)
 @given(length=st.integers(1, 300), texts=st.integers(1, 5), seed=st.integers(0, 1000))
 def test_texts_together_equal_each_alone(length: int, texts: int, seed: int) -> None:
-    tokens = np.random.default_rng(seed).integers(2, 31000, (texts, length)).astype(np.int32)
-    together = random_spans_masks(length, 0.15, 3.0, [np.random.default_rng([seed, i]) for i in range(texts)])
-    inputs, targets = corrupt(tokens, together, SENTINEL, EOS)
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(2, 31000, (texts, length)).astype(np.int32)
+    masks = random_spans_masks(texts, length, 0.15, 3.0, rng)
+    inputs, targets = corrupt(tokens, masks, SENTINEL, EOS)
     for i in range(texts):
-        alone = random_spans_masks(length, 0.15, 3.0, [np.random.default_rng([seed, i])])
-        np.testing.assert_array_equal(alone[0], together[i])
-        for own, all_rows in zip(corrupt(tokens[i : i + 1], alone, SENTINEL, EOS), (inputs, targets), strict=True):
-            np.testing.assert_array_equal(own[0], all_rows[i])
+        for own, rows in zip(
+            corrupt(tokens[i : i + 1], masks[i : i + 1], SENTINEL, EOS), (inputs, targets), strict=True
+        ):
+            np.testing.assert_array_equal(own[0], rows[i])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    length=st.integers(2, 700),
+    density=st.floats(0.01, 0.99),
+    mean_span=st.floats(1.0, 10.0),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_masks_drawn_together_have_the_counts_of_one_alone(
+    length: int, density: float, mean_span: float, seed: int
+) -> None:
+    masks = random_spans_masks(3, length, density, mean_span, np.random.default_rng(seed))
+    alone = random_spans_mask(length, density, mean_span, np.random.default_rng(seed))
+    assert masks.shape == (3, length) and masks.dtype == np.bool_
+    for mask in masks:
+        assert mask.sum() == alone.sum() and not mask[0] and mask[-1]
+        assert np.diff(mask.astype(int)).clip(0).sum() == np.diff(alone.astype(int)).clip(0).sum()
+
+
+def test_masks_drawn_together_are_as_likely_as_those_of_the_published_code() -> None:
+    """12 tokens, 6 masked in 3 spans: 10 x 10 masks, each as likely. Chi-square of 99 degrees, 1 in 10^6 above 170."""
+    texts, rng = 20_000, np.random.default_rng(5)
+    together = random_spans_masks(texts, 12, 0.5, 2.0, rng)
+    alone = np.stack([random_spans_mask(12, 0.5, 2.0, rng) for _ in range(texts)])
+    for masks in (together, alone):
+        kinds, counts = np.unique(np.packbits(masks, axis=1), axis=0, return_counts=True)
+        assert len(kinds) == 100
+        assert ((counts - texts / 100) ** 2 / (texts / 100)).sum() < 170
+    # Texts of one call, and the masked and kept lengths of one text, are independent.
+    pairs = np.unique(np.packbits(together.reshape(-1, 24)[:, [1, 2, 3, 13, 14, 15]], axis=1), return_counts=True)
+    single = np.unique(np.packbits(together[:, 1:4], axis=1), return_counts=True)
+    expected = np.outer(single[1], single[1]) / texts**2 * len(together) / 2
+    assert ((pairs[1] - expected.reshape(-1)) ** 2 / expected.reshape(-1)).sum() < 5 * expected.size
 
 
 def test_too_few_sentinels_is_an_error_with_the_limit() -> None:

@@ -92,10 +92,14 @@ def random_spans_masks(
     def drawn(items: int, segments: int) -> IntArray:
         if segments == 1:
             return np.empty((texts, 0), np.int64)
-        # The places of the smallest of independent uniform numbers: every set of places is as likely.
-        places = rng.random((texts, items - 1)).argpartition(segments - 2, axis=1)[:, : segments - 1]
-        places.sort(axis=1)
-        return places + 1
+        # The places of the smallest of independent uniform numbers: every set of places is as likely. The last bits
+        # make the numbers differ.
+        numbers = rng.integers(2**64, size=(texts, items - 1), dtype=np.uint64)
+        numbers <<= np.uint64(items.bit_length())
+        numbers |= np.arange(items - 1, dtype=np.uint64)
+        is_cut = numbers <= np.partition(numbers, segments - 2, axis=1)[:, segments - 2 : segments - 1]
+        places = np.flatnonzero(is_cut).reshape(texts, segments - 1)
+        return places - np.arange(texts)[:, None] * (items - 1) + 1
 
     return _masks(length, density, mean_span, texts, drawn)
 
@@ -110,14 +114,15 @@ def _masks(
     # T5 lengthens degenerate texts to two tokens, and cuts the mask back.
     padded = max(length, 2)
     noise, spans = noise_counts(padded, density, mean_span)
-    span_lengths = np.empty((texts, spans, 2), np.int64)
-    for place, items in ((1, noise), (0, padded - noise)):
-        bounds = np.empty((texts, spans + 1), np.int64)
-        bounds[:, 0], bounds[:, 1:-1], bounds[:, -1] = 0, cuts(items, spans), items
-        np.subtract(bounds[:, 1:], bounds[:, :-1], out=span_lengths[:, :, place])
-    is_noise = np.zeros((texts, spans, 2), np.bool_)
-    is_noise[:, :, 1] = True
-    return is_noise.reshape(-1).repeat(span_lengths.reshape(-1)).reshape(texts, padded)[:, :length]
+    ends = np.empty((2, texts, spans + 1), np.int64)  # of masked and of kept spans, each set end to end
+    for own, items in zip(ends, (noise, padded - noise), strict=True):
+        own[:, 0], own[:, 1:-1], own[:, -1] = 0, cuts(items, spans), items
+    # Each masked span has one more kept span before it than masked ones.
+    rows = np.arange(texts)[:, None] * padded
+    changes = np.zeros(texts * padded, np.int8)
+    changes[ends[0, :, :-1] + ends[1, :, 1:] + rows] = 1
+    changes[ends[0, :, 1:-1] + ends[1, :, 1:-1] + rows] = -1
+    return changes.reshape(texts, padded).cumsum(axis=1, dtype=np.int8).view(np.bool_)[:, :length]
 
 
 def _replace_spans(tokens: IntArray, inside: BoolArray, first_sentinel_id: int, eos_id: int) -> IntArray:

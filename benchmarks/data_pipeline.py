@@ -3,8 +3,9 @@
     python benchmarks/data_pipeline.py [--metrics runs/tiny/metrics.jsonl] [--out benchmarks/results/data_pipeline.json]
 
 Two cases: documents of C4's mean length with a vocabulary of T5's size, and the short ones of configs/tiny.yaml with
-its small vocabulary. The parts of a case are measured in turn, several times, in CPU time of this process; the medians
-are compared. The text is that of `python -m data.prepare --source wikipedia`.
+its small vocabulary. The parts of a case take turns, a slice of a fraction of a second each, so that what else a
+machine does strikes all of them alike; CPU time of this process is what counts. The text is that of
+`python -m data.prepare --source wikipedia`.
 """
 
 import argparse
@@ -16,8 +17,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from importlib.metadata import version
+from itertools import count, cycle
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +35,10 @@ from data.objective import make_objective
 from data.tokenizer import Tokenizer, train_vocabulary
 
 JOINED = 5  # lead sections to a document: 2.4 kB, as a document of C4 English
-COPIES = 3  # of the text, so that a measurement takes a second
 T5_PIECES = 32_000
-REPEATS = 5
+SLICES = 40
+TOKENS_OF_A_SLICE = 500_000
 BATCH = 8
-DOCUMENTS_AT_A_TIME = 128
-Measure = Callable[[], tuple[float, int]]  # seconds, tokens
 
 
 def rows_of(config: DataConfig) -> list[str]:
@@ -47,50 +47,54 @@ def rows_of(config: DataConfig) -> list[str]:
     return [row for shard in range(shards.num_shards) for row in shards.rows(shard, 0) if isinstance(row, str)]
 
 
-def cpu(work: Callable[[], int]) -> tuple[float, int]:
-    """(CPU seconds of this process, what `work` returned)."""
-    start = time.process_time()
-    result = work()
-    return time.process_time() - start, result
-
-
-def measures(config: DataConfig) -> dict[str, Measure]:
-    """What is compared; each gives the same tokens, by the same tokenizer."""
+def parts_of(config: DataConfig) -> dict[str, Iterator[int]]:
+    """What is compared: endless work on the same text with the same tokenizer, each yield a number of tokens done."""
     tokenizer, texts = Tokenizer(config.vocabulary), rows_of(config)
-    packs = [texts[i : i + DOCUMENTS_AT_A_TIME] for i in range(0, len(texts), DOCUMENTS_AT_A_TIME)]
+    packs = [texts[i : i + config.documents_per_pack] for i in range(0, len(texts), config.documents_per_pack)]
     processor = tokenizer._pieces
     tokens = [np.concatenate(tokenizer.encode_batch(pack)) for pack in packs]
-    total = sum(map(len, tokens))
     objective = make_objective(config, tokenizer)
 
-    def encode(**options: Any) -> int:
-        return sum(len(ids) for pack in packs for ids in processor.encode(pack, num_threads=1, **options))
+    def encode(**options: Any) -> Iterator[int]:
+        for pack in cycle(packs):
+            yield sum(len(ids) for ids in processor.encode(pack, num_threads=1, **options))
 
-    def pipeline() -> int:
-        shards = [open_shards(config, source) for source in config.train_sources()]
-        group = StreamGroup(config, tokenizer, shards, [0])
+    def pipeline() -> Iterator[int]:
+        group = StreamGroup(config, tokenizer, [open_shards(config, s) for s in config.train_sources()], [0])
         (stream,) = group.streams[0].streams
-        while stream.epoch == 0:
+        while True:
+            before = stream.tokens_given
             batch = group.take([0] * BATCH)
             batch.inputs.astype(np.int64), batch.labels.astype(np.int64)
-        return stream.tokens_given
+            yield stream.tokens_given - before
 
-    def corrupt() -> int:
-        for number, pack in enumerate(tokens):
+    def corrupt() -> Iterator[int]:
+        for number in count():
+            pack = tokens[number % len(tokens)]
             objective.examples(pack, np.random.default_rng((2, 0, 0, 0, number)))
-        return total
+            yield len(pack)
 
-    def read() -> int:
-        rows_of(config)
-        return total
+    def read() -> Iterator[int]:
+        shards = open_shards(config, config.train_sources()[0])
+        for shard in cycle(range(shards.num_shards)):
+            rows = sum(isinstance(row, str) for row in shards.rows(shard, 0))
+            yield rows * sum(map(len, tokens)) // len(texts)
 
     return {
-        "sentencepiece_lists": lambda: cpu(lambda: encode(out_type=int)),
-        "sentencepiece_arrays": lambda: cpu(lambda: encode(return_type="numpy")),
-        "pipeline": lambda: cpu(pipeline),
-        "span_corruption": lambda: cpu(corrupt),
-        "reading": lambda: cpu(read),
+        "sentencepiece_lists": encode(out_type=int),
+        "sentencepiece_arrays": encode(return_type="numpy"),
+        "pipeline": pipeline(),
+        "span_corruption": corrupt(),
+        "reading": read(),
     }
+
+
+def slice_rate(work: Iterator[int]) -> tuple[int, float]:
+    """(tokens, CPU seconds of this process) of a slice of the work."""
+    tokens, start = 0, time.process_time()
+    while tokens < TOKENS_OF_A_SLICE:
+        tokens += next(work)
+    return tokens, time.process_time() - start
 
 
 def with_workers(config: DataConfig, workers: int, seconds: float = 4.0) -> float:
@@ -110,29 +114,33 @@ def with_workers(config: DataConfig, workers: int, seconds: float = 4.0) -> floa
 
 def run_case(config: DataConfig) -> dict[str, Any]:
     """Tokens per second of each part, and the ratios."""
-    named = measures(config)
-    rates: dict[str, list[float]] = {name: [] for name in named}
-    for _ in range(REPEATS):
-        for name, measure in named.items():
-            seconds, tokens = measure()
-            rates[name].append(tokens / seconds)
-    medians = {name: statistics.median(values) for name, values in rates.items()}
+    parts = parts_of(config)
+    slices: dict[str, list[tuple[int, float]]] = {name: [] for name in parts}
+    for turn in range(SLICES + 1):
+        for name, work in parts.items():
+            measured = slice_rate(work)
+            if turn:  # the first warms up
+                slices[name].append(measured)
+    rates = {name: sum(t for t, _ in all_) / sum(s for _, s in all_) for name, all_ in slices.items()}
+    each = {name: [t / s for t, s in all_] for name, all_ in slices.items()}
     texts = rows_of(config)
     return {
         "documents": len(texts),
         "bytes_per_document": round(sum(len(text.encode()) for text in texts) / len(texts)),
         "pieces": Tokenizer(config.vocabulary).num_pieces,
-        "tokens_per_second_and_core": {name: round(value) for name, value in medians.items()},
-        "all_repeats": {name: [round(value) for value in values] for name, values in rates.items()},
-        "pipeline_of_sentencepiece_lists": round(medians["pipeline"] / medians["sentencepiece_lists"], 3),
-        "pipeline_of_sentencepiece_arrays": round(medians["pipeline"] / medians["sentencepiece_arrays"], 3),
+        "tokens_per_second_and_core": {name: round(rate) for name, rate in rates.items()},
+        "quartiles_of_slices": {
+            name: [round(value) for value in statistics.quantiles(values)] for name, values in each.items()
+        },
+        "pipeline_of_sentencepiece_lists": round(rates["pipeline"] / rates["sentencepiece_lists"], 3),
+        "pipeline_of_sentencepiece_arrays": round(rates["pipeline"] / rates["sentencepiece_arrays"], 3),
         "tokens_per_second_of_workers": {count: round(with_workers(config, count)) for count in (0, 1, 2)},
     }
 
 
 def write_c4_like(texts: list[str], folder: Path) -> None:
     """Longer documents with the keys of C4, in 8 shards."""
-    documents = ["\n".join(texts[i : i + JOINED]) for i in range(0, len(texts), JOINED)] * COPIES
+    documents = ["\n".join(texts[i : i + JOINED]) for i in range(0, len(texts), JOINED)]
     for shard in range(8):
         lines = (
             json.dumps({"text": text, "timestamp": "2019-04-25T12:57:54Z", "url": f"https://example.org/{i}"})

@@ -127,7 +127,7 @@ class DataConfig(SourceKeys):
         default=3.0, ge=1.0, description="span_corruption: mean length of a masked span, in tokens"
     )
     documents_per_pack: int = Field(
-        default=128, ge=1, description="documents concatenated before the tokens are cut into examples"
+        default=512, ge=1, description="documents concatenated before the tokens are cut into examples"
     )
     shuffle_buffer: int = Field(
         default=0,

@@ -12,7 +12,7 @@ from data.config import DataConfig
 def test_defaults_are_those_of_the_paper() -> None:
     config = DataConfig()
     assert (config.inputs_length, config.noise_density, config.mean_noise_span_length) == (512, 0.15, 3.0)
-    assert (config.documents_per_pack, config.num_streams, config.source) == (128, 64, "files")
+    assert (config.documents_per_pack, config.num_streams, config.source) == (512, 64, "files")
 
 
 @pytest.mark.parametrize(

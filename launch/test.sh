@@ -13,4 +13,5 @@ mypy
 shellcheck -x launch/*.sh .ci/run
 hadolint Dockerfile
 export CUDA_VISIBLE_DEVICES="" DS_ACCELERATOR=cpu
-exec python -m pytest --durations=10 "$@"
+# Two at a time: many tests wait for processes of their own, which have two ranks as a rule.
+exec python -m pytest --numprocesses 2 --dist worksteal --durations=10 "$@"

@@ -40,11 +40,12 @@ class Local:
         return [program, *place, "--master_port", str(port), "train.py", *train_arguments(run, run.can_resume())]
 
     def environment(self) -> dict[str, str]:
-        """What is set beside this process's environment."""
+        """What is set beside this process's environment; the cores are shared out unless it says how many threads."""
         if self.gpus:
             return {}
-        threads = max(1, len(os.sched_getaffinity(0)) // (self.jobs * self.ranks))
-        return {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(threads)}
+        threads = str(max(1, len(os.sched_getaffinity(0)) // (self.jobs * self.ranks)))
+        threads = os.environ.get("OMP_NUM_THREADS", threads)
+        return {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": threads}
 
     def describe(self, runs: list[Run]) -> str:
         """Every command line, for ``--dry-run``; the port is chosen when a run starts."""

@@ -20,6 +20,9 @@ from data.stream import BAD_KINDS, DOCUMENTS, ROWS, SPLIT_DOCUMENTS, TOKENS
 from data.tokenizer import Tokenizer
 from data.worker import WorkerPool
 
+# Raised when the same settings and text come to give other examples.
+EXAMPLES_VERSION = 2
+
 Batch = dict[str, NDArray[np.int64]]
 
 
@@ -81,6 +84,7 @@ class PretrainingLoader:
             "data.seed": c.seed,
             "number of shards": shards[0] if len(shards) == 1 else shards,
             "fingerprint of data.vocabulary": self._tokenizer.fingerprint,
+            "version of this program's examples": EXAMPLES_VERSION,
         }
         if c.mixture:
             identity["names and weights of data.mixture"] = [[item.name, float(item.weight)] for item in c.mixture]

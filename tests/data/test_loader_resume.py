@@ -165,6 +165,10 @@ def test_a_failed_batch_takes_nothing(
 def test_states_of_other_settings_ranks_or_steps_are_refused(make_loader: MakeLoader) -> None:
     ranks = [make_loader(rank=r, world_size=2) for r in range(2)]
     states = [loader.state_dict() for loader in ranks]
+    state = merge_states(states)
+    older = state | {"identity": {k: v for k, v in state["identity"].items() if not k.startswith("version")}}
+    with pytest.raises(ValueError, match=r"examples = \d, but the checkpoint was made with None"):
+        make_loader().load_state_dict(older)
     with pytest.raises(ValueError, match=r"data\.seed = 1, but the checkpoint was made with 0"):
         make_loader(seed=1).load_state_dict(merge_states(states))
     with pytest.raises(ValueError, match=r"lacks streams \[1, 3\]"):

@@ -67,7 +67,7 @@ def test_model_section_reaches_the_model():
             ["data.mixture: two sources are named 'a'"],
         ),
         ("data.mixture=c4", ["data.mixture = 'c4'", "valid list"]),
-        ("data.shuffle_buffer=100", ["data.shuffle_buffer = 100", "set data.shuffle_buffer=128"]),
+        ("data.shuffle_buffer=100", ["data.shuffle_buffer = 100", "set data.shuffle_buffer=512"]),
         ("data.hub_revision=main", ["data.hub_revision: hub_revision = 'main'", "40 digits of a commit"]),
         ("data.source=web", ["data.source = 'web'", "'files' or 'hub'"]),
         ("data.objective=mlm", ["data.objective = 'mlm'", "'span_corruption' or 'prefix_lm'"]),

@@ -20,7 +20,7 @@ from data.stream import BAD_KINDS, DOCUMENTS, ROWS, SPLIT_DOCUMENTS, TOKENS
 from data.tokenizer import Tokenizer
 from data.worker import WorkerPool
 
-# Raised when the same settings and text come to give other examples.
+# Goes up when the same settings and text come to give other examples.
 EXAMPLES_VERSION = 2
 
 Batch = dict[str, NDArray[np.int64]]

@@ -110,6 +110,11 @@ def test_degenerate_texts() -> None:
     assert not random_spans_mask(50, 0.0, 3.0, rng).any()
 
 
+def one_alone_and_three_together(length: int, density: float, mean_span: float, seed: int) -> list[Any]:
+    together = random_spans_masks(3, length, density, mean_span, np.random.default_rng(seed))
+    return [random_spans_mask(length, density, mean_span, np.random.default_rng(seed)), *together]
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     length=st.integers(2, 700),
@@ -118,18 +123,20 @@ def test_degenerate_texts() -> None:
     seed=st.integers(0, 2**32 - 1),
 )
 def test_mask_properties(length: int, density: float, mean_span: float, seed: int) -> None:
-    mask = random_spans_mask(length, density, mean_span, np.random.default_rng(seed))
     noise, spans = reference_counts(length, density, mean_span)
-    assert not mask[0] and mask[-1]
-    assert mask.sum() == noise
-    assert (np.diff(mask.astype(int)) == 1).sum() == min(spans, length - noise)
+    for mask in one_alone_and_three_together(length, density, mean_span, seed):
+        assert mask.dtype == np.bool_ and mask.shape == (length,)
+        assert not mask[0] and mask[-1]
+        assert mask.sum() == noise
+        assert (np.diff(mask.astype(int)) == 1).sum() == min(spans, length - noise)
 
 
 @settings(max_examples=100, deadline=None)
 @given(length=st.integers(2, 60), density=st.floats(0.6, 0.99), seed=st.integers(0, 1000))
 def test_high_density_leaves_a_kept_token_before_each_span(length: int, density: float, seed: int) -> None:
-    mask = random_spans_mask(length, density, 1.0, np.random.default_rng(seed))
-    assert len(mask) == length and not mask[0] and mask[-1] and mask.sum() == reference_counts(length, density, 1.0)[0]
+    noise, _ = reference_counts(length, density, 1.0)
+    for mask in one_alone_and_three_together(length, density, 1.0, seed):
+        assert len(mask) == length and not mask[0] and mask[-1] and mask.sum() == noise
 
 
 @settings(max_examples=200, deadline=None)
@@ -183,24 +190,6 @@ def test_texts_together_equal_each_alone(length: int, texts: int, seed: int) -> 
             np.testing.assert_array_equal(own[0], rows[i])
 
 
-@settings(max_examples=200, deadline=None)
-@given(
-    length=st.integers(2, 700),
-    density=st.floats(0.01, 0.99),
-    mean_span=st.floats(1.0, 10.0),
-    seed=st.integers(0, 2**32 - 1),
-)
-def test_masks_drawn_together_have_the_counts_of_one_alone(
-    length: int, density: float, mean_span: float, seed: int
-) -> None:
-    masks = random_spans_masks(3, length, density, mean_span, np.random.default_rng(seed))
-    alone = random_spans_mask(length, density, mean_span, np.random.default_rng(seed))
-    assert masks.shape == (3, length) and masks.dtype == np.bool_
-    for mask in masks:
-        assert mask.sum() == alone.sum() and not mask[0] and mask[-1]
-        assert np.diff(mask.astype(int)).clip(0).sum() == np.diff(alone.astype(int)).clip(0).sum()
-
-
 def test_masks_drawn_together_are_as_likely_as_those_of_the_published_code() -> None:
     """12 tokens, 6 masked in 3 spans: 10 x 10 masks, each as likely. Chi-square of 99 degrees, 1 in 10^6 above 170."""
     texts, rng = 20_000, np.random.default_rng(5)
@@ -210,7 +199,7 @@ def test_masks_drawn_together_are_as_likely_as_those_of_the_published_code() -> 
         kinds, counts = np.unique(np.packbits(masks, axis=1), axis=0, return_counts=True)
         assert len(kinds) == 100
         assert ((counts - texts / 100) ** 2 / (texts / 100)).sum() < 170
-    # Texts of one call, and the masked and kept lengths of one text, are independent.
+    # Texts of one call are independent.
     pairs = np.unique(np.packbits(together.reshape(-1, 24)[:, [1, 2, 3, 13, 14, 15]], axis=1), return_counts=True)
     single = np.unique(np.packbits(together[:, 1:4], axis=1), return_counts=True)
     expected = np.outer(single[1], single[1]) / texts**2 * len(together) / 2

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from training.exit_codes import USER_ERROR
+from common.exit_codes import USER_ERROR
 
 
 def positive(text: str) -> int:
@@ -45,8 +45,8 @@ def main() -> None:
     """Convert and say what was made."""
     arguments = parse_arguments()
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from training.export import DTYPES, export  # torch and transformers are heavy: imported after the command line
-    from training.reshard import reshard
+    from training.checkpoint.export import DTYPES, export
+    from training.checkpoint.reshard import reshard
 
     def report(line: str) -> None:
         print(f"warning: {line}", file=sys.stderr)

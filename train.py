@@ -10,15 +10,16 @@ import time
 import traceback
 from typing import NoReturn
 
-from data.retry import DataError
-from training.config import ConfigError, load_config
-from training.exit_codes import STOPPED, USER_ERROR, RunError
-from training.help import describe_keys
-from training.layout import Layout, initialise_distributed, leave, shut_down_distributed
-from training.preflight import prepare
-from training.run_lock import WAIT_SECONDS, enter_run, lock_run
-from training.saved_state import is_done
-from training.stopping import watch_launcher
+from common.exit_codes import STOPPED, USER_ERROR, RunError
+from data.sources.retry import DataError
+from training.checkpoint.store.state import is_done
+from training.config.errors import ConfigError
+from training.config.help import describe_keys
+from training.config.run import load_config
+from training.inputs import prepare
+from training.run.lock import WAIT_SECONDS, enter_run, lock_run
+from training.run.process import Layout, initialise_distributed, leave, shut_down_distributed
+from training.run.stopping import watch_launcher
 
 WAIT_FOR_RANK_0_SECONDS = 10
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from data.config import DataConfig
 from model.size import count_parameters
-from training.config import RunConfig, validate
-from training.layout import Layout, initialise_distributed
+from training.config.run import RunConfig, validate
+from training.run.process import Layout, initialise_distributed
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,8 +49,8 @@ def make_config(options: argparse.Namespace, folder: Path, *, background: bool) 
 
 def measure(engine: Any, config: RunConfig, saves: int) -> list[dict[str, float]]:
     """Seconds of each save, one after another."""
-    from training.checkpoint import Moment
-    from training.saver import Saver
+    from training.checkpoint.capture import Moment
+    from training.checkpoint.saver import Saver
 
     saver, found = Saver(config, "cpu"), []
     for step in range(1, saves + 1):
@@ -67,7 +67,7 @@ def main() -> None:
     """Print a table and a line of JSON."""
     options = parse_arguments()
     device = initialise_distributed(Layout(0, 0, 1, 1), 600.0)
-    from training.build import build_engine
+    from training.engine.build import build_engine
 
     folder = Path(tempfile.mkdtemp(dir=options.folder))
     try:

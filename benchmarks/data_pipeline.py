@@ -28,10 +28,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from data.config import DataConfig
-from data.corpus import open_shards
-from data.group import StreamGroup
-from data.loader import PretrainingLoader
-from data.objective import make_objective
+from data.objectives.registry import make_objective
+from data.sources.open import open_shards
+from data.streaming.group import StreamGroup
+from data.streaming.loader import PretrainingLoader
 from data.tokenizer import Tokenizer, train_vocabulary
 
 JOINED = 5  # lead sections to a document: 2.4 kB, as a document of C4 English

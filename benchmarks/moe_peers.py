@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from model.config import StMoeConfig
-from model.experts import Experts
 from model.feed_forward import FeedForward
 from model.initialisation import initialise_weights
-from model.router import group_tokens
-from model.sparse import SparseFeedForward
+from model.moe.experts import Experts
+from model.moe.layer import SparseFeedForward
+from model.moe.router import group_tokens
 
 GROUP = 2048  # tokens that are routed as one group, where a peer has groups
 SLOTS = 1.25  # places in the experts per token
@@ -54,7 +54,7 @@ class Case:
 
 
 class Ours(nn.Module):
-    """``model.sparse.SparseFeedForward``, the layer that the project trains."""
+    """``model.moe.layer.SparseFeedForward``, the layer that the project trains."""
 
     def __init__(self, case: Case):
         super().__init__()

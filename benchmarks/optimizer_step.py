@@ -41,8 +41,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def build(name: str, options: argparse.Namespace) -> Any:
     """The engine of a model of st-moe-base's widths; collective."""
-    from training.build import build_engine
-    from training.config import validate
+    from training.config.run import validate
+    from training.engine.build import build_engine
 
     model = {"num_layers": options.layers, "num_experts": options.experts}  # the rest are st-moe-base's, by default
     training = {
@@ -96,7 +96,7 @@ def measure(rank: int, options: argparse.Namespace, port: int) -> None:
     )  # fmt: skip
     import deepspeed.comm as dist
 
-    from training.layout import Layout, initialise_distributed
+    from training.run.process import Layout, initialise_distributed
 
     initialise_distributed(Layout.from_environment(), timeout_seconds=600)
     engines = {name: build(name, options) for name in BYTES_PER_WEIGHT}

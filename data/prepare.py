@@ -27,8 +27,8 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from data.config import C4, C4_REVISION, DataConfig
-from data.fetch import PACKAGE, fetch_documents, wikipedia_documents
-from data.statistics import describe, plot_lengths, token_lengths
+from data.preparation.fetch import PACKAGE, fetch_documents, wikipedia_documents
+from data.preparation.statistics import describe, plot_lengths, token_lengths
 from data.tokenizer import MODEL_FILE, Tokenizer, train_vocabulary
 
 DESCRIPTION_FILE = "dataset.json"

@@ -12,10 +12,10 @@ from torch import Generator, Tensor, nn
 
 from model.attention import QueryProjection, RelativePositionBias
 from model.config import StMoeConfig
-from model.experts import Experts
 from model.feed_forward import HiddenBias
+from model.moe.experts import Experts
+from model.moe.router import Router
 from model.norm import RMSNorm
-from model.router import Router
 
 Fill = Callable[[Tensor, Generator | None], Tensor]
 ROUTER_STD = 0.02

@@ -3,7 +3,7 @@
 import torch
 
 from model.config import StMoeConfig
-from model.sparse import SparseFeedForward
+from model.moe.layer import SparseFeedForward
 from model.st_moe import StMoeForConditionalGeneration
 
 

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import Seq2SeqLMOutput
 from model.config import StMoeConfig
 from model.initialisation import initialise_module
 from model.losses import IGNORED_LABEL, RouterLosses, TokenCounts, cross_entropy_and_z
-from model.sparse import SparseFeedForward
+from model.moe.layer import SparseFeedForward
 from model.transformer import SparseFactory, Stack, StackOutput
 
 

@@ -16,9 +16,9 @@ from model.attention import Attention, RelativePositionBias, attention_bias
 from model.config import StMoeConfig
 from model.feed_forward import FeedForward
 from model.losses import RouterLosses
+from model.moe.layer import SparseFeedForward
 from model.norm import RMSNorm
 from model.precision import to_matmul_dtype
-from model.sparse import SparseFeedForward
 
 
 class SparseFactory(Protocol):

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
+from optim.partition_state import ShardState, index_fragments
 from optim.second_moment import FactoredMoment
-from optim.shard_state import ShardState, index_fragments
 from optim.slices import ParameterSpec, Shard, whole
 
 STEP = "step"  # name of the number of updates in the named state

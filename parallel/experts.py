@@ -9,7 +9,7 @@ import deepspeed.comm as dist
 from torch import Tensor
 
 from model.config import StMoeConfig
-from model.experts import Experts
+from model.moe.experts import Experts
 from parallel.all_to_all import Traffic
 from parallel.exchange import EqualExchange, Exchange, RaggedExchange
 

@@ -28,8 +28,8 @@ from deepspeed.utils import groups
 from torch import Tensor, nn
 
 from model.config import StMoeConfig
-from model.experts import Experts
-from model.sparse import SparseFeedForward
+from model.moe.experts import Experts
+from model.moe.layer import SparseFeedForward
 from model.transformer import SparseFactory
 from parallel.config import ParallelConfig
 from parallel.experts import ExchangedExperts

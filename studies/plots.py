@@ -6,9 +6,9 @@ from typing import Any
 
 import matplotlib
 
-from studies.divergence import MARGIN_NATS
-from studies.runs import Result, Run
-from studies.statistics import by_variant, mean_of, summarise
+from studies.runner.divergence import MARGIN_NATS
+from studies.runner.runs import Result, Run
+from studies.runner.statistics import by_variant, mean_of, summarise
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

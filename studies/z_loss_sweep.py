@@ -9,11 +9,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from studies.options import carry_out, common_arguments, exit_code, make_launcher, make_parser, positive, refuse
 from studies.plots import plot_sweep
-from studies.runs import Result
-from studies.statistics import summarise
-from training.config import ConfigError
+from studies.runner.options import carry_out, common_arguments, exit_code, make_launcher, make_parser, positive, refuse
+from studies.runner.runs import Result
+from studies.runner.statistics import summarise
+from training.config.errors import ConfigError
 
 COEFFICIENTS = [0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
 HEADER = "| c_Z | Fraction stable | Quality (↑) | Final L_Z | Largest router logit |\n| --- | --- | --- | --- | --- |"

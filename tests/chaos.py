@@ -23,9 +23,9 @@ from tests.support.corpus import write_corpus
 from tests.support.launch import rows
 from tests.support.processes import PATIENCE_SECONDS, Started, deepspeed_command
 from tests.support.small import small_config
-from training.config import RunConfig
-from training.manifest import read_manifest
-from training.saved_state import is_done
+from training.checkpoint.store.manifest import read_manifest
+from training.checkpoint.store.state import is_done
+from training.config.run import RunConfig
 
 STEPS, SAVE_EVERY = 24, 3
 VICTIMS = ("rank 0", "rank 1", "launcher", "deepspeed")

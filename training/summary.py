@@ -8,8 +8,8 @@ import torch
 
 from data.unigram import count_targets, unigram_cross_entropy
 from model.size import count_parameters
-from training.config import RunConfig
-from training.preflight import Inputs
+from training.config.run import RunConfig
+from training.inputs import Inputs
 
 
 def unigram_baseline(inputs: Inputs, device: str) -> float:

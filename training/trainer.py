@@ -8,26 +8,26 @@ from torch import Tensor
 
 from model.size import count_parameters
 from parallel.layer import take_traffic
-from training.agreement import resume_together
-from training.batches import sum_over_ranks, to_device
-from training.build import build_engine
-from training.checkpoint import Moment, load_checkpoint
-from training.config import RunConfig
-from training.deepspeed_config import accumulation_steps
-from training.health import Health, UnhealthyError
-from training.layout import Layout
-from training.metrics import MetricsWriter, PartsMean
-from training.optimizer_metrics import optimizer_metrics
-from training.preflight import Inputs
-from training.progress import Progress
-from training.publish import set_latest
-from training.run_folder import code_version, write_config, write_summary
-from training.saved_state import Checkpoint, describe_resume
-from training.saver import Saved, SaveError, Saver
-from training.stopping import StopRequests
+from training.checkpoint.agreement import resume_together
+from training.checkpoint.capture import Moment, load_checkpoint
+from training.checkpoint.saver import Saved, SaveError, Saver
+from training.checkpoint.store.publish import set_latest
+from training.checkpoint.store.state import Checkpoint, describe_resume
+from training.config.deepspeed import accumulation_steps
+from training.config.run import RunConfig
+from training.engine.batches import sum_over_ranks, to_device
+from training.engine.build import build_engine
+from training.engine.step import evaluate, update
+from training.health.reaction import Health, UnhealthyError
+from training.health.watchdog import Watchdog
+from training.inputs import Inputs
+from training.monitoring.metrics import MetricsWriter, PartsMean
+from training.monitoring.optimizer_metrics import optimizer_metrics
+from training.monitoring.progress import Progress
+from training.run.folder import code_version, write_config, write_summary
+from training.run.process import Layout
+from training.run.stopping import StopRequests
 from training.summary import summarise, unigram_baseline
-from training.update import evaluate, update
-from training.watchdog import Watchdog
 
 
 class Trainer:

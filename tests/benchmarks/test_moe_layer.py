@@ -12,8 +12,7 @@ import torch
 from benchmarks.measure import Step, peak_bytes
 from benchmarks.moe_cell import make_input
 from benchmarks.moe_peers import CONTENDERS, Case, build
-
-ROOT = Path(__file__).resolve().parents[2]
+from common.project import ROOT
 
 
 def test_quick_run_writes_every_row(tmp_path: Path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data.config import DataConfig
-from data.loader import PretrainingLoader
+from data.streaming.loader import PretrainingLoader
 from data.tokenizer import Tokenizer, train_vocabulary
 
 MakeTexts = Callable[..., list[str]]

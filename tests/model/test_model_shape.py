@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from common.project import ROOT
 from model.config import StMoeConfig, documented_fields
-from model.experts import Experts
 from model.initialisation import initialise_weights
-from model.sparse import SparseFeedForward
+from model.moe.experts import Experts
+from model.moe.layer import SparseFeedForward
 from model.st_moe import StMoeForConditionalGeneration
 
 L = {"d_model": 1024, "d_ff": 2816, "d_kv": 64, "num_heads": 16, "num_layers": 24}
@@ -195,7 +196,7 @@ def test_building_does_not_import_deepspeed() -> None:
         "StMoeForConditionalGeneration(StMoeConfig(vocab_size=64, d_model=8, d_ff=8, d_kv=4, num_heads=2,"
         "num_layers=4, num_experts=2)); print([m for m in sys.modules if m.split('.')[0] == 'deepspeed'])"
     )
-    root = Path(__file__).parents[2]
+    root = ROOT
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 

@@ -11,7 +11,7 @@ from model.config import StMoeConfig
 from model.st_moe import StMoeForConditionalGeneration
 from optim.adafactor import Adafactor
 from optim.slices import parameter_specs
-from training.parameters import first_experts
+from training.engine.parameters import first_experts
 
 STEPS = 50
 SHAPES = {

@@ -15,8 +15,8 @@ from model.st_moe import StMoeForConditionalGeneration
 from parallel.config import ParallelConfig
 from tests.support.ranks import run_ranks
 from tests.support.small import SMALL_MODEL, global_batch, small_config
-from training.build import build_engine, build_model
-from training.update import evaluate, update
+from training.engine.build import build_engine, build_model
+from training.engine.step import evaluate, update
 
 STEPS = 20
 DENSE = "encoder.blocks.0.feed_forward.w_in.weight"

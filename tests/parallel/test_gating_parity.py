@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import model.sparse
-from model.router import Routing, route
+import model.moe.layer
+from model.moe.router import Routing, route
 from tests.support.gatings import GATINGS
 from tests.support.ranks import run_ranks
 from tests.support.small import global_batch, small_config
-from training.build import build_engine
-from training.update import update
+from training.engine.build import build_engine
+from training.engine.step import update
 
 STEPS = 2
 KINDS: dict[str, dict[str, Any]] = {"top_1": {"top_n": 1}, "top_3": {"top_n": 3}} | {
@@ -44,7 +44,7 @@ def _train(
         routings.append(route(*args, **kwargs))
         return routings[-1]
 
-    model.sparse.route = recorded
+    model.moe.layer.route = recorded
     losses, norms, first = [], [], 0
     for step in range(STEPS):
         micro = {k: v[4 * rank : 4 * rank + 4] for k, v in global_batch(step, 8).items()}

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from studies.runs import Run, make_run
+from studies.runner.runs import Run, make_run
 from tests.support.corpus import write_corpus
 from tests.support.small import small_config
-from training.run_folder import write_config
+from training.run.folder import write_config
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from data.retry import Retries
+from data.sources.retry import Retries
 
 
 class BrokenSource:

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from training.checkpoint import Capture, RankMeta, write_files, write_rest
-from training.config import RunConfig
-from training.element_state import Part
-from training.manifest import record_text, write_manifest
-from training.optimizer_state import optimizer_file
-from training.publish import begin, publish, set_latest
-from training.saved_state import STATE_FILE, SavedState, checkpoints_dir
-from training.shards import WEIGHT, Piece, shard_name
+from training.checkpoint.adafactor_state import optimizer_file
+from training.checkpoint.capture import Capture, RankMeta, write_files, write_rest
+from training.checkpoint.element_state import Part
+from training.checkpoint.store.index import WEIGHT, Piece, shard_name
+from training.checkpoint.store.manifest import record_text, write_manifest
+from training.checkpoint.store.publish import begin, publish, set_latest
+from training.checkpoint.store.state import STATE_FILE, SavedState, checkpoints_dir
+from training.config.run import RunConfig
 
 
 def _state(config: RunConfig, step: int) -> SavedState:

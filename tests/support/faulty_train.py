@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 import train
-from data.loader import Batch, PretrainingLoader
+from data.streaming.loader import Batch, PretrainingLoader
 from tests.support.launch import rows, run
 from tests.support.small import small_config
 

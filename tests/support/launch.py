@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from common.project import ROOT
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:

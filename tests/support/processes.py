@@ -14,7 +14,7 @@ import psutil
 import yaml
 
 from tests.support.launch import ROOT, rows
-from training.config import RunConfig
+from training.config.run import RunConfig
 
 PATIENCE_SECONDS = 150.0
 # Words by which to find a process of a run, in the order of the tree.

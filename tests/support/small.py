@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.config import RunConfig, validate
+from training.config.run import RunConfig, validate
 
 SMALL_MODEL: dict[str, Any] = {
     "vocab_size": 256, "d_model": 32, "d_ff": 48, "d_kv": 8, "num_heads": 4, "num_layers": 4, "num_experts": 4,

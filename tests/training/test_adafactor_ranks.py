@@ -12,18 +12,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from common.project import ROOT
 from optim.adafactor import Adafactor
 from optim.slices import parameter_specs
-from optim.zero_layout import read_layout
+from optim.zero_partitions import read_layout
 from tests.support.optimizer import joined, master_weights
 from tests.support.ranks import run_ranks
 from tests.support.small import global_batch, small_config
-from training.build import build_engine
-from training.config import RunConfig, load_config, validate
-from training.optimizer_metrics import optimizer_metrics
-from training.update import update
+from training.config.run import RunConfig, load_config, validate
+from training.engine.build import build_engine
+from training.engine.step import update
+from training.monitoring.optimizer_metrics import optimizer_metrics
 
-ROOT = Path(__file__).parents[2]
 LAYOUTS = [(stage, size) for stage in (0, 1, 2, 3) for size in (1, 2)]
 # Small matrices are factored and clipping acts; attention and experts [32, 32 to 48], embedding and head [256, 32]; the
 # routers [4, 32], position biases [32, 4] and norms keep full second moments.

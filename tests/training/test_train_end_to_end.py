@@ -190,7 +190,7 @@ def test_a_killed_data_worker_ends_the_run_with_one_line(corpus: dict[str, Any],
         while not (tmp_path / "runs" / "small" / "metrics.jsonl").exists():
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.1)
-        (worker,) = (p for p in psutil.Process(process.pid).children() if "data.worker" in p.cmdline())
+        (worker,) = (p for p in psutil.Process(process.pid).children() if "data.streaming.worker" in p.cmdline())
         worker.kill()
         assert process.stderr is not None
         lines = process.stderr.read().splitlines()

@@ -1,0 +1,1 @@
+"""Pretraining objectives: from packed tokens to examples."""

@@ -1,0 +1,1 @@
+"""Where text comes from: files, URLs and the Hub, as shards of rows."""

@@ -1,0 +1,115 @@
+"""Rows of data sets on the Hugging Face Hub: `datasets` resolves them, and streams them shard by shard."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from data.config import TextSource
+from data.sources.base import ShardSource
+from data.sources.files import FileShards
+from data.sources.formats import file_format
+from data.sources.retry import DataError, Retries, reason
+from data.sources.rows import Row, check_record
+
+ROWS_AT_A_TIME = 256
+
+
+def import_datasets() -> Any:
+    """The `datasets` package with its own retries off.
+
+    They go on in the middle of the decompressed data after a broken read of the compressed, which gives an error at
+    best; `Retries` opens the shard anew.
+    """
+    import datasets
+
+    datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
+    for name in ("READ_RETRY", "READ_SERVER_UNAVAILABLE_RETRY", "READ_RATE_LIMIT_RETRY", "OPEN_RETRY"):
+        setattr(datasets.config, f"STREAMING_{name}_INTERVAL", 0)
+    return datasets
+
+
+def open_hub(source: TextSource, retries: Retries, block_bytes: int) -> ShardSource:
+    """The shards of a split of a Hub data set at its revision; reads its list of files only.
+
+    JSON lines are read by `FileShards` from the `hf://` files that `datasets` resolved: its own JSON reader loses 10 MB
+    around one malformed line, and its text reader cannot read bytes that are no UTF-8. All else streams by `datasets`.
+
+    Raises:
+        DataError: no such dataset, configuration or split, or the Hub cannot be reached.
+    """
+    keys = source.keys
+    key = f"{source.setting} = {keys.hub_dataset!r} ({keys.hub_config}, {source.split})"
+    try:
+        builder = import_datasets().load_dataset_builder(keys.hub_dataset, keys.hub_config, revision=keys.hub_revision)
+        files = _json_lines(builder, source.split)
+        if files:
+            return FileShards(key, files, keys.text_column, retries, block_bytes)
+        return HubShards(key, builder.as_streaming_dataset(split=source.split), keys.text_column, retries)
+    except (ValueError, FileNotFoundError) as error:
+        raise DataError(
+            f"{key} cannot be opened: check hub_dataset, hub_config, hub_revision and split ({reason(error)})"
+        ) from error
+    except Exception as error:
+        # The Hub's own client has already tried several times.
+        raise DataError(
+            f"{key} cannot be reached: check the network and HF_TOKEN, or set source=files ({reason(error)})"
+        ) from error
+
+
+def _json_lines(builder: Any, split: str) -> list[str]:
+    """URLs of the files of a split if they are JSON lines that `read_rows` knows, else none."""
+    from datasets.packaged_modules.json.json import Json
+
+    if not isinstance(builder, Json) or builder.config.field is not None:
+        return []
+    files = [str(file) for file in (builder.config.data_files or {}).get(split, [])]
+    return files if all(map(file_format, files)) else []
+
+
+class HubShards:
+    """One streamed file per shard, read from its start and skipped to a row: a row number is the whole state.
+
+    The shuffling and `state_dict` of `datasets` are not used: the former loses and repeats rows on resume, the latter
+    restarts from zero without a word when the epoch differs, and neither is tied to a single shard.
+
+    Args:
+        key: `setting = value` that named the dataset, for messages.
+        dataset: a `datasets.IterableDataset`.
+        text_column: of the text.
+        retries: policy for failures; a broken connection surfaces as any of a dozen exceptions.
+    """
+
+    def __init__(self, key: str, dataset: Any, text_column: str, retries: Retries) -> None:
+        self.key = key
+        self.retries = retries
+        self._dataset = dataset
+        self._text_column = text_column
+
+    @property
+    def num_shards(self) -> int:
+        """Files of the split."""
+        return int(self._dataset.num_shards)
+
+    def describe(self, shard: int) -> str:
+        """See `ShardSource`."""
+        return f"{self.key}: shard {shard} of {self.num_shards}"
+
+    def rows(self, shard: int, start: int) -> Iterator[Row]:
+        """See `ShardSource`.
+
+        Raises:
+            DataError: several attempts in a row gave no new row, or there is no such column.
+        """
+        return self.retries.rows(lambda row: self._read(shard, row), start, self.describe(shard))
+
+    def _read(self, shard: int, start: int) -> Iterator[Row]:
+        import_datasets()
+        part = self._dataset.shard(num_shards=self.num_shards, index=shard).with_format("arrow")
+        for table in part.iter(batch_size=ROWS_AT_A_TIME):
+            if self._text_column not in table.column_names:
+                raise DataError(
+                    f"{self.key} has no column {self._text_column!r}: set text_column to one of "
+                    f"{', '.join(table.column_names)}"
+                )
+            skipped = min(start, table.num_rows)
+            start -= skipped
+            yield from map(check_record, table[self._text_column].slice(skipped).to_pylist())

@@ -1,0 +1,1 @@
+"""Endless, resumable batches: streams of examples, mixtures, workers, the loader."""

@@ -1,0 +1,1 @@
+"""The sparse layer: router, gatings, dispatch, experts."""

@@ -1,0 +1,70 @@
+"""The experts of a sparse layer: stacked feed-forwards, applied to rows that are already sorted by expert.
+
+Shape suffixes: E = experts held here, R = rows of all of them, r = rows of one, d = d_model, F = d_ff.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model.config import StMoeConfig
+from model.feed_forward import gelu, make_hidden_bias
+from model.moe.grouped_geglu import ReusedMemory, can_group, geglu_grouped, geglu_per_expert
+
+Weights = tuple[Tensor, Tensor, Tensor]
+
+
+class Experts(nn.Module):
+    """``num_local`` of the layer's experts, beginning with the global expert ``first``.
+
+    ``w1`` and ``w3`` are W_in and W_gate, ``w2`` is W_out: the names under which DeepSpeed's checkpoints know the
+    stacked weights of expert-parallel layers. Without a gate (ReLU) ``w1`` and ``w3`` are the two halves of W_in.
+    """
+
+    def __init__(self, config: StMoeConfig, num_local: int, first: int = 0):
+        super().__init__()
+        self.num_local, self.first = num_local, first
+        self.gated = config.feed_forward == "geglu"
+        d, inner = config.d_model, config.d_ff if self.gated else config.d_ff // 2
+        self.w1 = nn.Parameter(torch.empty(num_local, inner, d))
+        self.w2 = nn.Parameter(torch.empty(num_local, d, config.d_ff))
+        self.w3 = nn.Parameter(torch.empty(num_local, inner, d))
+        # All experts' vectors on every rank: E x F numbers, small enough to replicate like a dense parameter.
+        self.hidden_bias = make_hidden_bias(config, config.num_experts)
+        self.gradient_memory = tuple(ReusedMemory() for _ in range(3))
+
+    def forward(self, rows_Rd: Tensor, counts_E: Tensor | None = None) -> Tensor:
+        """Run every expert on its rows: ``[R, d]`` → ``[R, d]``, same dtype.
+
+        Products are computed in the dtype of the rows; the weights' gradients have the dtype of the weights.
+
+        Args:
+            rows_Rd: sorted by expert.
+            counts_E: rows of each expert, integers; rows after the last expert's are nobody's and come out as 0.
+                None: R / E rows each.
+        """
+        return self.run(rows_Rd, counts_E, (self.w1, self.w2, self.w3))
+
+    def run(self, rows_Rd: Tensor, counts_E: Tensor | None, weights: Weights, first: int = 0) -> Tensor:
+        """``forward`` for a part of the experts: those of ``weights``, from the local expert ``first`` on."""
+        rows, experts, plain = len(rows_Rd), len(weights[0]), self.gated and self.hidden_bias is None
+        if plain and can_group(rows_Rd, weights[0]):
+            return geglu_grouped(rows_Rd, counts_E, *weights)
+        counts = [rows // experts] * experts if counts_E is None else counts_E.tolist()
+        if plain:
+            return geglu_per_expert(rows_Rd, counts, *weights, self.gradient_memory)
+        parts = rows_Rd.split([*counts, rows - sum(counts)])
+        of_each = zip(*(w.unbind() for w in weights), strict=True)  # unbind, unlike w[e], has one backward for all
+        outputs = [
+            self._one(part, w1, w2, w3, first + e)
+            for e, (part, (w1, w2, w3)) in enumerate(zip(parts[:-1], of_each, strict=True))
+        ]
+        return torch.cat((*outputs, outputs[0].new_zeros(parts[-1].shape)))
+
+    def _one(self, rows_rd: Tensor, w1_Fd: Tensor, w2_dF: Tensor, w3_Fd: Tensor, local: int) -> Tensor:
+        """The variants of the paper's studies: ReLU, or a bias on the hidden activation."""
+        first, second = functional.linear(rows_rd, w1_Fd), functional.linear(rows_rd, w3_Fd)
+        hidden_rF = gelu(first) * second if self.gated else functional.relu(torch.cat((first, second), dim=-1))
+        if self.hidden_bias is not None:
+            hidden_rF = self.hidden_bias(hidden_rF, self.first + local)
+        return functional.linear(hidden_rF, w2_dF)

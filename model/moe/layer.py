@@ -1,0 +1,68 @@
+"""The sparse feed-forward: router → dispatch → experts → combine, with all experts on this process.
+
+Shape suffixes: B = sequences, L = positions, G = groups, S = tokens of a group, T = B * L = G * S, E = experts,
+C = capacity, R = rows (E * G * C; dropless: as many as requests), d = d_model.
+"""
+
+from torch import Tensor, nn
+
+from model.config import StMoeConfig
+from model.losses import RouterLosses, max_router_logit
+from model.moe.dispatch import combine, dispatch, tokens_of_rows
+from model.moe.experts import Experts
+from model.moe.router import Router, group_tokens, route
+from model.precision import to_matmul_dtype
+
+
+class SparseFeedForward(nn.Module):
+    """Mixture-of-experts feed-forward (paper, section 2). ``parallel/`` spreads its experts over ranks."""
+
+    def __init__(self, config: StMoeConfig, *, decoder: bool = False):
+        # Not super().__init__(): the expert-parallel layer also derives from a DeepSpeed class whose __init__ it skips.
+        nn.Module.__init__(self)
+        self.config, self.decoder = config, decoder
+        self.router = Router(config)
+        self.experts = self.make_experts(config)
+
+    def make_experts(self, config: StMoeConfig) -> Experts:
+        """All the layer's experts."""
+        return Experts(config, config.num_experts)
+
+    def forward(self, x_BLd: Tensor, mask_BL: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, RouterLosses]:
+        """Route and transform the tokens.
+
+        Args:
+            x_BLd: normalised activations.
+            mask_BL: True for real tokens; padding uses no expert and comes out as 0.
+            tokens: divisor of the z-loss, see ``TokenCounts``; None: the real tokens of this call.
+
+        Returns:
+            ``y_BLd`` in the dtype that matrix products have here (autocast's, or that of ``x_BLd``), and the losses.
+        """
+        batch, length, d_model = x_BLd.shape
+        size = group_tokens(batch * length, self.config.group_size)
+        mask_GS = mask_BL.reshape(-1, size)
+        logits_GSE = self.router(x_BLd).view(*mask_GS.shape, self.config.num_experts)
+        routing = route(logits_GSE, mask_GS, self.config, training=self.training, tokens=tokens, decoder=self.decoder)
+
+        counts_E = None
+        if self.config.capacity == "dropless":
+            slot_NT, counts_E = routing.ragged_slots()
+            rows = int(counts_E.sum())  # waits for the device: how many depends on the tokens
+        else:
+            slot_NT = routing.slots()
+            rows = self.config.num_experts * mask_GS.shape[0] * routing.capacity
+        token_R = tokens_of_rows(slot_NT, rows)
+        # Cast before the dispatch, so that ranks exchange rows in the dtype that the experts compute in.
+        rows_Rd = dispatch(to_matmul_dtype(x_BLd).reshape(-1, d_model), slot_NT, token_R)
+        y_Td = combine(self.experts(rows_Rd, counts_E), routing.gate_NGS.flatten(1), slot_NT, token_R)
+
+        real_tokens = mask_GS.sum()
+        losses = RouterLosses(
+            load_balance=routing.load_balance_loss,
+            z=routing.router_z_loss,
+            max_logit=max_router_logit(logits_GSE, mask_GS),
+            dropped_tokens=routing.dropped_tokens(mask_GS),
+            tokens=real_tokens,
+        )
+        return y_Td.view(batch, length, d_model), losses

@@ -1,0 +1,109 @@
+"""The router of a sparse layer: logits, and from them each token's experts, weights and the router's losses.
+
+Shape suffixes: G = groups, S = tokens of a group, E = experts. Everything here is float32.
+"""
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+
+from model.config import StMoeConfig
+from model.losses import load_balance_loss, router_z_loss
+from model.moe.expert_choice import choose_by_expert
+from model.moe.router_product import router_product
+from model.moe.routing import Routing
+from model.moe.token_choice import choose_by_token
+
+
+def expert_capacity(config: StMoeConfig, size: int, *, training: bool, decoder: bool = False) -> int:
+    """Places per expert in a group of ``size`` tokens.
+
+    ``max(min(size, int(size * CF / E)), min_capacity)``, not multiplied by top_n (paper's code); for flaxformer
+    ``max(round(size * CF / E), min_capacity)``, halves to even as there; for ``capacity: dropless`` enough for any.
+    """
+    if config.capacity == "dropless":
+        return size
+    places = size * (config.train_capacity_factor if training else config.eval_capacity_factor) / config.num_experts
+    flaxformer = config.stack_gating(decoder=decoder) == "flaxformer"
+    return max(round(places) if flaxformer else min(size, int(places)), config.min_capacity)
+
+
+def group_tokens(tokens: int, group_size: int) -> int:
+    """Tokens of each routing group: the largest divisor of ``tokens`` that is at most ``group_size``."""
+    return next(size for size in range(min(tokens, group_size), 0, -1) if tokens % size == 0)
+
+
+def route(
+    logits_GSE: Tensor,
+    mask_GS: Tensor,
+    config: StMoeConfig,
+    *,
+    training: bool,
+    generator: Generator | None = None,
+    tokens: Tensor | None = None,
+    decoder: bool = False,
+) -> Routing:
+    """Send each token to its experts (paper, appendix G; equations 1-6).
+
+    L_B counts the best expert of each real token, before capacity, for every token choice (flaxformer's own code counts
+    all top_n); for ``expert_choice``, whose loads are equal by construction, it is 0.
+
+    Args:
+        logits_GSE: router logits; computed on in float32.
+        mask_GS: 1 or True for real tokens, 0 for padding, which gets no place in any gating.
+        config: gating, policy, capacity factors.
+        training: picks the capacity factor.
+        generator: source of the random policy's draws; None: torch's global generator of the device.
+        tokens: what the z-loss's sum is divided by; None: the real tokens of this call.
+        decoder: whether to route as a decoder layer: by ``decoder_gating``, and never batch-prioritised, since either
+            expert choice or priorities would tell a token of later ones.
+    """
+    logits_GSE, mask_GS = logits_GSE.float(), mask_GS.bool()
+    probs_GSE = logits_GSE.softmax(dim=-1)
+    gating = config.stack_gating(decoder=decoder)
+    capacity = expert_capacity(config, logits_GSE.shape[1], training=training, decoder=decoder)
+    if gating == "expert_choice":
+        choices = choose_by_expert(probs_GSE, mask_GS, capacity)
+        balance = probs_GSE.new_zeros(())
+    else:
+        choices = choose_by_token(
+            probs_GSE,
+            mask_GS,
+            capacity,
+            config,
+            raw_gates=gating == "flaxformer",
+            prioritized=config.batch_prioritized and not decoder,
+            generator=generator,
+        )
+        balance = load_balance_loss(probs_GSE, choices.expert_NGS[0], mask_GS)
+    return Routing(
+        **choices._asdict(),
+        capacity=capacity,
+        num_experts=config.num_experts,
+        load_balance_loss=balance,
+        router_z_loss=router_z_loss(logits_GSE, mask_GS, tokens),
+    )
+
+
+class Router(nn.Module):
+    """Linear map from the residual stream to one logit per expert; no bias; float32 also under autocast.
+
+    With ``router_precision: bf16`` it is what the paper warns of: a product in bf16, whose round-off grows with the
+    logits.
+    """
+
+    def __init__(self, config: StMoeConfig):
+        super().__init__()
+        self.jitter = config.router_jitter
+        self.low_precision = config.router_precision == "bf16"
+        self.weight = nn.Parameter(torch.empty(config.num_experts, config.d_model))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x [..., d]`` → logits ``[..., E]``, float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            if self.training and self.jitter:
+                x = x.float()
+                x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
+            if self.low_precision:
+                return functional.linear(x.bfloat16(), self.weight.bfloat16()).float()
+            return router_product(x, self.weight.float())

@@ -1,0 +1,157 @@
+"""Runs a study's unfinished runs, some at a time, and says how far it is."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from studies.runner.launcher import Local, Slurm
+from studies.runner.runs import Run
+from training.config.errors import ConfigError
+
+POLL_SECONDS = 0.5
+GRACE_SECONDS = 60  # the deepspeed launcher kills its ranks after 30
+
+
+@dataclass
+class Job:
+    """A run that is being trained."""
+
+    run: Run
+    slot: int
+    process: subprocess.Popen[bytes]
+    started: float
+
+
+def run_locally(runs: list[Run], launcher: Local, minutes: float | None) -> None:
+    """Train what is not finished yet; a run that fails is reported and left.
+
+    Args:
+        runs: of the study, in the order in which they are started.
+        launcher: how, and how many at a time.
+        minutes: after this time no further run is started; None: all are.
+    """
+    waiting = deque(run for run in runs if run.result().status == "unfinished")
+    total, done = len(runs), len(runs) - len(waiting)
+    if done:
+        print(f"{done} of {total} runs are finished already", flush=True)
+    began = time.monotonic()
+    seconds: list[float] = []
+    jobs: list[Job] = []
+    with _ended_with_us(jobs):
+        while waiting or jobs:
+            in_time = minutes is None or time.monotonic() - began < 60 * minutes
+            while waiting and in_time and len(jobs) < launcher.jobs:
+                slot = min(set(range(launcher.jobs)) - {job.slot for job in jobs})
+                jobs.append(_start(waiting.popleft(), slot, launcher))
+            if not jobs:
+                break
+            time.sleep(POLL_SECONDS)
+            for job in [job for job in jobs if job.process.poll() is not None]:
+                jobs.remove(job)
+                taken = time.monotonic() - job.started
+                done, seconds = done + 1, [*seconds, taken]
+                left = sum(seconds) / len(seconds) * (total - done) / launcher.jobs
+                print(f"[{done}/{total}] {_describe(job, taken)}; {left / 60:.0f} min left", flush=True)
+    if waiting:
+        print(f"{len(waiting)} runs are left: repeat the command to go on", flush=True)
+
+
+def submit(runs: list[Run], launcher: Slurm) -> None:
+    """Submit a job for every unfinished run. Raises ConfigError without ``sbatch``, or when it refuses one."""
+    if shutil.which("sbatch") is None:
+        raise ConfigError("--launcher slurm: sbatch is not on this machine; submit from a login node, or add --dry-run")
+    waiting = [run for run in runs if run.result().status == "unfinished"]
+    for run in waiting:
+        script = launcher.script_path(run)
+        script.parent.mkdir(parents=True, exist_ok=True)
+        run.log.parent.mkdir(parents=True, exist_ok=True)
+        script.write_text(launcher.script(run), encoding="utf-8")
+        answer = subprocess.run(launcher.command(run), capture_output=True, text=True)  # noqa: S603
+        if answer.returncode:
+            raise ConfigError(f"sbatch refused {script}: {' '.join(answer.stderr.split())}")
+        print(f"{run.name}: {answer.stdout.strip()}", flush=True)
+    if waiting:
+        print("repeat the command when the jobs have ended: it writes the table", flush=True)
+
+
+@contextlib.contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Hold the study's folder, so that no run is trained twice at once. Raises ConfigError if it is held."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(
+                f"--out {out}: a study, or a run that it left, is at work there: wait for it, or set another --out"
+            ) from None
+        os.set_inheritable(file.fileno(), True)
+        yield
+
+
+def _start(run: Run, slot: int, launcher: Local) -> Job:
+    run.clear_the_way()
+    run.log.parent.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    with run.log.open("ab") as log:
+        process = subprocess.Popen(  # noqa: S603
+            launcher.command(run, slot, port),
+            env=os.environ | launcher.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            close_fds=False,  # it holds the folder's lock, also when this process is killed
+            start_new_session=True,
+        )
+    return Job(run, slot, process, time.monotonic())
+
+
+def _describe(job: Job, seconds: float) -> str:
+    result = job.run.result()
+    if result.status == "unfinished":
+        return f"{job.run.name} failed with exit code {job.process.returncode}: {last_words(job.run.log)}"
+    if result.status == "diverged":
+        return (
+            f"{job.run.name} diverged at step {result.verdict.diverged_at} ({result.verdict.reason}), {seconds:.0f} s"
+        )
+    return f"{job.run.name} stable, quality {result.quality:.4f}, {seconds:.0f} s"
+
+
+def last_words(log: Path) -> str:
+    """The line of a log that says why the run ended: the last error, else the last line."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ") or "Error: " in line]
+    return (errors or lines or ["it said nothing"])[-1][:300]
+
+
+@contextlib.contextmanager
+def _ended_with_us(jobs: list[Job]) -> Iterator[None]:
+    """End the jobs when this process is told to end; their checkpoints stay."""
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for job in jobs:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(job.process.pid, signal.SIGTERM)
+        for job in jobs:
+            try:
+                job.process.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                os.killpg(job.process.pid, signal.SIGKILL)

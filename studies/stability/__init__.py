@@ -1,0 +1,1 @@
+"""The stability study of section 3 and tables 2-4."""

@@ -1,0 +1,77 @@
+"""The stability study (Zoph et al. 2022, tables 2-4): which techniques keep sparse models stable, and at what cost.
+
+python -m studies.stability --config configs/tiny.yaml --seeds 3
+python -m studies.stability --config configs/my_run.yaml --steps 100000 --launcher slurm --nodes 8 --dry-run
+
+Finished runs are kept: the same command goes on after an interruption, with the same table.
+"""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from studies.plots import plot_curves, plot_quality_against_stability
+from studies.runner.options import carry_out, common_arguments, exit_code, make_launcher, make_parser, positive, refuse
+from studies.stability.report import write_report
+from studies.stability.table import format_tables, to_json
+from studies.stability.variants import BASELINE, VARIANTS, variant_overrides
+from training.config.errors import ConfigError
+from training.config.run import RunConfig
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = make_parser(__doc__, "runs/stability")
+    parser.add_argument(
+        "--variants", nargs="+", default=list(VARIANTS), metavar="NAME", help=f"of {', '.join(VARIANTS)}"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of every variant (%(default)s)")
+    parser.add_argument("--baseline-seeds", type=int, help="seeds of the baseline (twice as many)")
+    return parser.parse_intermixed_args()
+
+
+def plan(arguments: argparse.Namespace, config: RunConfig) -> list[tuple[str, int, dict[str, Any]]]:
+    """Variant, seed and overrides of every run, seed by seed, so that a part of them compares. Raises ConfigError."""
+    positive(arguments, "seeds", "baseline_seeds")
+    for name in arguments.variants:
+        if "=" in name:
+            raise ConfigError(f"{name} follows --variants and is taken for one: put key=value in front of --variants")
+        if name not in VARIANTS:
+            raise ConfigError(f"--variants {name}: no such variant; choose from {', '.join(VARIANTS)}")
+    names = list(dict.fromkeys(arguments.variants))
+    seeds = dict.fromkeys(names, arguments.seeds)
+    if BASELINE in seeds:
+        seeds[BASELINE] = arguments.baseline_seeds or 2 * arguments.seeds
+    return [
+        (name, seed, variant_overrides(name, config))
+        for seed in range(max(seeds.values()))
+        for name in names
+        if seed < seeds[name]
+    ]
+
+
+def main() -> int:
+    """Run what is not finished, then write tables, figures and report; the exit code."""
+    arguments = parse_arguments()
+    try:
+        launcher = make_launcher(arguments)
+        common, config = common_arguments(arguments, launcher)
+        outcome = carry_out(arguments, launcher, common, plan(arguments, config))
+    except ValueError as error:
+        return refuse(error)
+    if outcome is None:
+        return 0
+    runs, results = [run for run, _ in outcome], [result for _, result in outcome]
+    tables, out = format_tables(results), arguments.out
+    (out / "table.md").write_text(tables, encoding="utf-8")
+    (out / "table.json").write_text(json.dumps(to_json(results), indent=2) + "\n", encoding="utf-8")
+    plot_curves(runs, out / "curves.png")
+    plot_quality_against_stability(results, out / "quality_stability.png")
+    write_report(runs, results, arguments.config, out / "report.md")
+    print(f"\n{tables}\n{out}/report.md holds the figures, and what they can and cannot show")
+    return exit_code(arguments, results)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

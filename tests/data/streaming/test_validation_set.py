@@ -1,0 +1,84 @@
+"""The fixed validation examples."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.config import DataConfig
+from data.streaming.validation import validation_batches
+from data.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def config(
+    tmp_path: Path, make_config: Callable[..., DataConfig], make_texts: Callable[..., list[str]],
+    write_shards: Callable[..., str],
+) -> DataConfig:  # fmt: skip
+    pattern = write_shards(tmp_path, [make_texts(20, seed=7), make_texts(10, seed=8)])
+    return make_config(validation_files=pattern)
+
+
+def take(config: DataConfig, tokenizer: Tokenizer, **sizes: Any) -> list[Any]:
+    """Rows of every rank, in the order of the global examples."""
+    world_size = sizes["world_size"]
+    ranks = [validation_batches(config, tokenizer, rank=rank, **sizes) for rank in range(world_size)]
+    rows = [
+        [
+            (i.tolist(), t.tolist())
+            for batch in batches
+            for i, t in zip(batch["input_ids"], batch["labels"], strict=True)
+        ]
+        for batches in ranks
+    ]
+    return [row for group in zip(*rows, strict=True) for row in group]
+
+
+def test_every_call_and_world_size_gives_the_same_examples(config: DataConfig, tokenizer: Tokenizer) -> None:
+    single = take(config, tokenizer, world_size=1, batch_size=4, num_batches=3)
+    assert len(single) == 12
+    assert len({str(row) for row in single}) == 12
+    assert take(config, tokenizer, world_size=1, batch_size=4, num_batches=3) == single
+    assert take(config, tokenizer, world_size=2, batch_size=2, num_batches=3) == single
+    assert take(config, tokenizer, world_size=4, batch_size=1, num_batches=3) == single
+    assert take(config, tokenizer, world_size=3, batch_size=4, num_batches=1) == single
+
+
+def test_examples_start_with_the_first_text_in_file_order(
+    config: DataConfig, tokenizer: Tokenizer, make_texts: Callable[..., list[str]]
+) -> None:
+    (batch,) = validation_batches(config, tokenizer, rank=0, world_size=1, batch_size=1, num_batches=1)
+    assert batch["input_ids"].shape == (1, 64)
+    first = tokenizer.encode_batch(make_texts(20, seed=7))[0]
+    assert batch["input_ids"][0, 0] == first[0]
+
+
+def test_masks_follow_the_seed(
+    config: DataConfig, tokenizer: Tokenizer, make_config: Callable[..., DataConfig]
+) -> None:
+    other = make_config(validation_files=config.validation_files, seed=1)
+    sizes: dict[str, Any] = {"rank": 0, "world_size": 1, "batch_size": 8, "num_batches": 1}
+    same = validation_batches(config, tokenizer, **sizes)[0]["input_ids"]
+    assert (validation_batches(other, tokenizer, **sizes)[0]["input_ids"] != same).any()
+
+
+def test_too_small_a_split_names_the_largest_number_of_examples(config: DataConfig, tokenizer: Tokenizer) -> None:
+    sizes: dict[str, Any] = {"rank": 1, "world_size": 2, "batch_size": 2}
+    with pytest.raises(
+        ValueError, match=r"^training\.eval_examples = 2000, .* set training\.eval_examples to at most"
+    ) as e:
+        validation_batches(config, tokenizer, num_batches=500, **sizes)
+    largest = int(str(e.value).split("at most ")[1].split(",")[0]) // 4
+    assert len(validation_batches(config, tokenizer, num_batches=largest, **sizes)) == largest
+    with pytest.raises(ValueError, match=r"training\.eval_examples"):
+        validation_batches(config, tokenizer, num_batches=largest + 1, **sizes)
+    with pytest.raises(ValueError, match="use a smaller micro-batch"):
+        validation_batches(config, tokenizer, rank=0, world_size=1, batch_size=5000, num_batches=1)
+
+
+def test_missing_files_name_their_key(make_config: Callable[..., DataConfig], tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match=r"^data\.validation_files = 'none\*' matches no file"):
+        validation_batches(
+            make_config(validation_files="none*"), tokenizer, rank=0, world_size=1, batch_size=1, num_batches=1
+        )

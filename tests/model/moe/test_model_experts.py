@@ -1,0 +1,150 @@
+"""The experts' own derivatives against autograd in float64, in every form and dtype."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from model.config import StMoeConfig
+from model.initialisation import initialise_weights
+from model.moe.experts import Experts
+from model.moe.grouped_geglu import ReusedMemory, geglu_grouped
+
+D, F, E = 16, 24, 4
+RAGGED = [5, 0, 11, 2]
+
+
+def make_experts(**options: Any) -> Experts:
+    config = StMoeConfig(d_model=D, d_ff=F, num_experts=E, initializer_scale=2.0, **options)
+    experts = Experts(config, E)
+    initialise_weights(experts, config, seed=0)
+    return experts
+
+
+def make_rows(rows: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    source = torch.Generator().manual_seed(1)
+    x, grad = (torch.randn(rows, D, generator=source).to(dtype) for _ in range(2))
+    return x.requires_grad_(), grad
+
+
+def reference(experts: Experts, rows: Tensor, grad: Tensor, counts: list[int]) -> list[Tensor]:
+    """Output and gradients of rows, w1, w2, w3 in float64, by autograd through one small matrix product at a time."""
+    x, *weights = (t.detach().double().requires_grad_() for t in (rows, experts.w1, experts.w2, experts.w3))
+    w1, w2, w3 = weights
+    outputs, start = [], 0
+    for e, count in enumerate(counts):
+        part = x[start : start + count]
+        hidden = functional.gelu(part @ w1[e].T, approximate="tanh") * (part @ w3[e].T)
+        outputs.append(hidden @ w2[e].T)
+        start += count
+    outputs.append(torch.zeros(len(x) - start, D, dtype=torch.float64))
+    y = torch.cat(outputs)
+    return [y, *torch.autograd.grad(y, (x, *weights), grad.double())]
+
+
+def assert_equals_reference(experts: Experts, run: Any, dtype: torch.dtype, counts: list[int], rows: int) -> None:
+    x, grad = make_rows(rows, dtype)
+    y = run(x)
+    assert y.dtype == dtype
+    weights = (experts.w1, experts.w2, experts.w3)
+    actual = [y, *torch.autograd.grad(y, (x, *weights), grad)]
+    assert [g.dtype for g in actual[2:]] == [w.dtype for w in weights]
+    tolerance = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 3e-2}[dtype]
+    for name, a, e in zip(("y", "rows", "w1", "w2", "w3"), actual, reference(experts, x, grad, counts), strict=True):
+        assert (a.double() - e).abs().max() <= tolerance * e.abs().max(), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("counts", [None, RAGGED])
+def test_output_and_gradients_equal_autograd_in_float64(dtype: torch.dtype, counts: list[int] | None):
+    experts = make_experts().to(dtype)
+    given = None if counts is None else torch.tensor(counts)
+    assert_equals_reference(experts, lambda x: experts(x, given), dtype, counts or [5] * E, 20)
+
+
+def test_float32_weights_on_bf16_rows_as_under_autocast():
+    experts = make_experts()
+    assert_equals_reference(experts, experts, torch.bfloat16, [5] * E, 20)
+
+
+@pytest.mark.parametrize("counts", [None, RAGGED])
+def test_grouped_products_equal_autograd_in_float64(counts: list[int] | None):
+    experts = make_experts().bfloat16()
+    given = None if counts is None else torch.tensor(counts)
+    weights = (experts.w1, experts.w2, experts.w3)
+    assert_equals_reference(experts, lambda x: geglu_grouped(x, given, *weights), torch.bfloat16, counts or [5] * E, 20)
+
+
+@pytest.mark.parametrize("options", [{"feed_forward": "relu"}, {"feed_forward_bias": "additive"}, {}])
+def test_rows_of_nobody_come_out_as_zero_without_gradient(options: dict[str, Any]):
+    experts = make_experts(**options)
+    x, _ = make_rows(20)
+    y = experts(x, torch.tensor([3, 0, 4, 1]))
+    assert (y[8:] == 0).all()
+    assert (y[:8] != 0).any(-1).all()
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert (grad[8:] == 0).all()
+    assert (grad[:8] != 0).any(-1).all()
+    alone = experts(x[:8], torch.tensor([3, 0, 4, 1]))
+    assert torch.equal(y[:8], alone)
+
+
+def test_inference_keeps_nothing_and_gives_the_same():
+    experts = make_experts()
+    x, _ = make_rows(20)
+    with torch.no_grad():
+        y = experts(x)
+    assert not y.requires_grad
+    assert torch.equal(y, experts(x))
+
+
+def test_used_twice_gradients_add_up():
+    experts = make_experts()
+    x, grad = make_rows(20)
+    y = experts(x)
+    (experts(y) * grad).sum().backward()
+    _, grad_y, *second_use = reference(experts, y, grad, [5] * E)
+    _, _, *first_use = reference(experts, x, grad_y, [5] * E)
+    for weight, first, second in zip((experts.w1, experts.w2, experts.w3), first_use, second_use, strict=True):
+        torch.testing.assert_close(weight.grad.double(), first + second, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_accumulate_and_memory_is_reused_only_when_free():
+    experts = make_experts()
+    x, grad = make_rows(20)
+
+    def backward() -> None:
+        experts(x).backward(grad)
+
+    backward()
+    held = experts.w1.grad
+    assert held is not None
+    first = held.clone()
+    backward()  # accumulates: the first gradient is in use
+    torch.testing.assert_close(experts.w1.grad, 2 * first)
+    kept = experts.w1.grad[0].detach().numpy()  # an alias that autograd does not know of
+    before = kept.copy()
+    experts.zero_grad()
+    del held
+    backward()
+    assert (kept == before).all()
+    torch.testing.assert_close(experts.w1.grad, first)
+
+
+def test_reused_memory():
+    memory, like = ReusedMemory(), torch.ones(3, 4)
+    a = memory.empty_like(like)
+    assert (a.shape, a.dtype, a.is_contiguous()) == (like.shape, like.dtype, True)
+    address = a.data_ptr()
+    view = a[1:]
+    del a
+    b = memory.empty_like(like)
+    assert b.data_ptr() != view.untyped_storage().data_ptr()
+    address = b.data_ptr()
+    del b
+    assert memory.empty_like(like).data_ptr() == address
+    assert memory.empty_like(torch.ones(5)).shape == (5,)
+    assert copy.deepcopy(memory)._storage is None

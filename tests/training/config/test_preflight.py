@@ -1,0 +1,229 @@
+"""What is refused before any model is built, because of ranks, files or data."""
+
+import gzip
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.checkpoints import write_checkpoint
+from tests.support.small import small_config
+from training.checkpoint.store.state import describe_resume, find_checkpoint
+from training.config.checks import check_all_to_all, check_layout
+from training.config.deepspeed import deepspeed_config
+from training.config.errors import ConfigError
+from training.config.run import RunConfig, validate
+from training.inputs import prepare
+from training.run.process import Layout
+
+ALONE = Layout(rank=0, local_rank=0, world_size=1, local_world_size=1)
+
+
+@pytest.mark.parametrize(
+    ("sections", "world_size", "words"),
+    [
+        ({"parallel": {"expert_parallel_size": 3}}, 3, ["parallel.expert_parallel_size = 3", "model.num_experts = 4"]),
+        ({"parallel": {"expert_parallel_size": 2}}, 3, ["parallel.expert_parallel_size = 2", "world size 3"]),
+        ({"parallel": {"expert_parallel_size": 4}}, 2, ["parallel.expert_parallel_size = 4", "world size 2"]),
+        (
+            {"parallel": {"expert_parallel_size": 2}, "model": {"num_experts": 0}},
+            2,
+            ["parallel.expert_parallel_size = 2", "model.num_experts = 0", "dense"],
+        ),
+        ({"training": {"global_batch_size": 9}}, 1, ["training.global_batch_size = 9", "multiple of 4"]),
+        ({}, 3, ["training.global_batch_size = 8", "multiple of 12"]),
+        ({"training": {"eval_examples": 5}}, 1, ["training.eval_examples = 5", "multiple of 4"]),
+        (
+            {"zero_stage": 0, "parallel": {"expert_parallel_size": 2}, "optimizer": {"gradient_clipping": 1.0}},
+            2,
+            ["gradient_clipping = 1.0", "zero1.json"],
+        ),
+    ],
+)
+def test_layouts_that_cannot_work(sections: dict[str, Any], world_size: int, words: list[str], tmp_path: Path):
+    with pytest.raises(ConfigError) as error:
+        check_layout(small_config(tmp_path, **sections), world_size)
+    message = str(error.value)
+    assert [word for word in ["\n", *words] if (word in message) == (word == "\n")] == [], message
+
+
+@pytest.mark.parametrize(
+    ("parallel", "words"),
+    [
+        (
+            {"expert_parallel_size": 4, "expert_parallel_within_node": True},
+            ["parallel.expert_parallel_size = 4", "6 ranks of a node", "a divisor of 6"],
+        ),
+        ({"all_to_all_chunks": 2}, ["parallel.all_to_all_chunks = 2", "parallel.expert_parallel_size = 1", "set 1"]),
+        (
+            {"expert_parallel_size": 2, "all_to_all_chunks": 3},
+            ["parallel.all_to_all_chunks = 3", "2 experts of a rank", "a divisor of 2"],
+        ),
+    ],
+)
+def test_all_to_all_that_cannot_be_as_asked(parallel: dict[str, Any], words: list[str], tmp_path: Path):
+    with pytest.raises(ConfigError) as error:
+        check_all_to_all(small_config(tmp_path, parallel=parallel), ranks_of_node=6)
+    assert [word for word in words if word not in str(error.value)] == [], str(error.value)
+
+
+def test_experts_within_a_node_or_across(tmp_path: Path):
+    within = {"expert_parallel_size": 2, "expert_parallel_within_node": True, "all_to_all_chunks": 2}
+    check_all_to_all(small_config(tmp_path, parallel=within), ranks_of_node=6)
+    check_all_to_all(small_config(tmp_path, parallel={"expert_parallel_size": 4}), ranks_of_node=6)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"fp16": {"enabled": true}}', ["fp16", "overflows", "training.precision"]),
+        ('{"train_batch_size": 8}', ["'train_batch_size'", "training.global_batch_size"]),
+        ('{"optimizer": {}}', ["'optimizer'", "the optimizer section"]),
+        ('{"zero_optimization": {"stage": 4}}', ["stage = 4"]),
+        ("{", ["not valid JSON"]),
+        ("[]", ["JSON object"]),
+        (None, ["no such file"]),
+    ],
+)
+def test_deepspeed_files_that_are_refused(text: str | None, words: list[str], tmp_path: Path):
+    file = tmp_path / "ds.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        check_layout(small_config(tmp_path, training={"deepspeed_config": str(file)}), 1)
+    message = str(error.value)
+    assert [word for word in [str(file), *words] if word not in message] == [], message
+
+
+@pytest.mark.parametrize(
+    ("zero", "words"),
+    [
+        ({"stage": 3, "offload_optimizer": {"device": "nvme"}}, ["offload_optimizer.device = nvme", "adafactor"]),
+        ({"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}, ["offload_optimizer.ratio = 0.5"]),
+        ({"stage": 2, "zenflow": {"topk_ratio": 0.1}}, ["zenflow", "set adamw"]),
+        ({"stage": 1, "compute_grad_norm": False}, ["compute_grad_norm = false", "not finite"]),
+    ],
+)
+def test_deepspeed_options_that_the_optimizer_cannot_run_with(zero: dict[str, Any], words: list[str], tmp_path: Path):
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({"zero_optimization": zero}))
+    config = small_config(tmp_path, training={"deepspeed_config": str(file)})
+    with pytest.raises(ConfigError, match=r"^[^\n]+$") as error:
+        check_layout(config, 1)
+    assert [word for word in [str(file), *words] if word not in str(error.value)] == [], str(error.value)
+    check_layout(small_config(tmp_path, training={"deepspeed_config": "ds_configs/offload.json"}), 1)
+
+
+def test_adamw_8bit_needs_its_package_and_a_cuda_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = small_config(tmp_path, optimizer={"name": "adamw_8bit"})
+    found: dict[str, object] = {}
+    monkeypatch.setattr("training.config.checks.find_spec", found.get)
+    with pytest.raises(ConfigError, match=r"optimizer\.name = adamw_8bit needs the package bitsandbytes: pip install"):
+        check_layout(config, 1)
+    found["bitsandbytes"] = object()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"optimizer\.name = adamw_8bit needs a CUDA device, .* set adafactor or"):
+        check_layout(config, 1)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    check_layout(config, 1)
+
+
+def test_deepspeed_config_is_completed_from_the_run_config(tmp_path: Path):
+    config = small_config(tmp_path, training={"precision": "bf16_autocast", "micro_batch_size": 2})
+    options = deepspeed_config(config, world_size=2)
+    assert options["gradient_accumulation_steps"] == 2
+    assert options["train_batch_size"] == 8
+    assert options["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
+    assert options["bf16"] == {"enabled": False}
+    assert options["zero_optimization"] == {"stage": 1}
+
+
+def _config(tmp_path: Path, data: dict[str, Any], **training: Any) -> RunConfig:
+    return small_config(tmp_path, data=data, training={"eval_examples": 8, **training})
+
+
+def test_good_inputs_are_opened(corpus: dict[str, Any], tmp_path: Path):
+    inputs = prepare(_config(tmp_path, corpus), ALONE, resume=False)
+    assert inputs.zero_stage == 1
+    assert [batch["input_ids"].shape for batch in inputs.validation] == [(4, 32), (4, 32)]
+
+
+def test_missing_and_unfit_inputs(corpus: dict[str, Any], tmp_path: Path):
+    def refused(data: dict[str, Any], model: dict[str, Any] | None = None) -> str:
+        config = small_config(tmp_path, data=corpus | data, model=model, training={"eval_examples": 8})
+        with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
+            prepare(config, ALONE, resume=False)
+        return str(error.value)
+
+    assert "data.train_files = 'nowhere/*.gz' matches no file" in refused({"train_files": "nowhere/*.gz"})
+    assert "data.validation_files" in refused({"validation_files": "nowhere/*.gz"})
+    assert "data.vocabulary" in refused({"vocabulary": "nowhere"})
+    assert "data.num_streams = 64" in refused({"num_streams": 64})
+    assert "model.vocab_size = 128" in refused({}, {"vocab_size": 128})
+    empty = tmp_path / "empty.json.gz"
+    with gzip.open(empty, "wt") as file:
+        file.write("\n" * 10)
+    assert "data.validation_files" in refused({"validation_files": str(empty)})
+    assert "data.train_files" in refused({"train_files": str(empty), "num_streams": 1})
+    without_sentinels = tmp_path / "vocabulary"
+    shutil.copytree(corpus["vocabulary"], without_sentinels)
+    (without_sentinels / "tokenizer_config.json").write_text('{"extra_ids": 0}')
+    assert "extra_ids" in refused({"vocabulary": str(without_sentinels)})
+
+
+def test_a_run_is_never_overwritten(corpus: dict[str, Any], tmp_path: Path):
+    config = _config(tmp_path, corpus)
+    config.run_dir.mkdir(parents=True)
+    (config.run_dir / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(ConfigError, match=r"training\.name = small: .* already holds a run; add --resume"):
+        prepare(config, ALONE, resume=False)
+
+
+def test_resume_refuses_another_model_or_nothing(tmp_path: Path):
+    config = small_config(tmp_path)
+    with pytest.raises(ConfigError, match=r"--resume: .* holds no checkpoint"):
+        find_checkpoint(config, 2, 1)
+    write_checkpoint(config)
+    assert find_checkpoint(config, 2, 1).state.step == 4
+    values = config.model_dump()
+    for section, key, value in (
+        ("model", "d_ff", 64),
+        ("optimizer", "learning_rate", 1.0),
+        ("training", "seed", 5),
+        ("training", "global_batch_size", 16),
+    ):
+        other = validate(values | {section: values[section] | {key: value}})
+        with pytest.raises(ConfigError, match=rf"^--resume: {section}\.{key} is {value} but [^\n]+$"):
+            find_checkpoint(other, 2, 1)
+    write_checkpoint(config, format=1)
+    with pytest.raises(ConfigError, match=r"trainer_state\.json is of format 1, this version reads 3"):
+        find_checkpoint(config, 2, 1)
+    (config.run_dir / "checkpoints" / "step_00000004" / "trainer_state.json").write_text('{"step": 4')
+    with pytest.raises(
+        ConfigError, match=r"holds no checkpoint that is whole \(step_00000004: trainer_state\.json has"
+    ):
+        find_checkpoint(config, 2, 1)
+
+
+def test_resume_says_what_changes(tmp_path: Path):
+    config = small_config(tmp_path)
+    write_checkpoint(config)
+    checkpoint = find_checkpoint(config, 2, 1)
+    assert describe_resume(checkpoint, config, 2, 1) == "going on from step_00000004"
+    other = small_config(tmp_path, parallel={"expert_parallel_size": 2}, training={"precision": "bf16"})
+    assert describe_resume(checkpoint, other, 4, 3) == (
+        "checkpoint step_00000004 was written at EP 1, world 2, ZeRO 1, fp32: going on at EP 2, world 4, ZeRO 3, bf16"
+    )
+
+
+def test_preflight_imports_neither_torch_models_nor_deepspeed():
+    """Mistakes must be found in seconds; pytest itself has deepspeed loaded by now, so look in a new process."""
+    import subprocess
+
+    code = "import sys, train; print([m for m in ('deepspeed', 'model.st_moe', 'torch') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert "deepspeed" not in found
+    assert "model.st_moe" not in found

@@ -1,0 +1,112 @@
+"""A rank that is stopped or hangs: the others end in time and name it, with its phase."""
+
+import re
+import signal
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.distributed import TCPStore
+
+from tests.support.processes import started
+from tests.support.small import small_config
+from training.health.watchdog import Watchdog
+
+TIMEOUT_SECONDS = 12.0
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> TCPStore:
+    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=5))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(server.port))
+    return server
+
+
+def watch(timeout: float, act: Callable[[list[Watchdog]], None]) -> list[list[str]]:
+    """Three ranks in one process; what each said at its end."""
+    said: list[list[str]] = [[], [], []]
+    ranks = [Watchdog(rank, 3, timeout, said[rank].append) for rank in range(3)]
+    began = time.monotonic()
+    while time.monotonic() - began < timeout and not said[0]:
+        act(ranks)
+        time.sleep(0.02)
+    for rank in ranks:
+        rank.close()
+    return said
+
+
+def test_ranks_that_get_on_are_left_alone(store: TCPStore):
+    def act(ranks: list[Watchdog]) -> None:
+        for rank in ranks:
+            rank.enter("updating", 7)
+
+    assert watch(2.0, act) == [[], [], []]
+
+
+def test_the_rank_that_is_behind_is_named(store: TCPStore):
+    steps = iter(range(10**6))
+
+    def act(ranks: list[Watchdog]) -> None:
+        step = next(steps)
+        for rank in ranks:
+            if step < 5 or (step == 5 and rank.rank != 2):
+                rank.enter("reading data", step)
+
+    said = watch(2.0, act)
+    assert said[0]
+    assert said[0][0].startswith("rank 2 hangs in step 4, reading data, for ")
+
+
+def test_a_silent_rank_is_named(store: TCPStore):
+    def act(ranks: list[Watchdog]) -> None:
+        for rank in ranks[:2]:
+            rank.enter("updating", 3)
+        if ranks[2].progress < 10:
+            ranks[2].enter("evaluating", 3)
+        else:
+            ranks[2].close()
+
+    said = watch(2.0, act)
+    assert said[0]
+    assert said[0][0].startswith("rank 2 is dead or stopped: silent for ")
+    assert "after step 3, evaluating" in said[0][0]
+
+
+def test_one_process_watches_itself():
+    said = []
+    alone = Watchdog(0, 1, 0.5, said.append)
+    alone.enter("reading data", 9)
+    time.sleep(0.6)
+    alone.close()
+    assert said
+    assert said[0].startswith("rank 0 hangs in step 9, reading data")
+
+
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.long)])
+def test_a_stopped_rank_ends_the_run_in_time(rank: int, corpus: dict[str, Any], tmp_path: Path):
+    config = small_config(
+        tmp_path,
+        data=corpus,
+        parallel={"expert_parallel_size": 2},
+        training={"steps": 100_000, "log_every": 1, "eval_examples": 16, "timeout_seconds": TIMEOUT_SECONDS},
+    )
+    with started(config, tmp_path / "log") as run:
+        run.wait_for_rows(40)
+        victim, survivor = run.find(f"rank {rank}"), run.find(f"rank {1 - rank}")
+        victim.send_signal(signal.SIGSTOP)
+        stopped = time.monotonic()
+        survivor.wait(TIMEOUT_SECONDS + 5)
+        seconds = time.monotonic() - stopped
+        victim.kill()  # the launcher would, after 30 s
+        assert run.process.wait(30) == 4
+        said = [line for line in run.log.read_text().splitlines() if line.startswith("error: ")]
+    assert len(said) == 1
+    assert re.search(
+        rf"rank {rank} is dead or stopped: .*(step [1-9]\d*, (updating|reading data)|does not answer)", said[0]
+    )
+    print(f"{said[0]}  ({seconds:.1f} s after SIGSTOP, training.timeout_seconds = {TIMEOUT_SECONDS:.0f})")
+    assert seconds <= TIMEOUT_SECONDS

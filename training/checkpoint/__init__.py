@@ -1,0 +1,1 @@
+"""Checkpoints that load at any parallel layout."""

@@ -1,0 +1,1 @@
+"""A checkpoint on disk: tensor files, index, manifest, state. Needs no engine."""

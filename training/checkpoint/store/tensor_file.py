@@ -1,0 +1,84 @@
+"""A safetensors file written piece by piece, so that neither a tensor nor the file need fit in memory.
+
+``safetensors.torch.save_file`` wants all tensors at once. The format is one JSON header and the tensors' bytes behind
+each other (https://huggingface.co/docs/safetensors).
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from training.checkpoint.store.manifest import FileRecord, RecordedFile
+
+DTYPES = {
+    torch.float32: "F32", torch.bfloat16: "BF16", torch.float64: "F64",
+    torch.uint8: "U8", torch.int8: "I8", torch.int32: "I32", torch.int64: "I64",
+}  # fmt: skip
+CHUNK = 2**26  # elements read or written at once: 256 MB of float32
+
+
+class TensorFileWriter:
+    """Context manager that writes the tensors it was promised, in order; on disk when the context is left.
+
+    Args:
+        path: the file, which must not exist.
+        tensors: name → dtype and shape.
+
+    Raises:
+        ValueError: a piece of another dtype, too many elements or, at the end, too few.
+    """
+
+    def __init__(self, path: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]):
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        self.ends: list[tuple[int, torch.dtype, str]] = []
+        for name, (dtype, shape) in tensors.items():
+            start, end = end, end + math.prod(shape) * dtype.itemsize
+            header[name] = {"dtype": DTYPES[dtype], "shape": shape, "data_offsets": [start, end]}
+            self.ends.append((end, dtype, name))
+        self.path, self.written, self.current = path, 0, 0
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+        self.file = RecordedFile(path)
+        self.file.write(len(text).to_bytes(8, "little") + text)
+
+    def append(self, piece: Tensor) -> None:
+        """The next elements of the present tensor, in row-major order, or the first ones of the next."""
+        while self.current < len(self.ends) and self.written == self.ends[self.current][0]:
+            self.current += 1
+        end, dtype, name = self.ends[self.current] if self.current < len(self.ends) else (self.written, None, None)
+        data = piece.detach().to("cpu").contiguous().view(-1)
+        if data.dtype != dtype or self.written + data.numel() * data.itemsize > end:
+            raise ValueError(f"{self.path}: {data.numel()} elements of {data.dtype} do not fit {name} of {dtype}")
+        self.written += self.file.write(data.view(torch.uint8).numpy().data)
+
+    @property
+    def record(self) -> FileRecord:
+        """Of the whole file, for a manifest."""
+        return self.file.record
+
+    def __enter__(self) -> "TensorFileWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.file.__exit__(kind, value, trace)
+        if kind is None and self.ends and self.written != self.ends[-1][0]:
+            raise ValueError(f"{self.path}: {self.written} of {self.ends[-1][0]} bytes were written")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
+    """A new file of whole tensors, of any device; at most ``CHUNK`` elements are copied at once."""
+    with TensorFileWriter(
+        path, {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    ) as file:
+        for tensor in tensors.values():
+            for piece in tensor.detach().reshape(-1).split(CHUNK) if tensor.numel() else ():
+                file.append(piece)
+    return file.record

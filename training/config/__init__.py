@@ -1,0 +1,1 @@
+"""A run's configuration: the sections, and every check that needs no model."""

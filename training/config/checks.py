@@ -1,0 +1,98 @@
+"""Everything that can be wrong and be known before a model is built: layout, files, vocabulary, data, resume."""
+
+import functools
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from training.config.deepspeed import accumulation_steps, read_deepspeed_file, zero_stage
+from training.config.errors import ConfigError
+from training.config.run import RunConfig
+
+
+def check_expert_parallel(config: RunConfig, world_size: int) -> None:
+    """Check that experts can be spread over the ranks. Raises ConfigError."""
+    experts, size = config.st_moe_config().num_experts, config.parallel.expert_parallel_size
+    key = f"parallel.expert_parallel_size = {size}"
+    if size > 1 and not experts:
+        raise ConfigError(f"{key} but model.num_experts = 0: a dense model has no experts to spread; set 1")
+    if experts and experts % size:
+        raise ConfigError(f"{key} does not divide model.num_experts = {experts}: set a divisor of {experts}")
+    if world_size % size:
+        raise ConfigError(
+            f"{key} does not divide the world size {world_size}: start a multiple of {size} ranks "
+            "(deepspeed --num_gpus), or set a divisor"
+        )
+
+
+def check_layout(config: RunConfig, world_size: int) -> int:
+    """Check what depends on ranks and DeepSpeed's options; returns the ZeRO stage. Raises ConfigError."""
+    check_expert_parallel(config, world_size)
+    accumulation_steps(config, world_size)
+    per_pass = config.training.micro_batch_size * world_size
+    if config.training.eval_examples % per_pass:
+        raise ConfigError(
+            f"training.eval_examples = {config.training.eval_examples} is not divisible by training.micro_batch_size x "
+            f"world size = {config.training.micro_batch_size} x {world_size}: set a multiple of {per_pass}"
+        )
+    size = config.parallel.expert_parallel_size
+    options = read_deepspeed_file(config.training.deepspeed_config)
+    check_optimizer(config, options)
+    stage = zero_stage(options)
+    if stage == 0 and size > 1 and config.optimizer.gradient_clipping:
+        raise ConfigError(
+            f"optimizer.gradient_clipping = {config.optimizer.gradient_clipping} with "
+            f"parallel.expert_parallel_size = {size} is wrong under ZeRO stage 0 (each rank clips by its own experts' "
+            "norm): use ds_configs/zero1.json, or set 0"
+        )
+    return int(stage)
+
+
+def check_all_to_all(config: RunConfig, ranks_of_node: int) -> None:
+    """Check that rows can travel to their experts as asked. Raises ConfigError."""
+    parallel, experts = config.parallel, config.st_moe_config().num_experts
+    size, chunks = parallel.expert_parallel_size, parallel.all_to_all_chunks
+    key = f"parallel.expert_parallel_size = {size}"
+    if parallel.expert_parallel_within_node and ranks_of_node % size:
+        raise ConfigError(
+            f"{key} does not divide the {ranks_of_node} ranks of a node, so experts would be spread over nodes: set a "
+            f"divisor of {ranks_of_node}, or parallel.expert_parallel_within_node = false"
+        )
+    if chunks > 1 and size == 1:
+        raise ConfigError(f"parallel.all_to_all_chunks = {chunks} but {key}: there is no all-to-all to divide; set 1")
+    if experts // size % chunks:
+        raise ConfigError(
+            f"parallel.all_to_all_chunks = {chunks} does not divide the {experts // size} experts of a rank "
+            f"(model.num_experts = {experts}, {key}): set a divisor of {experts // size}"
+        )
+
+
+def check_optimizer(config: RunConfig, options: dict[str, Any]) -> None:
+    """Check that the optimizer can run here, and with these options of DeepSpeed's. Raises ConfigError."""
+    name = config.optimizer.name
+    key = f"optimizer.name = {name}"
+    if name == "adamw_8bit":
+        if find_spec("bitsandbytes") is None:
+            raise ConfigError(
+                f"{key} needs the package bitsandbytes: pip install -r requirements-8bit.txt, or set adafactor or adamw"
+            )
+        if not torch.cuda.is_available():
+            raise ConfigError(f"{key} needs a CUDA device, and there is none here: set adafactor or adamw")
+    zero = options.get("zero_optimization")
+    zero = zero if isinstance(zero, dict) else {}
+    offload = zero.get("offload_optimizer") or {}
+    file = f"training.deepspeed_config = {config.training.deepspeed_config}: zero_optimization"
+    if zero.get("compute_grad_norm") is False:
+        raise ConfigError(f"{file}.compute_grad_norm = false: remove it, the norm tells gradients that are not finite")
+    if name == "adamw":
+        return
+    unfit = {  # what steps an optimizer of DeepSpeed's own, or moves the optimizer's state
+        "zenflow": bool(zero.get("zenflow")),
+        "offload_optimizer.super_offload": bool(offload.get("super_offload")),
+        "offload_optimizer.ratio": offload.get("ratio", 1.0) != 1.0,
+        "offload_optimizer.device": offload.get("device") in (("nvme",) if name == "adafactor" else ("nvme", "cpu")),
+    }
+    for option in (option for option, is_unfit in unfit.items() if is_unfit):
+        value = functools.reduce(dict.__getitem__, option.split("."), zero)
+        raise ConfigError(f"{file}.{option} = {value} does not work with {key}: remove it, or set adamw")

@@ -1,0 +1,45 @@
+"""``train.py --help``: every key with its meaning, unit and default, from where it is declared."""
+
+import textwrap
+import types
+import typing
+
+from pydantic import BaseModel
+
+from training.config.run import SECTIONS
+
+
+def _type_name(annotation: object) -> str:
+    if typing.get_origin(annotation) is typing.Literal:
+        return " | ".join(str(value) for value in typing.get_args(annotation))
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        names = [_type_name(part) for part in typing.get_args(annotation)]
+        return "float" if names == ["float", "int"] else " | ".join(names)
+    if typing.get_origin(annotation) is list:
+        return "list"
+    return "null" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
+
+
+def describe_keys() -> str:
+    """All sections and keys, one paragraph each."""
+    lines = []
+    for section, config in SECTIONS.items():
+        lines.append(f"\n{section}:")
+        lines += _describe_fields(section, config)
+    return "\n".join(lines)
+
+
+def _describe_fields(prefix: str, config: type[BaseModel]) -> list[str]:
+    lines = []
+    for name, field in config.model_fields.items():
+        default = "required" if field.is_required() else f"default {_plain(field.default)}"
+        lines.append(f"  {prefix}.{name} ({_type_name(field.annotation)}, {default})")
+        lines += textwrap.wrap(field.description or "", 112, initial_indent="      ", subsequent_indent="      ")
+        item = (typing.get_args(field.annotation) or (None,))[0]
+        if typing.get_origin(field.annotation) is list and issubclass(item, BaseModel):
+            lines += _describe_fields(f"{prefix}.{name}[]", item)
+    return lines
+
+
+def _plain(default: object) -> object:
+    return "null" if default is None else default

@@ -1,0 +1,1 @@
+"""The DeepSpeed engine and one step of it."""

@@ -1,0 +1,1 @@
+"""What watches over a run: the guard, diagnosis, the watchdog."""

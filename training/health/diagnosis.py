@@ -1,0 +1,66 @@
+"""What is not finite in a model whose gradient is not: router logits by layer, weights, gradients."""
+
+from collections.abc import Callable
+from typing import Any
+
+import deepspeed.comm as dist
+import torch
+from torch import Tensor, nn
+
+from model.losses import TokenCounts
+from model.moe.router import Router
+from training.checkpoint.ranges import engine_ranges
+from training.engine.randomness import seed_everything
+
+NAMED = 5  # of each kind; more are counted
+
+
+def diagnose(engine: Any, batch: dict[str, Tensor], counts: TokenCounts, *key: int | str) -> str:
+    """One line for people; collective over all ranks. Leaves gradients behind: the run must end after it.
+
+    Args:
+        engine: the DeepSpeed engine.
+        batch: a micro-batch of the step that failed, on the engine's device.
+        counts: divisors of the losses.
+        key: of the step's randomness.
+    """
+    found: dict[str, set[str]] = {"router logits": set(), "weights": set(), "gradients": set()}
+    for r in engine_ranges(engine):
+        if not torch.isfinite(r.of(r.owner)).all():
+            found["weights"].add(r.name)
+    hooks = []
+    for name, module in engine.module.named_modules():
+        if isinstance(module, Router):
+            hooks.append(module.register_forward_hook(_noting(found["router logits"], name)))
+    for name, parameter in engine.module.named_parameters():
+        hooks.append(parameter.register_hook(_noting_gradient(found["gradients"], name)))
+    seed_everything("train", *key, 0)
+    engine.backward(engine(**batch, token_counts=counts).loss)
+    for hook in hooks:
+        hook.remove()
+    ranks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(ranks, found)
+    return "; ".join(
+        f"not finite among {kind}: {_some(sorted(set().union(*(rank[kind] for rank in ranks))))}" for kind in found
+    )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more if names else "none"
+
+
+def _noting(names: set[str], name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+    def hook(_module: nn.Module, _inputs: Any, logits: Tensor) -> None:
+        if not torch.isfinite(logits).all():
+            names.add(name)
+
+    return hook
+
+
+def _noting_gradient(names: set[str], name: str) -> Callable[[Tensor], None]:
+    def hook(gradient: Tensor) -> None:
+        if not torch.isfinite(gradient).all():
+            names.add(name)
+
+    return hook

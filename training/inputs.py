@@ -1,0 +1,94 @@
+"""Everything a run reads, opened and checked before a model is built: vocabulary, data, checkpoint."""
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data.streaming.loader import PretrainingLoader
+from data.streaming.validation import validation_batches
+from data.tokenizer import Tokenizer
+from data.unigram import count_targets
+from training.checkpoint.store.state import Checkpoint, candidates, find_checkpoint
+from training.config.checks import check_all_to_all, check_layout
+from training.config.errors import ConfigError
+from training.config.run import RunConfig
+from training.run.lock import LOCK_FILE
+from training.run.process import Layout
+
+UNIGRAM_EXAMPLES = 4096  # training examples, over all ranks, that the unigram baseline counts
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads, opened and checked."""
+
+    tokenizer: Tokenizer
+    loader: PretrainingLoader
+    target_counts: np.ndarray  # int64 [vocabulary], of this rank's part of the first training examples
+    validation: list[Batch]
+    zero_stage: int
+    resume_from: Checkpoint | None
+
+
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
+def _say_nothing(_line: str) -> None:
+    """Rank 0 says it."""
+
+
+def prepare(config: RunConfig, layout: Layout, resume: bool, *, restart: bool = False) -> Inputs:
+    """Open all inputs of a run.
+
+    Args:
+        config: of the run.
+        layout: this process among all.
+        resume: go on from the newest checkpoint.
+        restart: go on from the newest checkpoint, or begin (anew) if the run never wrote one.
+
+    Raises:
+        ValueError: (ConfigError among them) one line that names key, value and fix.
+    """
+    stage = check_layout(config, layout.world_size)
+    check_all_to_all(config, layout.local_world_size)
+    saved = None
+    if resume or (restart and candidates(config.run_dir)):
+        # Sizes are for rank 0 to look at; afterwards the ranks agree on one that is whole: see agreement.py.
+        first = layout.rank == 0
+        report = _warn if first else _say_nothing
+        saved = find_checkpoint(config, layout.world_size, stage, sizes=first, report=report)
+    if not (resume or restart) and config.run_dir.exists() and {p.name for p in config.run_dir.iterdir()} - {LOCK_FILE}:
+        raise ConfigError(
+            f"training.name = {config.training.name}: {config.run_dir} already holds a run; add --resume to go on with "
+            "it, or set another training.name"
+        )
+    tokenizer = Tokenizer(config.data.vocabulary)
+    tokenizer.check_fits(config.st_moe_config().vocab_size)
+    place: dict[str, Any] = {"rank": layout.rank, "world_size": layout.world_size}
+    micro_batch_size = config.training.micro_batch_size
+    loader = PretrainingLoader(config.data, tokenizer, batch_size=micro_batch_size, **place)
+    if saved is not None:
+        loader.load_state_dict(saved.state.data)
+    without_workers = config.data.model_copy(update={"num_workers": 0})
+    sample = PretrainingLoader(without_workers, tokenizer, batch_size=micro_batch_size, sources=loader.sources, **place)
+    loader.start()
+    batches = -(-UNIGRAM_EXAMPLES // (micro_batch_size * layout.world_size))
+    return Inputs(
+        tokenizer=tokenizer,
+        loader=loader,
+        target_counts=count_targets((sample.next_batch() for _ in range(batches)), tokenizer.vocab_size),
+        validation=validation_batches(
+            config.data,
+            tokenizer,
+            batch_size=micro_batch_size,
+            num_batches=config.training.eval_examples // (micro_batch_size * layout.world_size),
+            **place,
+        ),
+        zero_stage=stage,
+        resume_from=saved,
+    )

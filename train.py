@@ -18,7 +18,7 @@ from training.config.help import describe_keys
 from training.config.run import load_config
 from training.inputs import prepare
 from training.run.lock import WAIT_SECONDS, enter_run, lock_run
-from training.run.process import Layout, initialise_distributed, leave, shut_down_distributed
+from training.run.process import Process, initialise_distributed, leave, shut_down_distributed
 from training.run.stopping import watch_launcher
 
 WAIT_FOR_RANK_0_SECONDS = 10
@@ -43,12 +43,12 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
-def refuse(message: str, layout: Layout, code: int = USER_ERROR) -> NoReturn:
+def refuse(message: str, process: Process, code: int = USER_ERROR) -> NoReturn:
     """Print why the run cannot go on once, whichever ranks see it, and exit."""
-    if layout.rank != 0:
+    if process.rank != 0:
         # The launcher ends all ranks when rank 0 exits. Still here after a while: this rank alone saw the mistake.
         time.sleep(WAIT_FOR_RANK_0_SECONDS)
-        message = f"rank {layout.rank}: {message}"
+        message = f"rank {process.rank}: {message}"
     print(f"error: {message}", file=sys.stderr)
     leave(code)
 
@@ -57,7 +57,7 @@ def main() -> None:
     """Check everything that can be checked, then train."""
     launcher_gone = watch_launcher()
     arguments = parse_arguments()
-    layout = Layout.from_environment()
+    process = Process.from_environment()
     try:
         config = load_config(arguments.config, arguments.overrides)
         if arguments.is_done:
@@ -65,24 +65,24 @@ def main() -> None:
         goes_on = (arguments.resume or arguments.restart) and config.run_dir.exists()
         # A restart is nobody's mistake: what it was started after may take its time to end.
         patience = max(WAIT_SECONDS, config.training.timeout_seconds) if arguments.restart else WAIT_SECONDS
-        lock = enter_run(config.run_dir, layout.rank, patience) if goes_on else None
-        inputs = prepare(config, layout, arguments.resume, restart=arguments.restart)
-        if lock is None and layout.rank == 0:  # held until the process ends
+        lock = enter_run(config.run_dir, process.rank, patience) if goes_on else None
+        inputs = prepare(config, process, arguments.resume, restart=arguments.restart)
+        if lock is None and process.rank == 0:  # held until the process ends
             lock = lock_run(config.run_dir, patience)
     except ValueError as error:
-        refuse(str(error), layout)
-    device = initialise_distributed(layout, config.training.timeout_seconds)
+        refuse(str(error), process)
+    device = initialise_distributed(process, config.training.timeout_seconds)
     from training.trainer import Trainer  # torch and DeepSpeed are heavy: imported when all is checked
 
     watchdog = None
     try:
-        trainer = Trainer(config, layout, inputs, device, launcher_gone)
+        trainer = Trainer(config, process, inputs, device, launcher_gone)
         watchdog = trainer.watchdog
         done = trainer.train()
     except (ConfigError, DataError) as error:
-        refuse(str(error), layout)
+        refuse(str(error), process)
     except RunError as error:
-        refuse(str(error), layout, error.code)
+        refuse(str(error), process, error.code)
     except Exception:
         traceback.print_exc()
         if watchdog is not None and (lost := watchdog.lost()):

@@ -10,7 +10,7 @@ from torch import Tensor
 IGNORED_LABEL = -100
 
 
-class TokenCounts(NamedTuple):
+class LossDivisors(NamedTuple):
     """Real tokens that sums are divided by: scalars, float32, on the model's device.
 
     For a loss that is exact over a global batch, pass the real tokens of the whole batch divided by the number of
@@ -28,7 +28,7 @@ class RouterLosses(NamedTuple):
     z: Tensor
     max_logit: Tensor  # without gradient
     dropped_tokens: Tensor
-    tokens: Tensor
+    real_tokens: Tensor
 
 
 def load_balance_loss(probs_GSE: Tensor, first_choice_GS: Tensor, mask_GS: Tensor) -> Tensor:
@@ -50,20 +50,20 @@ def load_balance_loss(probs_GSE: Tensor, first_choice_GS: Tensor, mask_GS: Tenso
     return num_experts * (count_GE / tokens_G1 * mean_prob_GE).sum(-1).mean()
 
 
-def router_z_loss(logits_GSE: Tensor, mask_GS: Tensor, tokens: Tensor | None = None) -> Tensor:
+def router_z_loss(logits_GSE: Tensor, mask_GS: Tensor, divisor: Tensor | None = None) -> Tensor:
     """Router z-loss, eq. 5 of the paper: mean over real tokens of (logsumexp of the router logits)^2.
 
     Args:
         logits_GSE: router logits.
         mask_GS: 1 for real tokens, 0 for padding.
-        tokens: divisor; None: the real tokens of this call.
+        divisor: divisor; None: the real tokens of this call.
 
     Returns:
         Scalar float32.
     """
     mask_GS = mask_GS.float()
     square_GS = logits_GSE.float().logsumexp(-1).square()
-    return (square_GS * mask_GS).sum() / (mask_GS.sum().clamp(min=1) if tokens is None else tokens)
+    return (square_GS * mask_GS).sum() / (mask_GS.sum().clamp(min=1) if divisor is None else divisor)
 
 
 def max_router_logit(logits_GSE: Tensor, mask_GS: Tensor) -> Tensor:
@@ -71,13 +71,13 @@ def max_router_logit(logits_GSE: Tensor, mask_GS: Tensor) -> Tensor:
     return logits_GSE.detach().float().amax(-1).masked_fill(~mask_GS.bool(), float("-inf")).amax()
 
 
-def cross_entropy_and_z(logits_BLV: Tensor, labels_BL: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def cross_entropy_and_z(logits_BLV: Tensor, labels_BL: Tensor, divisor: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy and mean log^2 Z of the output head, from one logsumexp.
 
     Args:
         logits_BLV: output logits.
         labels_BL: int64; ``IGNORED_LABEL`` where there is no target.
-        tokens: divisor of both sums.
+        divisor: divisor of both sums.
 
     Returns:
         Two float32 scalars, nats per token and nats^2 per token.
@@ -86,5 +86,5 @@ def cross_entropy_and_z(logits_BLV: Tensor, labels_BL: Tensor, tokens: Tensor) -
     real_BL = labels_BL != IGNORED_LABEL
     log_z_BL = logits_BLV.logsumexp(-1)
     target_BL = logits_BLV.gather(-1, labels_BL.masked_fill(~real_BL, 0).unsqueeze(-1)).squeeze(-1)
-    cross_entropy = ((log_z_BL - target_BL) * real_BL).sum() / tokens
-    return cross_entropy, (log_z_BL.square() * real_BL).sum() / tokens
+    cross_entropy = ((log_z_BL - target_BL) * real_BL).sum() / divisor
+    return cross_entropy, (log_z_BL.square() * real_BL).sum() / divisor

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from model.config import StMoeConfig
 from model.initialisation import initialise_module
-from model.losses import IGNORED_LABEL, RouterLosses, TokenCounts, cross_entropy_and_z
+from model.losses import IGNORED_LABEL, LossDivisors, RouterLosses, cross_entropy_and_z
 from model.moe.layer import SparseFeedForward
 from model.transformer import SparseFactory, Stack, StackOutput
 
@@ -106,7 +106,7 @@ class StMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         past_key_values: EncoderDecoderCache | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        token_counts: TokenCounts | None = None,
+        loss_divisors: LossDivisors | None = None,
         **_: Any,
     ) -> StMoeOutput:
         """Logits and, with labels, the objective.
@@ -121,7 +121,7 @@ class StMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
             past_key_values: cache of the decoder, updated in place.
             labels: int64 ``[B, M]``, -100 where there is no target.
             use_cache: whether to return a cache; None: ``config.use_cache`` outside training.
-            token_counts: divisors of the losses' sums, see ``TokenCounts``; None: this call's own real tokens.
+            loss_divisors: divisors of the losses' sums, see ``LossDivisors``; None: this call's own real tokens.
 
         Raises:
             ValueError: neither ``input_ids`` nor ``encoder_outputs``, or neither labels nor ``decoder_input_ids``.
@@ -135,7 +135,7 @@ class StMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 self.shared(input_ids),
                 attention_mask.bool(),
                 attention_mask,
-                tokens=None if token_counts is None else token_counts.encoder,
+                divisor=None if loss_divisors is None else loss_divisors.encoder,
             )
         memory_BLd = encoder_outputs[0]
         encoder_losses = getattr(encoder_outputs, "router_losses", None) or ()
@@ -155,7 +155,7 @@ class StMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
             memory_BLd,
             attention_mask,
             past_key_values,
-            tokens=None if token_counts is None else token_counts.decoder,
+            divisor=None if loss_divisors is None else loss_divisors.decoder,
         )
         output = StMoeOutput(
             logits=self.lm_head(decoded.last_hidden_state),
@@ -163,8 +163,8 @@ class StMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
             encoder_last_hidden_state=memory_BLd,
         )
         if labels is not None:
-            tokens = (labels != IGNORED_LABEL).sum().clamp(min=1) if token_counts is None else token_counts.decoder
-            self._add_losses(output, labels, tokens, (*encoder_losses, *(decoded.router_losses or ())))
+            divisor = (labels != IGNORED_LABEL).sum().clamp(min=1) if loss_divisors is None else loss_divisors.decoder
+            self._add_losses(output, labels, divisor, (*encoder_losses, *(decoded.router_losses or ())))
         return output
 
     def _real_decoder_tokens(
@@ -185,18 +185,18 @@ class StMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return real
 
     def _add_losses(
-        self, output: StMoeOutput, labels: Tensor, tokens: Tensor, layers: tuple[RouterLosses, ...]
+        self, output: StMoeOutput, labels: Tensor, divisor: Tensor, layers: tuple[RouterLosses, ...]
     ) -> None:
         assert output.logits is not None
         config = self.config
-        output.cross_entropy, output.output_z_loss = cross_entropy_and_z(output.logits, labels, tokens)
+        output.cross_entropy, output.output_z_loss = cross_entropy_and_z(output.logits, labels, divisor)
         zero = output.cross_entropy.new_zeros(())
         balance = torch.stack([layer.load_balance for layer in layers]) if layers else zero
         z = torch.stack([layer.z for layer in layers]) if layers else zero
         mean = config.router_loss_reduction == "mean"
         output.load_balance_loss = balance.mean() if mean else balance.sum()
         output.router_z_loss = z.mean() if mean else z.sum()
-        real = torch.stack([layer.tokens for layer in layers]).sum() if layers else zero
+        real = torch.stack([layer.real_tokens for layer in layers]).sum() if layers else zero
         dropped = torch.stack([layer.dropped_tokens for layer in layers]).sum() if layers else zero
         output.dropped_fraction = dropped / real.clamp(min=1)
         output.max_router_logit = torch.stack([layer.max_logit for layer in layers]).amax() if layers else zero

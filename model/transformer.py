@@ -62,7 +62,7 @@ class Block(GradientCheckpointingLayer):
         x_BLd: Tensor,
         bias: Tensor | None,
         mask_BL: Tensor,
-        tokens: Tensor | None = None,
+        divisor: Tensor | None = None,
         memory_BKd: Tensor | None = None,
         memory_bias: Tensor | None = None,
         past_key_values: EncoderDecoderCache | None = None,
@@ -73,7 +73,7 @@ class Block(GradientCheckpointingLayer):
             x_BLd: residual stream.
             bias: of self-attention, see ``attention_bias``.
             mask_BL: True for real tokens, for the router.
-            tokens: divisor of the router z-loss.
+            divisor: divisor of the router z-loss.
             memory_BKd, memory_bias: the encoder's output and the bias of cross-attention.
             past_key_values: cache of the decoder.
         """
@@ -86,7 +86,7 @@ class Block(GradientCheckpointingLayer):
         losses = None
         normed = self.feed_forward_norm(x_BLd)
         if isinstance(self.feed_forward, SparseFeedForward):
-            y_BLd, losses = self.feed_forward(normed, mask_BL, tokens)
+            y_BLd, losses = self.feed_forward(normed, mask_BL, divisor)
         else:
             y_BLd = self.feed_forward(normed)
         x_BLd = x_BLd + self.dropout(y_BLd)
@@ -125,7 +125,7 @@ class Stack(nn.Module):
         memory_BKd: Tensor | None = None,
         memory_mask_BK: Tensor | None = None,
         past_key_values: EncoderDecoderCache | None = None,
-        tokens: Tensor | None = None,
+        divisor: Tensor | None = None,
     ) -> StackOutput:
         """Run the blocks.
 
@@ -135,7 +135,7 @@ class Stack(nn.Module):
             key_mask_BK: True for the positions, cached ones included, that self-attention may see; None: all.
             memory_BKd, memory_mask_BK: the encoder's output and its real positions (decoder).
             past_key_values: the decoder's cache, updated in place.
-            tokens: divisor of the router z-loss, see ``TokenCounts``.
+            divisor: divisor of the router z-loss, see ``LossDivisors``.
         """
         length = embeds_BLd.shape[1]
         past = int(past_key_values.get_seq_length()) if past_key_values is not None else 0
@@ -154,7 +154,7 @@ class Stack(nn.Module):
         losses = []
         for block in self.blocks:
             x_BLd, block_losses = block(
-                x_BLd, bias, mask_BL, tokens, memory_BKd, memory_bias, past_key_values=past_key_values
+                x_BLd, bias, mask_BL, divisor, memory_BKd, memory_bias, past_key_values=past_key_values
             )
             if block_losses is not None:
                 losses.append(block_losses)

@@ -15,7 +15,7 @@ from training.config.checks import check_all_to_all, check_layout
 from training.config.errors import ConfigError
 from training.config.run import RunConfig
 from training.run.lock import LOCK_FILE
-from training.run.process import Layout
+from training.run.process import Process
 
 UNIGRAM_EXAMPLES = 4096  # training examples, over all ranks, that the unigram baseline counts
 
@@ -42,26 +42,26 @@ def _say_nothing(_line: str) -> None:
     """Rank 0 says it."""
 
 
-def prepare(config: RunConfig, layout: Layout, resume: bool, *, restart: bool = False) -> Inputs:
+def prepare(config: RunConfig, process: Process, resume: bool, *, restart: bool = False) -> Inputs:
     """Open all inputs of a run.
 
     Args:
         config: of the run.
-        layout: this process among all.
+        process: this process among all.
         resume: go on from the newest checkpoint.
         restart: go on from the newest checkpoint, or begin (anew) if the run never wrote one.
 
     Raises:
         ValueError: (ConfigError among them) one line that names key, value and fix.
     """
-    stage = check_layout(config, layout.world_size)
-    check_all_to_all(config, layout.local_world_size)
+    stage = check_layout(config, process.world_size)
+    check_all_to_all(config, process.local_world_size)
     saved = None
     if resume or (restart and candidates(config.run_dir)):
         # Sizes are for rank 0 to look at; afterwards the ranks agree on one that is whole: see agreement.py.
-        first = layout.rank == 0
+        first = process.rank == 0
         report = _warn if first else _say_nothing
-        saved = find_checkpoint(config, layout.world_size, stage, sizes=first, report=report)
+        saved = find_checkpoint(config, process.world_size, stage, sizes=first, report=report)
     if not (resume or restart) and config.run_dir.exists() and {p.name for p in config.run_dir.iterdir()} - {LOCK_FILE}:
         raise ConfigError(
             f"training.name = {config.training.name}: {config.run_dir} already holds a run; add --resume to go on with "
@@ -69,7 +69,7 @@ def prepare(config: RunConfig, layout: Layout, resume: bool, *, restart: bool = 
         )
     tokenizer = Tokenizer(config.data.vocabulary)
     tokenizer.check_fits(config.st_moe_config().vocab_size)
-    place: dict[str, Any] = {"rank": layout.rank, "world_size": layout.world_size}
+    place: dict[str, Any] = {"rank": process.rank, "world_size": process.world_size}
     micro_batch_size = config.training.micro_batch_size
     loader = PretrainingLoader(config.data, tokenizer, batch_size=micro_batch_size, **place)
     if saved is not None:
@@ -77,7 +77,7 @@ def prepare(config: RunConfig, layout: Layout, resume: bool, *, restart: bool = 
     without_workers = config.data.model_copy(update={"num_workers": 0})
     sample = PretrainingLoader(without_workers, tokenizer, batch_size=micro_batch_size, sources=loader.sources, **place)
     loader.start()
-    batches = -(-UNIGRAM_EXAMPLES // (micro_batch_size * layout.world_size))
+    batches = -(-UNIGRAM_EXAMPLES // (micro_batch_size * process.world_size))
     return Inputs(
         tokenizer=tokenizer,
         loader=loader,
@@ -86,7 +86,7 @@ def prepare(config: RunConfig, layout: Layout, resume: bool, *, restart: bool = 
             config.data,
             tokenizer,
             batch_size=micro_batch_size,
-            num_batches=config.training.eval_examples // (micro_batch_size * layout.world_size),
+            num_batches=config.training.eval_examples // (micro_batch_size * process.world_size),
             **place,
         ),
         zero_stage=stage,

@@ -25,7 +25,7 @@ from training.monitoring.metrics import MetricsWriter, PartsMean
 from training.monitoring.optimizer_metrics import optimizer_metrics
 from training.monitoring.progress import Progress
 from training.run.folder import code_version, write_config, write_summary
-from training.run.process import Layout
+from training.run.process import Process
 from training.run.stopping import StopRequests
 from training.summary import summarise, unigram_baseline
 
@@ -35,38 +35,38 @@ class Trainer:
 
     Args:
         config: the run's configuration.
-        layout: this process among all.
+        process: this process among all.
         inputs: data and checkpoint, opened by ``preflight.prepare``.
         device: of this rank; distributed communication is already initialised.
         launcher_gone: of ``stopping.watch_launcher``.
     """
 
     def __init__(
-        self, config: RunConfig, layout: Layout, inputs: Inputs, device: str, launcher_gone: Callable[[], bool]
+        self, config: RunConfig, process: Process, inputs: Inputs, device: str, launcher_gone: Callable[[], bool]
     ):
-        self.config, self.layout, self.inputs, self.device = config, layout, inputs, device
+        self.config, self.process, self.inputs, self.device = config, process, inputs, device
         self.launcher_gone = launcher_gone
-        self.watchdog = Watchdog(layout.rank, layout.world_size, config.training.timeout_seconds)
+        self.watchdog = Watchdog(process.rank, process.world_size, config.training.timeout_seconds)
         self.watchdog.enter("checking the checkpoint", 0)
-        resume = resume_together(config, layout, inputs)
+        resume = resume_together(config, process, inputs)
         self.watchdog.enter("building the model", 0 if resume is None else resume.state.step)
         self.model_config = config.st_moe_config()
         self.pad_id = int(self.model_config.pad_token_id or 0)
-        self.accumulation = accumulation_steps(config, layout.world_size)
-        self.engine = build_engine(config, layout.world_size, device)
+        self.accumulation = accumulation_steps(config, process.world_size)
+        self.engine = build_engine(config, process.world_size, device)
         self.step = self.tokens = 0
         self.evaluated: list[float] | None = None
         if resume is not None:
             self.step, self.tokens, self.evaluated = resume.state.step, resume.state.tokens, resume.state.evaluated
-        self.progress = Progress(config.training.steps, self.step, layout.rank == 0)
+        self.progress = Progress(config.training.steps, self.step, process.rank == 0)
         self.health = Health(config, self.engine, self._write, self.progress.say, self._settle)
         if resume is not None:
-            self.progress.say(describe_resume(resume, config, layout.world_size, inputs.zero_stage))
+            self.progress.say(describe_resume(resume, config, process.world_size, inputs.zero_stage))
             load_checkpoint(self.engine, resume)
             self.health.guard.load_state_dict(resume.state.guard)
         self.validation = [to_device(batch, device) for batch in inputs.validation]
         self.writer: MetricsWriter | None = None
-        if layout.rank == 0:
+        if process.rank == 0:
             write_config(config)
             past = (None, 0) if resume is None else (resume.state.step, resume.state.metrics_bytes)
             self.writer = MetricsWriter(config.run_dir, *past)
@@ -93,7 +93,7 @@ class Trainer:
         unigram = unigram_baseline(self.inputs, self.device)
         self._say_start(unigram)
         self.window_start = time.monotonic()
-        self.stop_requests = StopRequests(self.config.run_dir if self.layout.rank == 0 else None, self.launcher_gone)
+        self.stop_requests = StopRequests(self.config.run_dir if self.process.rank == 0 else None, self.launcher_gone)
         self.stopping = False
         if 0 < self.step < t.steps and self.step % t.eval_every == 0 and not self._is_evaluated():
             self.evaluate()  # a request to stop came before it
@@ -127,7 +127,7 @@ class Trainer:
         self.window_wait += time.monotonic() - began
         self.watchdog.enter("updating", self.step + 1)
         flags = (int(self.stop_requests.look() is not None), *self.saver.flags())
-        seed, rank = self.config.training.seed, self.layout.rank
+        seed, rank = self.config.training.seed, self.process.rank
         parts, counts = update(self.engine, batches, self.pad_id, seed, self.step, rank, flags=flags)
         self.step += 1
         self.tokens += counts.total
@@ -148,7 +148,7 @@ class Trainer:
         load_checkpoint(self.engine, checkpoint)
         self.step, self.tokens = checkpoint.state.step, checkpoint.state.tokens
         self.evaluated, self.saved_step = checkpoint.state.evaluated, checkpoint.state.step
-        if self.layout.rank == 0:
+        if self.process.rank == 0:
             set_latest(checkpoint.folder)  # later ones are of what the run goes back from
         self._restart_window()
 
@@ -179,7 +179,7 @@ class Trainer:
     def evaluate(self) -> None:
         """Cross-entropy in nats per target token of the held-out examples, the same ones every time."""
         self.watchdog.enter("evaluating", self.step)
-        parts = evaluate(self.engine, self.validation, self.pad_id, self.config.training.seed, self.layout.rank)
+        parts = evaluate(self.engine, self.validation, self.pad_id, self.config.training.seed, self.process.rank)
         values = parts.reduce(self.model_config)
         self._write({"split": "validation", "step": self.step, "tokens": self.tokens, **values})
         self.progress.say(f"step {self.step}  validation cross-entropy {values['cross_entropy']:.4f}")
@@ -285,7 +285,7 @@ class Trainer:
 
     def _say_start(self, unigram: float) -> None:
         total, active = count_parameters(self.model_config)
-        t, ranks = self.config.training, self.layout.world_size
+        t, ranks = self.config.training, self.process.world_size
         self.progress.say(
             f"{total:,} parameters, {active:,} active per token; {ranks} ranks, expert parallel size "
             f"{self.config.parallel.expert_parallel_size}, ZeRO {self.inputs.zero_stage}, {t.precision}, "

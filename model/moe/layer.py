@@ -28,13 +28,13 @@ class SparseFeedForward(nn.Module):
         """All the layer's experts."""
         return Experts(config, config.num_experts)
 
-    def forward(self, x_BLd: Tensor, mask_BL: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, RouterLosses]:
+    def forward(self, x_BLd: Tensor, mask_BL: Tensor, divisor: Tensor | None = None) -> tuple[Tensor, RouterLosses]:
         """Route and transform the tokens.
 
         Args:
             x_BLd: normalised activations.
             mask_BL: True for real tokens; padding uses no expert and comes out as 0.
-            tokens: divisor of the z-loss, see ``TokenCounts``; None: the real tokens of this call.
+            divisor: divisor of the z-loss, see ``LossDivisors``; None: the real tokens of this call.
 
         Returns:
             ``y_BLd`` in the dtype that matrix products have here (autocast's, or that of ``x_BLd``), and the losses.
@@ -43,7 +43,7 @@ class SparseFeedForward(nn.Module):
         size = group_tokens(batch * length, self.config.group_size)
         mask_GS = mask_BL.reshape(-1, size)
         logits_GSE = self.router(x_BLd).view(*mask_GS.shape, self.config.num_experts)
-        routing = route(logits_GSE, mask_GS, self.config, training=self.training, tokens=tokens, decoder=self.decoder)
+        routing = route(logits_GSE, mask_GS, self.config, training=self.training, divisor=divisor, decoder=self.decoder)
 
         counts_E = None
         if self.config.capacity == "dropless":
@@ -63,6 +63,6 @@ class SparseFeedForward(nn.Module):
             z=routing.router_z_loss,
             max_logit=max_router_logit(logits_GSE, mask_GS),
             dropped_tokens=routing.dropped_tokens(mask_GS),
-            tokens=real_tokens,
+            real_tokens=real_tokens,
         )
         return y_Td.view(batch, length, d_model), losses

@@ -40,7 +40,7 @@ def route(
     *,
     training: bool,
     generator: Generator | None = None,
-    tokens: Tensor | None = None,
+    divisor: Tensor | None = None,
     decoder: bool = False,
 ) -> Routing:
     """Send each token to its experts (paper, appendix G; equations 1-6).
@@ -54,7 +54,7 @@ def route(
         config: gating, policy, capacity factors.
         training: picks the capacity factor.
         generator: source of the random policy's draws; None: torch's global generator of the device.
-        tokens: what the z-loss's sum is divided by; None: the real tokens of this call.
+        divisor: what the z-loss's sum is divided by; None: the real tokens of this call.
         decoder: whether to route as a decoder layer: by ``decoder_gating``, and never batch-prioritised, since either
             expert choice or priorities would tell a token of later ones.
     """
@@ -81,7 +81,7 @@ def route(
         capacity=capacity,
         num_experts=config.num_experts,
         load_balance_loss=balance,
-        router_z_loss=router_z_loss(logits_GSE, mask_GS, tokens),
+        router_z_loss=router_z_loss(logits_GSE, mask_GS, divisor),
     )
 
 

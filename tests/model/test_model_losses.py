@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from model.config import StMoeConfig
 from model.initialisation import initialise_weights
-from model.losses import TokenCounts, cross_entropy_and_z, load_balance_loss, max_router_logit, router_z_loss
+from model.losses import LossDivisors, cross_entropy_and_z, load_balance_loss, max_router_logit, router_z_loss
 from model.moe.layer import SparseFeedForward
 from model.moe.router import Router
 from model.norm import RMSNorm
@@ -43,7 +43,7 @@ def test_z_loss_is_a_mean_over_tokens_not_over_groups() -> None:
     logits[1] += 1
     mask = torch.tensor([[1, 0, 0], [1, 1, 1]])
     assert router_z_loss(logits, mask).item() == pytest.approx(7 / 4, rel=1e-6)
-    assert router_z_loss(logits, mask, tokens=torch.tensor(14.0)).item() == pytest.approx(7 / 14, rel=1e-6)
+    assert router_z_loss(logits, mask, divisor=torch.tensor(14.0)).item() == pytest.approx(7 / 14, rel=1e-6)
 
 
 def test_z_loss_of_large_logits_is_finite() -> None:
@@ -221,12 +221,12 @@ def test_micro_batches_with_token_counts_equal_the_whole(num_experts: int) -> No
     expected.loss.backward()
     if num_experts:
         assert expected.dropped_fraction > 0  # the case covers dropped tokens
-    counts = TokenCounts(
+    counts = LossDivisors(
         encoder=batch["attention_mask"].sum().float() / 2, decoder=(batch["labels"] != -100).sum().float() / 2
     )
     split = make_model(num_experts=num_experts)
     parts = [
-        split(**{k: v[rows] for k, v in batch.items()}, token_counts=counts) for rows in (slice(0, 2), slice(2, 4))
+        split(**{k: v[rows] for k, v in batch.items()}, loss_divisors=counts) for rows in (slice(0, 2), slice(2, 4))
     ]
     loss = torch.stack([part.loss for part in parts]).mean()
     loss.backward()

@@ -12,7 +12,7 @@ from training.checkpoint.store.state import Checkpoint, candidates, check_fits, 
 from training.config.errors import ConfigError
 from training.config.run import RunConfig
 from training.inputs import Inputs
-from training.run.process import Layout
+from training.run.process import Process
 
 
 def agree_on_checkpoint(
@@ -51,7 +51,7 @@ def agree_on_checkpoint(
     raise ConfigError(f"{run_dir / 'checkpoints'} holds no checkpoint that is whole {why}")
 
 
-def resume_together(config: RunConfig, layout: Layout, inputs: Inputs) -> Checkpoint | None:
+def resume_together(config: RunConfig, process: Process, inputs: Inputs) -> Checkpoint | None:
     """The checkpoint that all ranks go on from, if any; the data are set to it where ``preflight`` chose another one.
 
     Raises:
@@ -59,7 +59,7 @@ def resume_together(config: RunConfig, layout: Layout, inputs: Inputs) -> Checkp
     """
 
     def warn(line: str) -> None:
-        if layout.rank == 0:
+        if process.rank == 0:
             print(f"warning: {line}", file=sys.stderr, flush=True)
 
     chosen = inputs.resume_from
@@ -67,7 +67,7 @@ def resume_together(config: RunConfig, layout: Layout, inputs: Inputs) -> Checkp
         return None
     agreed = agree_on_checkpoint(config.run_dir, warn, first=chosen.folder)
     if agreed != chosen:
-        check_fits(agreed, config, layout.world_size, inputs.zero_stage)
+        check_fits(agreed, config, process.world_size, inputs.zero_stage)
         inputs.loader.load_state_dict(agreed.state.data)
         inputs.loader.start()
     return agreed

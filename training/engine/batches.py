@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.losses import IGNORED_LABEL, TokenCounts
+from model.losses import IGNORED_LABEL, LossDivisors
 
 
 class GlobalCounts(NamedTuple):
     """Real tokens of a global batch."""
 
-    mean: TokenCounts  # per rank and micro-batch: the divisors of the losses
+    mean: LossDivisors  # per rank and micro-batch: the divisors of the losses
     total: int  # encoder and decoder together
     flags: tuple[int, ...]  # sums over ranks of what was asked to be summed along
 
@@ -51,4 +51,4 @@ def count_tokens(batches: list[dict[str, Tensor]], pad_id: int, flags: Sequence[
     parts = len(batches) * dist.get_world_size()
     mean = (totals / parts).float()
     encoder_total, decoder_total, *sums = map(int, totals.tolist())
-    return GlobalCounts(TokenCounts(mean[0], mean[1]), encoder_total + decoder_total, tuple(sums))
+    return GlobalCounts(LossDivisors(mean[0], mean[1]), encoder_total + decoder_total, tuple(sums))

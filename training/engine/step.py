@@ -30,7 +30,7 @@ def update(
     parts = PartsMean()
     for micro, batch in enumerate(batches):
         seed_everything("train", *key, micro)
-        output = engine(**batch, token_counts=counts.mean)
+        output = engine(**batch, loss_divisors=counts.mean)
         engine.backward(output.loss)
         engine.step()
         parts.add(output)
@@ -45,6 +45,6 @@ def evaluate(engine: Any, batches: list[dict[str, Tensor]], pad_id: int, *key: i
     engine.eval()
     for micro, batch in enumerate(batches):
         seed_everything("validation", *key, micro)
-        parts.add(engine(**batch, token_counts=counts.mean))
+        parts.add(engine(**batch, loss_divisors=counts.mean))
     engine.train()
     return parts

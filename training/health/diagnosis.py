@@ -7,7 +7,7 @@ import deepspeed.comm as dist
 import torch
 from torch import Tensor, nn
 
-from model.losses import TokenCounts
+from model.losses import LossDivisors
 from model.moe.router import Router
 from training.checkpoint.ranges import engine_ranges
 from training.engine.randomness import seed_everything
@@ -15,7 +15,7 @@ from training.engine.randomness import seed_everything
 NAMED = 5  # of each kind; more are counted
 
 
-def diagnose(engine: Any, batch: dict[str, Tensor], counts: TokenCounts, *key: int | str) -> str:
+def diagnose(engine: Any, batch: dict[str, Tensor], counts: LossDivisors, *key: int | str) -> str:
     """One line for people; collective over all ranks. Leaves gradients behind: the run must end after it.
 
     Args:
@@ -35,7 +35,7 @@ def diagnose(engine: Any, batch: dict[str, Tensor], counts: TokenCounts, *key: i
     for name, parameter in engine.module.named_parameters():
         hooks.append(parameter.register_hook(_noting_gradient(found["gradients"], name)))
     seed_everything("train", *key, 0)
-    engine.backward(engine(**batch, token_counts=counts).loss)
+    engine.backward(engine(**batch, loss_divisors=counts).loss)
     for hook in hooks:
         hook.remove()
     ranks: list[Any] = [None] * dist.get_world_size()

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from common.exit_codes import UNHEALTHY, RunError
-from model.losses import TokenCounts
+from model.losses import LossDivisors
 from training.checkpoint.agreement import agree_on_checkpoint
 from training.checkpoint.store.state import Checkpoint
 from training.config.errors import ConfigError
@@ -45,7 +45,7 @@ class Health:
         self.guard = Guard(config.guard)
 
     def check(
-        self, step: int, parts: PartsMean, batch: dict[str, Tensor], counts: TokenCounts, rank: int
+        self, step: int, parts: PartsMean, batch: dict[str, Tensor], counts: LossDivisors, rank: int
     ) -> Checkpoint | None:
         """After a step; gives the checkpoint to go back to, if the run must.
 

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 
 @dataclass(frozen=True)
-class Layout:
+class Process:
     """This process among all, as the deepspeed launcher (or torchrun) tells it; alone when nothing does."""
 
     rank: int
@@ -18,7 +18,7 @@ class Layout:
     local_world_size: int
 
     @classmethod
-    def from_environment(cls) -> "Layout":
+    def from_environment(cls) -> "Process":
         """Read RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_SIZE (deepspeed) or LOCAL_WORLD_SIZE (torchrun)."""
         read = os.environ.get
         world = int(read("WORLD_SIZE", "1"))
@@ -26,7 +26,7 @@ class Layout:
         return cls(int(read("RANK", "0")), int(read("LOCAL_RANK", "0")), world, int(local_world))
 
 
-def initialise_distributed(layout: Layout, timeout_seconds: float) -> str:
+def initialise_distributed(process: Process, timeout_seconds: float) -> str:
     """Start DeepSpeed's communication, NCCL on GPUs and gloo on a CPU, and give this process its device.
 
     Returns:
@@ -35,14 +35,14 @@ def initialise_distributed(layout: Layout, timeout_seconds: float) -> str:
     import torch
 
     if torch.cuda.is_available():
-        device = f"cuda:{layout.local_rank}"
+        device = f"cuda:{process.local_rank}"
         torch.cuda.set_device(device)
     else:
         device = "cpu"
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         if "OMP_NUM_THREADS" not in os.environ:  # ranks of one host share its cores
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // layout.local_world_size))
-    if layout.world_size == 1 and "MASTER_ADDR" not in os.environ:
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // process.local_world_size))
+    if process.world_size == 1 and "MASTER_ADDR" not in os.environ:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
 
     import deepspeed

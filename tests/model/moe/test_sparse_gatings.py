@@ -77,7 +77,7 @@ def test_padding_alone(kind: str) -> None:
     y, losses = layer(x, torch.zeros_like(mask))
     (y.sum() + losses.load_balance + losses.z).backward()
     assert (y == 0).all()
-    assert losses.load_balance == losses.z == losses.dropped_tokens == losses.tokens == 0
+    assert losses.load_balance == losses.z == losses.dropped_tokens == losses.real_tokens == 0
     for parameter in layer.parameters():
         assert parameter.grad is not None, "ZeRO waits for every parameter's gradient"
         assert (parameter.grad == 0).all()

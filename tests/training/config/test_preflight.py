@@ -17,9 +17,9 @@ from training.config.deepspeed import deepspeed_config
 from training.config.errors import ConfigError
 from training.config.run import RunConfig, validate
 from training.inputs import prepare
-from training.run.process import Layout
+from training.run.process import Process
 
-ALONE = Layout(rank=0, local_rank=0, world_size=1, local_world_size=1)
+ALONE = Process(rank=0, local_rank=0, world_size=1, local_world_size=1)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from common.exit_codes import USER_ERROR
+from common.logs import configure_logging
 
 
 def positive(text: str) -> int:
@@ -48,17 +49,15 @@ def main() -> None:
     from training.checkpoint.export import DTYPES, export
     from training.checkpoint.reshard import reshard
 
-    def report(line: str) -> None:
-        print(f"warning: {line}", file=sys.stderr)
-
+    configure_logging()
     try:
         if arguments.command == "export":
-            source = export(arguments.run, arguments.output, DTYPES[arguments.dtype], report)
+            source = export(arguments.run, arguments.output, DTYPES[arguments.dtype])
             print(f"{source} → {arguments.output}, for StMoeForConditionalGeneration.from_pretrained")
         else:
             size, world, stage = arguments.expert_parallel_size, arguments.world_size, arguments.zero_stage
             print(
-                f"{reshard(arguments.run, size, world, stage, report)}; go on with:\n"
+                f"{reshard(arguments.run, size, world, stage)}; go on with:\n"
                 f"deepspeed --num_gpus {world} train.py --config {arguments.run}/config.yaml --resume "
                 f"parallel.expert_parallel_size={size} training.deepspeed_config=ds_configs/zero{stage}.json"
             )

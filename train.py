@@ -11,12 +11,13 @@ import traceback
 from typing import NoReturn
 
 from common.exit_codes import STOPPED, USER_ERROR, RunError
+from common.logs import configure_logging
 from data.sources.retry import DataError
-from training.checkpoint.store.state import is_done
 from training.config.errors import ConfigError
 from training.config.help import describe_keys
 from training.config.run import load_config
 from training.inputs import prepare
+from training.run.folder import RunFolder
 from training.run.lock import WAIT_SECONDS, enter_run, lock_run
 from training.run.process import Process, initialise_distributed, leave, shut_down_distributed
 from training.run.stopping import watch_launcher
@@ -58,10 +59,11 @@ def main() -> None:
     launcher_gone = watch_launcher()
     arguments = parse_arguments()
     process = Process.from_environment()
+    configure_logging(process.rank)
     try:
         config = load_config(arguments.config, arguments.overrides)
         if arguments.is_done:
-            sys.exit(not is_done(config))
+            sys.exit(not RunFolder(config.run_dir).is_done(config.training.steps))
         goes_on = (arguments.resume or arguments.restart) and config.run_dir.exists()
         # A restart is nobody's mistake: what it was started after may take its time to end.
         patience = max(WAIT_SECONDS, config.training.timeout_seconds) if arguments.restart else WAIT_SECONDS

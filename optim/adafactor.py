@@ -1,6 +1,6 @@
-"""Adafactor as T5 and ST-MoE train with it, on whole parameters and on ZeRO's flat shards alike.
+"""Adafactor as T5 and ST-MoE train with it, on whole parameters and on ZeRO's flat partitions alike.
 
-Shape suffixes: U = units (experts, or whole parameters) of a shard.
+Shape suffixes: U = units (experts, or whole parameters) of a partition.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,21 +11,22 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-from optim.partition_state import ShardState, index_fragments
+from optim.parameter import ParameterSpec
+from optim.partition import Partition, whole
+from optim.partition_state import PartitionState, index_fragments
 from optim.second_moment import FactoredMoment
-from optim.slices import ParameterSpec, Shard, whole
 
-STEP = "step"  # name of the number of updates in the named state
+STEP = "step"  # name of the update counter in the named state
 
 
 class UpdateStatistics(NamedTuple):
-    """How large the last update of a parameter was, by unit; float tensors ``[U]``, not rounded to the host."""
+    """Size of a parameter's last update by unit; float tensors ``[U]``, still on the device."""
 
     spec: ParameterSpec
-    replicas: int  # ranks that report the same
+    replicas: int  # ranks that report the same figures
     weight_rms: Tensor
     update_rms: Tensor  # before clipping and before the relative scale and the learning rate
-    clip: Tensor  # what the update was divided by, 1 or more
+    clip: Tensor  # divisor of the update, 1 or more
 
 
 class Adafactor(Optimizer):
@@ -40,18 +41,18 @@ class Adafactor(Optimizer):
 
     A tensor is factored if it is a matrix with both dimensions of at least ``min_dim_size_to_factor``; Hugging Face's
     ``transformers.optimization.Adafactor``, with which this agrees otherwise, factors everything of 2 dimensions or
-    more, as ``min_dim_size_to_factor=1`` does. Each expert of a parameter with an expert axis is a tensor of its own.
+    more, as ``min_dim_size_to_factor=1`` does. Each expert of a parameter with an expert axis counts as one tensor.
 
-    On ZeRO's shards the sums over a tensor are sums over ranks. A step makes two all-reduces for every flat tensor that
-    it is handed and that is partitioned over several ranks: ZeRO 1 and 2 hand it one for the dense parameters and one
-    for the experts, ZeRO 3 one per sub-group. The first carries one number per unit, and rows + columns of each matrix;
-    the second one number per unit. State: rows + columns on every rank, the second moment of other tensors and the
-    momentum (β1 > 0) on the rank that holds their elements. None of it is in ``state``, which DeepSpeed takes to be
-    per element: save ``named_state()``.
+    On ZeRO's partitions the sums over a tensor are sums over ranks. A step makes two all-reduces for every partition
+    that is split over several ranks: ZeRO 1 and 2 have one for the dense parameters and one for the experts, ZeRO 3 one
+    per sub-group. The first carries one number per unit, and rows + columns of each matrix; the second one number per
+    unit. State: rows + columns on every rank; the second moment of other tensors, and the momentum (β1 > 0), on the
+    rank that holds their elements. None of it is in ``state``, which DeepSpeed takes to be per element: save
+    ``named_state()``.
 
     Args:
         params: tensors or groups, as for any optimizer; float32 (or float64).
-        specs: what the tensors are, see ``parameter_specs``.
+        specs: of the parameters, see ``parameter_specs``.
         lr: learning rate, relative to the RMS of a tensor's weights.
         update_clipping: largest RMS of a tensor's update, before ``lr`` and the relative scale.
         beta1: decay of the momentum, the running mean of updates; 0: none.
@@ -59,7 +60,7 @@ class Adafactor(Optimizer):
         min_dim_size_to_factor: see above.
 
     Raises:
-        TypeError: weights in a dtype of low precision, or a gradient that is sparse.
+        TypeError: weights in a low-precision dtype, or a sparse gradient.
     """
 
     decay_exponent = 0.8
@@ -80,18 +81,18 @@ class Adafactor(Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
         self.update_clipping, self.beta1, self.min_dim_size_to_factor = update_clipping, beta1, min_dim_size_to_factor
         self.specs = dict(specs)
-        self.shards: dict[Tensor, ShardState] = {}
-        self.bytes_reduced = 0  # by this rank's all-reduces since the beginning
+        self.partition_states: dict[Tensor, PartitionState] = {}
+        self.bytes_reduced = 0  # by this rank's all-reduces since construction
 
-    def bind(self, shards: Iterable[Shard]) -> None:
-        """Work on these tensors from now on, in place of the parameters: DeepSpeed has put them into the groups."""
-        self.shards = {}
-        for shard in shards:
-            self._add(shard)
+    def bind(self, partitions: Iterable[Partition]) -> None:
+        """Step these partitions from now on instead of the parameters: DeepSpeed has put them into the groups."""
+        self.partition_states = {}
+        for partition in partitions:
+            self._add(partition)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update the tensors of all groups that have a gradient; collective over each shard's group."""
+        """Update every tensor that has a gradient; collective over each partition's group."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -107,25 +108,25 @@ class Adafactor(Optimizer):
                     self._update(state, tensor.grad, group["lr"], group["weight_decay"])
         return loss
 
-    def _state_of(self, tensor: Tensor) -> ShardState | None:
-        if tensor in self.shards:
-            return self.shards[tensor]
+    def _state_of(self, tensor: Tensor) -> PartitionState | None:
+        if tensor in self.partition_states:
+            return self.partition_states[tensor]
         if tensor in self.specs:
             return self._add(whole(tensor, self.specs[tensor]))
         # While it is constructed, DeepSpeed may rehearse a step, with zero gradients, on tensors not yet bound.
         if tensor.grad is not None and tensor.grad.any():
-            raise RuntimeError("Adafactor does not know this tensor: call bind() with the shards' layout first")
+            raise RuntimeError("Adafactor does not know this tensor: call bind() with the partitions first")
         return None
 
-    def _add(self, shard: Shard) -> ShardState:
-        if shard.tensor.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"Adafactor updates float32 weights, not {shard.tensor.dtype}: give it a master copy")
-        state = ShardState(shard, self.min_dim_size_to_factor, momentum=self.beta1 > 0)
-        self.shards[shard.tensor] = state
+    def _add(self, partition: Partition) -> PartitionState:
+        if partition.tensor.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"Adafactor updates float32 weights, not {partition.tensor.dtype}: give it a master copy")
+        state = PartitionState(partition, self.min_dim_size_to_factor, momentum=self.beta1 > 0)
+        self.partition_states[partition.tensor] = state
         return state
 
-    def _update(self, state: ShardState, grad: Tensor, lr: float, weight_decay: float) -> None:
-        weights = state.shard.tensor.detach().view(-1)
+    def _update(self, state: PartitionState, grad: Tensor, lr: float, weight_decay: float) -> None:
+        weights = state.partition.tensor.detach().view(-1)
         grad = grad.reshape(-1).to(weights.dtype)
         self._update_moments(state, weights, grad)
         self._measure_update(state, grad)
@@ -134,89 +135,89 @@ class Adafactor(Optimizer):
         if state.momentum is not None:
             target, step_size_U = state.momentum.mul_(self.beta1), (self.beta1 - 1) * step_size_U
         if weight_decay:
-            for moment, units in zip(state.moments, state.unit_places, strict=True):
-                for unit, _, place in moment.part.fragments():
-                    own = moment.part.view(weights)[place]
+            for moment, units in zip(state.moments, state.unit_spans, strict=True):
+                for unit, _, span in moment.segment.unit_runs():
+                    own = moment.segment.view(weights)[span]
                     own.addcmul_(own, rate_U[units][unit], value=-weight_decay)
-        for moment, units in zip(state.moments, state.unit_places, strict=True):
+        for moment, units in zip(state.moments, state.unit_spans, strict=True):
             moment.apply(target, grad, step_size_U[units])
         if state.momentum is not None:
             weights.sub_(state.momentum)
 
-    def _update_moments(self, state: ShardState, weights: Tensor, grad: Tensor) -> None:
-        """Second moments, and the RMS of the weights; one all-reduce."""
+    def _update_moments(self, state: PartitionState, weights: Tensor, grad: Tensor) -> None:
+        """Update the second moments and measure the RMS of the weights; one all-reduce."""
         decay = 1 - (state.step + 1) ** -self.decay_exponent
         state.step += 1
         sums = weights.new_zeros(len(state.unit_numel_U) + len(state.means))
         weight_squares_U, means = sums.split((len(state.unit_numel_U), len(state.means)))
-        for moment, units, place in zip(state.moments, state.unit_places, state.mean_places, strict=True):
+        for moment, units, span in zip(state.moments, state.unit_spans, state.mean_spans, strict=True):
             if isinstance(moment, FactoredMoment):
-                moment.measure(weights, grad, weight_squares_U[units], means[place])
+                moment.measure(weights, grad, weight_squares_U[units], means[span])
             else:
                 moment.measure(weights, grad, weight_squares_U[units], decay, self.gradient_epsilon)
-        self._all_reduce(sums, state.shard)
+        self._all_reduce(sums, state.partition)
         state.means.mul_(decay).add_(means.add_(self.gradient_epsilon), alpha=1 - decay)
         state.weight_rms_U = (weight_squares_U / state.unit_numel_U).sqrt()
 
-    def _measure_update(self, state: ShardState, grad: Tensor) -> None:
-        """The RMS of the update, and what clipping divides it by; one all-reduce."""
+    def _measure_update(self, state: PartitionState, grad: Tensor) -> None:
+        """Measure the RMS of the update and the divisor of clipping; one all-reduce."""
         squares_U = torch.zeros_like(state.unit_numel_U)
-        for moment, units in zip(state.moments, state.unit_places, strict=True):
+        for moment, units in zip(state.moments, state.unit_spans, strict=True):
             moment.square_update(grad, squares_U[units])
-        self._all_reduce(squares_U, state.shard)
+        self._all_reduce(squares_U, state.partition)
         state.update_rms_U = (squares_U / state.unit_numel_U).sqrt()
         state.clip_U = (state.update_rms_U / self.update_clipping).clamp_min(1.0)
 
-    def _all_reduce(self, sums: Tensor, shard: Shard) -> None:
-        if not shard.partitioned or shard.replicas == 1:
+    def _all_reduce(self, sums: Tensor, partition: Partition) -> None:
+        if not partition.is_split or partition.group_size == 1:
             return
-        moved = sums.to(shard.device or sums.device)  # of weights in host memory: to where the group communicates
-        dist.all_reduce(moved, group=shard.group)
+        moved = sums.to(partition.device or sums.device)  # with weights in host memory: to where the group communicates
+        dist.all_reduce(moved, group=partition.group)
         if moved is not sums:
             sums.copy_(moved)
         self.bytes_reduced += sums.nbytes
 
     def statistics(self) -> Iterator[UpdateStatistics]:
-        """Of the last update of every parameter; nothing before the first."""
-        for state in self.shards.values():
+        """Yield the size of the last update of every parameter; nothing before the first update."""
+        for state in self.partition_states.values():
             if state.step:
-                replicas = state.shard.replicas
-                for part, units in zip(state.shard.slices, state.unit_places, strict=True):
+                replicas = state.partition.group_size
+                for segment, units in zip(state.partition.segments, state.unit_spans, strict=True):
                     figures = state.weight_rms_U[units], state.update_rms_U[units], state.clip_U[units]
-                    yield UpdateStatistics(part.spec, replicas, *figures)
+                    yield UpdateStatistics(segment.spec, replicas, *figures)
 
     @property
     def state_nbytes(self) -> int:
         """Bytes of this rank's state."""
-        return sum(state.nbytes for state in self.shards.values())
+        return sum(state.nbytes for state in self.partition_states.values())
 
     def named_state(self) -> dict[str, Tensor]:
-        """This rank's part of the state, under names that do not depend on the layout; see ``shard_state``.
+        """Return this rank's share of the state, under names that do not depend on the layout; see ``partition_state``.
 
-        All ranks' parts together are the whole state, without repetition except for the number of updates.
+        The shares of all ranks make up the whole state, without repetition except for the update counter.
 
         Raises:
-            ValueError: parameters have made different numbers of updates.
+            ValueError: parameters have seen different numbers of updates.
         """
-        steps = {state.step for state in self.shards.values()}
+        steps = {state.step for state in self.partition_states.values()}
         if len(steps) > 1:
-            raise ValueError(f"parameters have made different numbers of updates: {sorted(steps)}")
-        named = {name: tensor for state in self.shards.values() for name, tensor in state.named_state()}
+            raise ValueError(f"parameters have seen different numbers of updates: {sorted(steps)}")
+        named = {name: tensor for state in self.partition_states.values() for name, tensor in state.named_state()}
         return named | {STEP: torch.tensor(max(steps, default=0))}
 
     @torch.no_grad()
     def load_named_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take what this rank needs of a whole state, saved at any layout.
+        """Load what this rank needs from a whole state, saved at any layout.
 
         Args:
-            state: all ranks' ``named_state()`` together; read only where needed.
+            state: ``named_state()`` of all ranks together; only what is needed is read.
 
         Raises:
-            ValueError: it lacks something that this rank needs.
+            ValueError: it lacks a tensor that this rank needs.
         """
         for tensor in (p for group in self.param_groups for p in group["params"] if p in self.specs):
             self._state_of(tensor)
         index, step = index_fragments(state), int(state[STEP])
-        for shard in self.shards.values():
-            shard.load(state, index)
-            shard.step = step
+        for partition_state in self.partition_states.values():
+            partition_state.load(state, index)
+            partition_state.step = step

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from optim.adafactor import Adafactor
 from optim.config import OptimizerConfig
 from optim.groups import parameter_groups
-from optim.slices import ParameterSpec
+from optim.parameter import ParameterSpec
 
 
 def build_optimizer(

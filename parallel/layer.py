@@ -7,7 +7,6 @@ and checkpoints hold every expert under its global number.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import deepspeed.comm as dist
 from deepspeed.checkpoint.autoep_affine import (
@@ -99,21 +98,6 @@ class ExpertParallelFeedForward(SparseFeedForward, AutoEPMoELayer):
             if not any(parameter is p for p in sharded):
                 setattr(parameter, "allreduce", True)  # noqa: B010 - not an attribute of nn.Parameter
                 setattr(parameter, "ds_zero_placement_family", "replicated")  # noqa: B010
-
-
-class ExpertPlace(NamedTuple):
-    """Where this rank's share of a stacked expert weight is among all the layer's experts."""
-
-    first: int
-    total: int
-
-
-def expert_place(parameter: nn.Parameter) -> ExpertPlace | None:
-    """The place of an expert weight that is spread over ranks; None for one that every rank has whole."""
-    meta = getattr(parameter, DS_AUTOEP_UC_META, None)
-    if meta is None:
-        return None
-    return ExpertPlace(meta[AUTOEP_PARAM_LOCAL_EXPERTS][0], meta[AUTOEP_PARAM_LOGICAL_SHAPE][0])
 
 
 def sparse_factory(parallel: ParallelConfig) -> SparseFactory:

@@ -24,8 +24,8 @@ from tests.support.launch import rows
 from tests.support.processes import PATIENCE_SECONDS, Started, deepspeed_command
 from tests.support.small import small_config
 from training.checkpoint.store.manifest import read_manifest
-from training.checkpoint.store.state import is_done
 from training.config.run import RunConfig
+from training.run.folder import RunFolder
 
 STEPS, SAVE_EVERY = 24, 3
 VICTIMS = ("rank 0", "rank 1", "launcher", "deepspeed")
@@ -124,7 +124,7 @@ def run_trial(work: Path, number: int, seed: int, expected: Any) -> Trial:
 def uninterrupted(work: Path) -> Any:
     """The outcome of a run that nobody interrupts, made once."""
     config = make_config(work, "whole")
-    if not is_done(config):
+    if not RunFolder(config.run_dir).is_done(config.training.steps):
         run = begin(config, work / "whole.log")
         try:
             if run.process.wait(PATIENCE_SECONDS):

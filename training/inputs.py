@@ -1,6 +1,5 @@
 """Everything a run reads, opened and checked before a model is built: vocabulary, data, checkpoint."""
 
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +9,12 @@ from data.streaming.loader import PretrainingLoader
 from data.streaming.validation import validation_batches
 from data.tokenizer import Tokenizer
 from data.unigram import count_targets
-from training.checkpoint.store.state import Checkpoint, candidates, find_checkpoint
+from training.checkpoint.resume import find_checkpoint
+from training.checkpoint.store.state import Checkpoint, candidates
 from training.config.checks import check_all_to_all, check_layout
 from training.config.errors import ConfigError
 from training.config.run import RunConfig
-from training.run.lock import LOCK_FILE
+from training.run.folder import RunFolder
 from training.run.process import Process
 
 UNIGRAM_EXAMPLES = 4096  # training examples, over all ranks, that the unigram baseline counts
@@ -32,14 +32,6 @@ class Inputs:
     validation: list[Batch]
     zero_stage: int
     resume_from: Checkpoint | None
-
-
-def _warn(line: str) -> None:
-    print(f"warning: {line}", file=sys.stderr, flush=True)
-
-
-def _say_nothing(_line: str) -> None:
-    """Rank 0 says it."""
 
 
 def prepare(config: RunConfig, process: Process, resume: bool, *, restart: bool = False) -> Inputs:
@@ -60,9 +52,8 @@ def prepare(config: RunConfig, process: Process, resume: bool, *, restart: bool 
     if resume or (restart and candidates(config.run_dir)):
         # Sizes are for rank 0 to look at; afterwards the ranks agree on one that is whole: see agreement.py.
         first = process.rank == 0
-        report = _warn if first else _say_nothing
-        saved = find_checkpoint(config, process.world_size, stage, sizes=first, report=report)
-    if not (resume or restart) and config.run_dir.exists() and {p.name for p in config.run_dir.iterdir()} - {LOCK_FILE}:
+        saved = find_checkpoint(config, process.world_size, stage, sizes=first)
+    if not (resume or restart) and RunFolder(config.run_dir).holds_run():
         raise ConfigError(
             f"training.name = {config.training.name}: {config.run_dir} already holds a run; add --resume to go on with "
             "it, or set another training.name"

@@ -1,26 +1,32 @@
-"""Says what a finished run gave and where it is: ``python -m training.report runs/tiny``."""
+"""Prints what a finished run achieved and where its files are: ``python -m training.report runs/tiny``."""
 
-import json
 import sys
 from pathlib import Path
 
+from common.exit_codes import USER_ERROR
+from training.run.folder import RunFolder
+
 
 def describe(run_dir: Path) -> str:
-    """A few lines for a person, from ``summary.json``. Raises OSError when there is none."""
-    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    """Return a few lines for users, from ``summary.json``. Raises OSError when there is none."""
+    folder = RunFolder(run_dir)
+    summary = folder.summary()
+    if summary is None:
+        raise OSError(f"{folder.summary_file} does not exist")
     gain = summary["unigram_cross_entropy"] - summary["validation_cross_entropy"]
-    latest = (run_dir / "checkpoints" / "latest").read_text(encoding="utf-8").strip()
     return "\n".join(
         (
             "",
             f"Trained {summary['steps']} steps on {summary['tokens']:,} tokens with {summary['world_size']} ranks, "
-            f"expert parallel size {summary['expert_parallel_size']}, in {summary['wall_seconds']:.0f} s.",
+            f"expert-parallel size {summary['expert_parallel_size']}, in {summary['wall_seconds']:.0f} s.",
             f"Validation cross-entropy {summary['validation_cross_entropy']:.3f} nats per token, {gain:.3f} below the "
             f"unigram baseline ({summary['unigram_cross_entropy']:.3f}).",
             f"  run         {run_dir}/  (config.yaml, metrics.jsonl, summary.json)",
-            f"  checkpoint  {run_dir}/checkpoints/{latest}/",
-            f"  curves      .venv/bin/tensorboard --logdir {run_dir.parent}",
-            f"  go on       deepspeed --num_gpus {summary['world_size']} train.py --config {run_dir}/config.yaml "
+            f"  checkpoint  {folder.checkpoints / (folder.latest() or '')}/",
+            "Next, in this folder:",
+            "  source .venv/bin/activate",
+            f"  tensorboard --logdir {run_dir.parent}",
+            f"  deepspeed --num_gpus {summary['world_size']} train.py --config {run_dir}/config.yaml "
             f"--resume training.steps={2 * summary['steps']}",
         )
     )
@@ -28,8 +34,10 @@ def describe(run_dir: Path) -> str:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m training.report RUN_FOLDER")
+        print("usage: python -m training.report RUN_FOLDER", file=sys.stderr)
+        sys.exit(USER_ERROR)
     try:
         print(describe(Path(sys.argv[1])))
     except OSError as error:
-        sys.exit(f"error: {sys.argv[1]} holds no finished run: {error}")
+        print(f"error: {sys.argv[1]} holds no finished run: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)

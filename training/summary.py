@@ -1,4 +1,4 @@
-"""What a finished run is summed up to, and the baseline that it is compared with."""
+"""Builds the run summary and the unigram baseline."""
 
 from collections import Counter
 from typing import Any
@@ -13,7 +13,7 @@ from training.inputs import Inputs
 
 
 def unigram_baseline(inputs: Inputs, device: str) -> float:
-    """Nats per validation target of the best guess without context: training frequencies of the targets; collective."""
+    """Return nats per validation target of a unigram model of the training targets; collective."""
     validation = count_targets(inputs.validation, inputs.tokenizer.vocab_size)
     counts = [torch.from_numpy(count).to(device) for count in (inputs.target_counts, validation)]
     for count in counts:
@@ -21,8 +21,8 @@ def unigram_baseline(inputs: Inputs, device: str) -> float:
     return unigram_cross_entropy(counts[0].cpu().numpy(), counts[1].cpu().numpy())
 
 
-def summarise(config: RunConfig, inputs: Inputs, **figures: Any) -> dict[str, Any]:
-    """``figures`` with what is known of layout, model and skipped rows of data; collective."""
+def summarize(config: RunConfig, inputs: Inputs, **figures: Any) -> dict[str, Any]:
+    """Return ``figures`` with layout, model size and skipped rows of data; collective."""
     total, active = count_parameters(config.st_moe_config())
     bad_rows: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(bad_rows, inputs.loader.bad_rows)

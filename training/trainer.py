@@ -2,78 +2,86 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
 
-from torch import Tensor
-
+from common.logs import get_logger
+from common.project import code_version
 from model.size import count_parameters
-from parallel.layer import take_traffic
-from training.checkpoint.agreement import resume_together
-from training.checkpoint.capture import Moment, load_checkpoint
-from training.checkpoint.saver import Saved, SaveError, Saver
-from training.checkpoint.store.publish import set_latest
-from training.checkpoint.store.state import Checkpoint, describe_resume
+from training.checkpoint.agreement import agree_on_checkpoint
+from training.checkpoint.capture import Moment
+from training.checkpoint.checkpointer import Checkpointer, SaveError
+from training.checkpoint.load import load_checkpoint
+from training.checkpoint.resume import check_fits, describe_resume
+from training.checkpoint.store.layout import ParallelLayout
+from training.checkpoint.store.state import Checkpoint
 from training.config.deepspeed import accumulation_steps
 from training.config.run import RunConfig
-from training.engine.batches import sum_over_ranks, to_device
+from training.engine.batches import to_device
 from training.engine.build import build_engine
+from training.engine.loss_terms import LossTerms
 from training.engine.step import evaluate, update
 from training.health.reaction import Health, UnhealthyError
-from training.health.watchdog import Watchdog
 from training.inputs import Inputs
-from training.monitoring.metrics import MetricsWriter, PartsMean
-from training.monitoring.optimizer_metrics import optimizer_metrics
+from training.monitoring.monitor import DataCounts, Monitor, Throughput
+from training.monitoring.optimizer import OptimizerFigures
 from training.monitoring.progress import Progress
-from training.run.folder import code_version, write_config, write_summary
+from training.monitoring.writer import MetricsWriter
+from training.run.folder import RunFolder
 from training.run.process import Process
 from training.run.stopping import StopRequests
-from training.summary import summarise, unigram_baseline
+from training.run.watchdog import Watchdog
+from training.state import Evaluation, TrainState
+from training.summary import summarize, unigram_baseline
+
+logger = get_logger(__name__)
 
 
 class Trainer:
-    """One run, from the first (or resumed) step to the last. Every method is collective over all ranks.
+    """One run, from the first (or resumed) step to the last. The public methods are collective over all ranks.
 
     Args:
         config: the run's configuration.
         process: this process among all.
-        inputs: data and checkpoint, opened by ``preflight.prepare``.
-        device: of this rank; distributed communication is already initialised.
-        launcher_gone: of ``stopping.watch_launcher``.
+        inputs: data and checkpoint, opened by ``inputs.prepare``.
+        device: of this rank; distributed communication is already initialized.
+        launcher_gone: from ``stopping.watch_launcher``.
     """
 
     def __init__(
         self, config: RunConfig, process: Process, inputs: Inputs, device: str, launcher_gone: Callable[[], bool]
     ):
         self.config, self.process, self.inputs, self.device = config, process, inputs, device
-        self.launcher_gone = launcher_gone
+        self.folder, self.launcher_gone = RunFolder(config.run_dir), launcher_gone
         self.watchdog = Watchdog(process.rank, process.world_size, config.training.timeout_seconds)
+        self.state = TrainState()
         self.watchdog.enter("checking the checkpoint", 0)
-        resume = resume_together(config, process, inputs)
-        self.watchdog.enter("building the model", 0 if resume is None else resume.state.step)
+        resume = self._agree_on_resume()
+        if resume is not None:
+            self.state.restore(resume.state)
+        self.watchdog.enter("building the model", self.state.step)
         self.model_config = config.st_moe_config()
         self.pad_id = int(self.model_config.pad_token_id or 0)
         self.accumulation = accumulation_steps(config, process.world_size)
         self.engine = build_engine(config, process.world_size, device)
-        self.step = self.tokens = 0
-        self.evaluated: list[float] | None = None
+        self.progress = Progress(config.training.steps, self.state.step, process.rank == 0)
         if resume is not None:
-            self.step, self.tokens, self.evaluated = resume.state.step, resume.state.tokens, resume.state.evaluated
-        self.progress = Progress(config.training.steps, self.step, process.rank == 0)
-        self.health = Health(config, self.engine, self._write, self.progress.say, self._settle)
-        if resume is not None:
-            self.progress.say(describe_resume(resume, config, process.world_size, inputs.zero_stage))
+            layout = ParallelLayout.of(config.model_dump(), process.world_size, inputs.zero_stage)
+            logger.info("%s", describe_resume(resume, layout))
             load_checkpoint(self.engine, resume)
-            self.health.guard.load_state_dict(resume.state.guard)
         self.validation = [to_device(batch, device) for batch in inputs.validation]
-        self.writer: MetricsWriter | None = None
         if process.rank == 0:
-            write_config(config)
-            past = (None, 0) if resume is None else (resume.state.step, resume.state.metrics_bytes)
-            self.writer = MetricsWriter(config.run_dir, *past)
-        self.saved_step = self.step
-        self.saver = Saver(config, device)
-        for name in self.saver.abandoned:
-            self.progress.say(f"removed {name}, which an interrupted save left")
+            self.folder.write_config(config)
+        step, nbytes = (None, 0) if resume is None else (resume.state.step, resume.state.metrics_bytes)
+        self.metrics = MetricsWriter(self.folder, enabled=process.rank == 0, resume_step=step, resume_bytes=nbytes)
+        self.checkpointer = Checkpointer(config, device, self.metrics, self.watchdog, self.state.step)
+        self.health = Health(config, self.engine, self.metrics, self.checkpointer, process.rank)
+        if resume is not None:
+            self.health.guard.load_state_dict(resume.state.guard)
+        self.throughput = Throughput(self.engine.module)
+        self.monitors: tuple[Monitor, ...] = (
+            self.throughput,
+            OptimizerFigures(self.engine, config.optimizer.learning_rate),
+            DataCounts(inputs.loader, device),
+        )
 
     def train(self) -> bool:
         """Train to ``training.steps``, with evaluations and checkpoints on the way and at the end.
@@ -86,213 +94,172 @@ class Trainer:
             UnhealthyError: the guard ended the run.
             SaveError: a checkpoint could not be written.
         """
-        t = self.config.training
-        started = self.window_start = time.monotonic()
-        self.window_steps = self.window_tokens = 0
-        self.window_wait = 0.0
+        t, state = self.config.training, self.state
+        started = time.monotonic()
         unigram = unigram_baseline(self.inputs, self.device)
-        self._say_start(unigram)
-        self.window_start = time.monotonic()
-        self.stop_requests = StopRequests(self.config.run_dir if self.process.rank == 0 else None, self.launcher_gone)
+        self._announce(unigram)
+        self.throughput.restart()
+        self.stop_requests = StopRequests(self.folder.stop_file if self.process.rank == 0 else None, self.launcher_gone)
         self.stopping = False
-        if 0 < self.step < t.steps and self.step % t.eval_every == 0 and not self._is_evaluated():
+        if 0 < state.step < t.steps and state.step % t.eval_every == 0 and not state.is_evaluated:
             self.evaluate()  # a request to stop came before it
-        while self.step < t.steps and not self.stopping:
-            parts, good = self.train_step()
+        while state.step < t.steps and not self.stopping:
+            terms, good = self.train_step()
             self.progress.advance()
-            if self.step % t.log_every == 0:
-                self.log(parts)
+            if state.step % t.log_every == 0:
+                self.log(terms)
             if good is not None:
-                self.go_back(good)
+                self.roll_back(good)
                 continue
-            if self.step % t.eval_every == 0 and not self.stopping:
+            if state.step % t.eval_every == 0 and not self.stopping:
                 self.evaluate()
-            if self.step % t.save_every == 0 or self.stopping:
+            if state.step % t.save_every == 0 or self.stopping:
                 self.save()
-        if not self.stopping and not self._is_evaluated():
+        if not self.stopping and not state.is_evaluated:
             self.evaluate()
-        self._write_last()
+        self._save_last()
         if self.stopping:
-            self._say_stop()
+            self._announce_stop()
         else:
-            assert self.evaluated is not None
-            self.finish(self.evaluated[1], unigram, time.monotonic() - started)
+            self._finish(unigram, time.monotonic() - started)
         return not self.stopping
 
-    def train_step(self) -> tuple[PartsMean, Checkpoint | None]:
-        """One update from ``accumulation`` micro-batches; and the checkpoint to go back to, if the guard says so."""
-        self.watchdog.enter("reading data", self.step + 1)
-        began = time.monotonic()
-        batches = [to_device(self.inputs.loader.next_batch(), self.device) for _ in range(self.accumulation)]
-        self.window_wait += time.monotonic() - began
-        self.watchdog.enter("updating", self.step + 1)
-        flags = (int(self.stop_requests.look() is not None), *self.saver.flags())
-        seed, rank = self.config.training.seed, self.process.rank
-        parts, counts = update(self.engine, batches, self.pad_id, seed, self.step, rank, flags=flags)
-        self.step += 1
-        self.tokens += counts.total
-        self.window_steps += 1
-        self.window_tokens += counts.total
-        stop, busy, failed = counts.flags
-        self.stopping = stop > 0
-        self._note_save(self.saver.advance(busy, failed))
+    def train_step(self) -> tuple[LossTerms, Checkpoint | None]:
+        """Make one optimizer step from ``accumulation`` micro-batches.
+
+        Returns:
+            The terms of its loss; the checkpoint to roll back to, if the guard demands it.
+        """
+        state = self.state
+        for monitor in self.monitors:
+            monitor.begin_step(state.step)
+        self.watchdog.enter("reading data", state.step + 1)
+        with self.throughput.waiting_for_data():
+            batches = [to_device(self.inputs.loader.next_batch(), self.device) for _ in range(self.accumulation)]
+        self.watchdog.enter("updating", state.step + 1)
+        signals = {"stop": int(self.stop_requests.look() is not None), **self.checkpointer.signals()}
+        key = (self.config.training.seed, state.step, self.process.rank)
+        terms, totals = update(self.engine, batches, self.pad_id, *key, signals=signals)
+        state.step += 1
+        state.tokens += totals.tokens
+        self.throughput.count(totals.tokens)
+        self.stopping = totals.signals["stop"] > 0
+        self.checkpointer.advance(totals.signals)
         try:
-            return parts, self.health.check(self.step, parts, batches[0], counts.mean, rank)
+            return terms, self.health.check(state.step, terms, batches[0], totals.divisors)
         except UnhealthyError:
-            self.log(parts)  # the last row says what was wrong
+            self.log(terms)  # so that the last row shows what was wrong
             raise
 
-    def go_back(self, checkpoint: Checkpoint) -> None:
-        """To an earlier checkpoint, but not in the data: what was read since is left out."""
-        self._settle()
+    def roll_back(self, checkpoint: Checkpoint) -> None:
+        """Return to an earlier checkpoint, but not in the data: what was read since is skipped."""
+        self.checkpointer.settle(self.state.step)
         load_checkpoint(self.engine, checkpoint)
-        self.step, self.tokens = checkpoint.state.step, checkpoint.state.tokens
-        self.evaluated, self.saved_step = checkpoint.state.evaluated, checkpoint.state.step
-        if self.process.rank == 0:
-            set_latest(checkpoint.folder)  # later ones are of what the run goes back from
-        self._restart_window()
+        self.state.restore(checkpoint.state)
+        self.checkpointer.roll_back(checkpoint)
+        self.throughput.restart()
 
-    def log(self, parts: PartsMean) -> None:
-        """Write this step's row; rates, seconds and bytes are rank 0's means since the last row."""
-        values = parts.reduce(self.model_config)
-        seconds = time.monotonic() - self.window_start
-        all_to_all_bytes, all_to_all_seconds = take_traffic(self.engine.module)
-        row = {
-            "step": self.step,
-            "tokens": self.tokens,
-            **values,
-            "learning_rate": self.learning_rate,
-            "grad_norm": _number(self.engine.get_global_grad_norm()),
-            "skipped_steps": self.engine.skipped_steps,
-            **optimizer_metrics(self.engine),
-            "tokens_per_second": self.window_tokens / seconds,
-            "step_seconds": seconds / self.window_steps,
-            "data_seconds": self.window_wait / self.window_steps,
-            "all_to_all_bytes": all_to_all_bytes / self.window_steps,
-            "all_to_all_seconds": all_to_all_seconds / self.window_steps,
-            **sum_over_ranks(self.inputs.loader.metrics(), self.device),
+    def log(self, terms: LossTerms) -> None:
+        """Write this step's row."""
+        row: dict[str, float] = {
+            "step": self.state.step,
+            "tokens": self.state.tokens,
+            **terms.reduce(self.model_config),
         }
-        self._write(row)
+        for monitor in self.monitors:
+            row |= monitor.metrics()
+        self.metrics.write(row)
         self.progress.row(row)
-        self._restart_window()
+        self.throughput.restart()
 
     def evaluate(self) -> None:
-        """Cross-entropy in nats per target token of the held-out examples, the same ones every time."""
-        self.watchdog.enter("evaluating", self.step)
-        parts = evaluate(self.engine, self.validation, self.pad_id, self.config.training.seed, self.process.rank)
-        values = parts.reduce(self.model_config)
-        self._write({"split": "validation", "step": self.step, "tokens": self.tokens, **values})
-        self.progress.say(f"step {self.step}  validation cross-entropy {values['cross_entropy']:.4f}")
-        self.evaluated = [self.step, values["cross_entropy"]]
-        self._restart_window()
+        """Measure the objective's terms on the held-out examples, the same ones every time."""
+        state = self.state
+        self.watchdog.enter("evaluating", state.step)
+        terms = evaluate(self.engine, self.validation, self.pad_id, self.config.training.seed, self.process.rank)
+        values = terms.reduce(self.model_config)
+        self.metrics.write({"split": "validation", "step": state.step, "tokens": state.tokens, **values})
+        logger.info("step %d  validation cross-entropy %.4f", state.step, values["cross_entropy"])
+        state.evaluated = Evaluation(state.step, values["cross_entropy"])
+        self.throughput.restart()
 
     def save(self) -> None:
-        """Begin a checkpoint, after the one that may be on its way."""
-        self._settle()
-        self.watchdog.enter("copying a checkpoint", self.step)
-        self.saver.start(
-            self.engine,
-            Moment(
-                step=self.step,
-                tokens=self.tokens,
-                data=self.inputs.loader.state_dict(),
-                guard=self.health.guard.state_dict(),
-                evaluated=self.evaluated,
-                metrics_bytes=0 if self.writer is None else self.writer.nbytes,
-                code=code_version(),
-            ),
+        """Begin a checkpoint, after waiting for the one before."""
+        state = self.state
+        self.checkpointer.settle(state.step)  # it may write a row, which belongs to what this checkpoint knows
+        moment = Moment(
+            step=state.step,
+            tokens=state.tokens,
+            data=self.inputs.loader.state_dict(),
+            guard=self.health.guard.state_dict(),
+            evaluated=None if state.evaluated is None else list(state.evaluated),
+            metrics_bytes=self.metrics.nbytes,
+            code=code_version(),
         )
-        self.saved_step = self.step
-        if not self.config.training.save_in_background:
-            self._settle()
-        self._restart_window()
+        self.checkpointer.save(self.engine, moment)
+        self.throughput.restart()
 
-    def _settle(self) -> None:
-        """Wait for a checkpoint that is on its way."""
-        self._note_save(self.saver.wait(lambda: self.watchdog.enter("waiting for a checkpoint", self.step)))
-
-    def _write_last(self) -> None:
-        """Wait until the present step is in a checkpoint. Raises SaveError if it cannot be, in any case."""
-        self._settle()
-        if self.saved_step != self.step:
+    def _save_last(self) -> None:
+        """Return when the present step is in a checkpoint. Raises SaveError if it cannot be written."""
+        if not self.checkpointer.is_saved(self.state.step):
             self.save()
-            self._settle()
-        if self.saved_step != self.step:
-            raise SaveError(f"the last checkpoint, of step {self.step}, could not be written: see above")
+            if not self.checkpointer.is_saved(self.state.step):
+                raise SaveError(f"the last checkpoint, of step {self.state.step}, could not be written: see above")
 
-    def _note_save(self, saved: Saved | None) -> None:
-        if saved is None:
-            return
-        row = {"split": "checkpoint", "step": saved.step, "stall_seconds": saved.stall_seconds,
-               "save_seconds": saved.seconds, "rank_bytes": saved.nbytes}  # fmt: skip
-        if saved.error is None:
-            self._write(row)
-            self.progress.say(
-                f"step {saved.step}  checkpoint {saved.folder}, {saved.seconds:.1f} s, of which training waited "
-                f"{saved.stall_seconds:.2f} s{''.join(f'; removed {name}' for name in saved.pruned)}"
-            )
-            return
-        self._write(row | {"error": saved.error})
-        self.saved_step = -1
-        text = f"checkpoint {saved.folder} could not be written: {saved.error}"
-        if self.config.training.on_save_error == "stop":
-            raise SaveError(f"{text}; the one before it is whole")
-        self.progress.say(f"warning: {text}; going on (training.on_save_error)")
+    def _agree_on_resume(self) -> Checkpoint | None:
+        """The checkpoint that all ranks resume from, if any, with the data at its position.
 
-    def finish(self, validation_cross_entropy: float, unigram: float, wall_seconds: float) -> None:
-        """Write the summary and say what came out."""
-        self.inputs.loader.close()
-        summary = summarise(
-            self.config,
-            self.inputs,
-            steps=self.step,
-            tokens=self.tokens,
-            validation_cross_entropy=validation_cross_entropy,
-            unigram_cross_entropy=unigram,
-            wall_seconds=wall_seconds,
-        )
-        if self.writer is not None:
-            write_summary(self.config, summary)
-            self.writer.close()
-        self.progress.close()
-        if summary["bad_rows"]:
-            skipped = ", ".join(f"{n} {kind}" for kind, n in summary["bad_rows"].items())
-            self.progress.say(f"skipped data lines: {skipped}")
+        Raises:
+            ConfigError: none is intact, or the run cannot resume from it.
+        """
+        chosen = self.inputs.resume_from
+        if chosen is None:
+            return None
+        agreed = agree_on_checkpoint(self.config.run_dir, first=chosen.folder)
+        if agreed != chosen:
+            check_fits(agreed, self.config, self.process.world_size, self.inputs.zero_stage)
+            self.inputs.loader.load_state_dict(agreed.state.data)
+            self.inputs.loader.start()
+        return agreed
 
-    @property
-    def learning_rate(self) -> float:
-        """That of the last update."""
-        schedule = self.engine.lr_scheduler  # it does not count updates that were left out
-        return float(schedule.lr_lambdas[0](max(0, schedule.last_epoch - 1)) * self.config.optimizer.learning_rate)
-
-    def _write(self, row: dict[str, Any]) -> None:
-        if self.writer is not None:
-            self.writer.write(row)
-
-    def _is_evaluated(self) -> bool:
-        return self.evaluated is not None and self.evaluated[0] == self.step
-
-    def _say_stop(self) -> None:
-        reason = self.stop_requests.reason or "a request to another rank"
-        self.stop_requests.obeyed()
-        self.inputs.loader.close()
-        self.progress.close()
-        self.progress.say(f"stopped after step {self.step} by {reason}; --resume goes on from there")
-
-    def _restart_window(self) -> None:
-        self.window_start, self.window_steps, self.window_tokens, self.window_wait = time.monotonic(), 0, 0, 0.0
-        take_traffic(self.engine.module)  # of evaluations
-
-    def _say_start(self, unigram: float) -> None:
+    def _announce(self, unigram: float) -> None:
         total, active = count_parameters(self.model_config)
         t, ranks = self.config.training, self.process.world_size
-        self.progress.say(
+        logger.info(
             f"{total:,} parameters, {active:,} active per token; {ranks} ranks, expert parallel size "
             f"{self.config.parallel.expert_parallel_size}, ZeRO {self.inputs.zero_stage}, {t.precision}, "
             f"{self.accumulation} micro-batches of {t.micro_batch_size} per rank and step; "
-            f"steps {self.step} to {t.steps}; unigram cross-entropy {unigram:.4f}"
+            f"steps {self.state.step} to {t.steps}; unigram cross-entropy {unigram:.4f}"
         )
 
+    def _announce_stop(self) -> None:
+        reason = self.stop_requests.reason or "a request to another rank"
+        self.stop_requests.obeyed()
+        self._close()
+        logger.info("stopped after step %d by %s; --resume continues from there", self.state.step, reason)
 
-def _number(value: Tensor | float | None) -> float:
-    return float("nan") if value is None else float(value)
+    def _finish(self, unigram: float, wall_seconds: float) -> None:
+        """Write the summary and report skipped rows."""
+        assert self.state.evaluated is not None
+        summary = summarize(
+            self.config,
+            self.inputs,
+            steps=self.state.step,
+            tokens=self.state.tokens,
+            validation_cross_entropy=self.state.evaluated.cross_entropy,
+            unigram_cross_entropy=unigram,
+            wall_seconds=wall_seconds,
+        )
+        if self.process.rank == 0:
+            self.folder.write_summary(summary)
+        self._close()
+        if summary["bad_rows"]:
+            skipped = ", ".join(f"{n} {kind}" for kind, n in summary["bad_rows"].items())
+            logger.info("skipped data lines: %s", skipped)
+
+    def _close(self) -> None:
+        self.inputs.loader.close()
+        for monitor in self.monitors:
+            monitor.close()
+        self.metrics.close()
+        self.progress.close()

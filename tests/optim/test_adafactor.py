@@ -10,8 +10,8 @@ from transformers.optimization import Adafactor as Reference
 from model.config import StMoeConfig
 from model.st_moe import StMoeForConditionalGeneration
 from optim.adafactor import Adafactor
-from optim.slices import parameter_specs
-from training.engine.parameters import first_experts
+from optim.parameter import ExpertAxis, parameter_specs
+from training.engine.parameters import model_parameter_specs
 
 STEPS = 50
 SHAPES = {
@@ -123,7 +123,8 @@ def test_experts_are_tensors_of_their_own(unit_shape: tuple[int, ...]):
         -1, *[1] * len(unit_shape)
     ))  # fmt: skip
     apart = {str(e): nn.Parameter(stacked[e].detach().clone()) for e in range(3)}
-    together = Adafactor([stacked], parameter_specs([("w", stacked)], {stacked: 4}), lr=0.03)
+    axis = ExpertAxis(7, range(4, 7), split=True)
+    together = Adafactor([stacked], parameter_specs([("w", stacked)], {stacked: axis}), lr=0.03)
     separate = Adafactor(apart.values(), parameter_specs(apart.items()), lr=0.03)
     for step in range(10):
         stacked.grad = torch.stack([gradient(unit_shape, step + e, generator) for e in range(3)])
@@ -215,7 +216,7 @@ def test_state_of_st_moe_base_is_small():
     """What a rank keeps with all parameters on it; AdamW keeps 200 %."""
     with torch.device("meta"):
         model = StMoeForConditionalGeneration(StMoeConfig(num_experts=16))
-    optimizer = Adafactor(model.parameters(), parameter_specs(model.named_parameters(), first_experts(model)))
+    optimizer = Adafactor(model.parameters(), model_parameter_specs(model))
     for parameter in model.parameters():
         optimizer._state_of(parameter)
     weights = sum(parameter.nbytes for parameter in model.parameters())

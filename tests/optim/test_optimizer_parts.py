@@ -10,8 +10,8 @@ from torch import nn
 from optim.build import build_optimizer
 from optim.config import OptimizerConfig
 from optim.groups import parameter_groups
+from optim.parameter import parameter_specs
 from optim.schedule import learning_rate_factor, make_schedule
-from optim.slices import parameter_specs
 
 
 def factors(steps: list[int], total_steps: int = 100, **keys: Any) -> list[float]:

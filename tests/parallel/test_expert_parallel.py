@@ -39,8 +39,8 @@ def _train(
     for step in range(STEPS):
         # micro-batches of 4 sequences: two on a single process, one on each of two
         micro = [{k: v[i : i + 4] for k, v in global_batch(step, 8).items()} for i in range(4 * rank, 8, 4 * world)]
-        parts, _ = update(engine, micro, 0, 0, step, rank)
-        losses.append(parts.reduce(config.st_moe_config()))
+        terms, _ = update(engine, micro, 0, 0, step, rank)
+        losses.append(terms.reduce(config.st_moe_config()))
         norms.append(float(engine.get_global_grad_norm()))
     micro = [{k: v[i : i + 4] for k, v in global_batch(999, 8).items()} for i in range(4 * rank, 8, 4 * world)]
     validation = evaluate(engine, micro, 0, 0, rank).reduce(config.st_moe_config())

@@ -50,9 +50,9 @@ def _train(
         micro = {k: v[4 * rank : 4 * rank + 4] for k, v in global_batch(step, 8).items()}
         if rank == empty_rank:
             micro = {"input_ids": micro["input_ids"] * 0, "labels": torch.full_like(micro["labels"], -100)}
-        parts, _ = update(engine, [micro], 0, 0, step, rank)
+        terms, _ = update(engine, [micro], 0, 0, step, rank)
         first = first or len(routings)
-        losses.append(parts.reduce(config.st_moe_config()))
+        losses.append(terms.reduce(config.st_moe_config()))
         norms.append(float(engine.get_global_grad_norm()))
     decisions = [(r.expert_NGS, torch.where(r.kept_NGS, r.position_NGS, -1), r.gate_NGS.detach())
                  for r in routings[:first]]  # fmt: skip

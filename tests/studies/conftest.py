@@ -11,7 +11,7 @@ import yaml
 from studies.runner.runs import Run, make_run
 from tests.support.corpus import write_corpus
 from tests.support.small import small_config
-from training.run.folder import write_config
+from training.run.folder import RunFolder
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +34,7 @@ def finished(config_file: str, tmp_path: Path) -> Callable[..., Run]:
     def make(variant: str, seed: int, cross_entropy: float, z: float = 4.0, logit: float = 1.0) -> Run:
         overrides = {"model.router_z_coefficient": 0.001 if variant == "router_z_loss" else 0.0}
         run = make_run(config_file, ["training.steps=10"], variant, seed, tmp_path / "study", overrides)
-        write_config(run.config)
+        RunFolder(run.config.run_dir).write_config(run.config)
         rows: list[dict[str, Any]] = [row(step, 5.0 - step / 10) for step in range(1, 11)]
         rows.append({"split": "validation", "step": 10, "cross_entropy": cross_entropy, "router_z_loss": z,
                      "max_router_logit": logit})  # fmt: skip

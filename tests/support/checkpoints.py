@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from training.checkpoint.adafactor_state import optimizer_file
 from training.checkpoint.capture import Capture, RankMeta, write_files, write_rest
-from training.checkpoint.element_state import Part
-from training.checkpoint.store.index import WEIGHT, Piece, shard_name
+from training.checkpoint.rank_file import RankContents
+from training.checkpoint.store.index import WEIGHT, StoredRange, rank_file_name
 from training.checkpoint.store.manifest import record_text, write_manifest
-from training.checkpoint.store.publish import begin, publish, set_latest
-from training.checkpoint.store.state import STATE_FILE, SavedState, checkpoints_dir
+from training.checkpoint.store.publish import begin, publish
+from training.checkpoint.store.state import STATE_FILE, SavedState
 from training.config.run import RunConfig
+from training.run.folder import RunFolder
 
 
 def _state(config: RunConfig, step: int) -> SavedState:
@@ -26,12 +26,13 @@ def _state(config: RunConfig, step: int) -> SavedState:
 
 def write_checkpoint(config: RunConfig, step: int = 4, **changes: Any) -> Path:
     """Published, and the newest; ``changes`` to its state."""
-    folder = checkpoints_dir(config.run_dir) / f"step_{step:08d}"
+    run = RunFolder(config.run_dir)
+    folder = run.checkpoint(step)
     shutil.rmtree(folder, ignore_errors=True)
     partial = begin(folder)
     write_manifest(partial, [record_text(partial / STATE_FILE, replace(_state(config, step), **changes).to_json())])
     publish(folder)
-    set_latest(folder)
+    run.set_latest(folder)
     return folder
 
 
@@ -39,13 +40,14 @@ def write_capture(config: RunConfig, step: int) -> Path:
     """A published checkpoint with every kind of file, as one rank writes it, of a model of one small parameter."""
     generator = torch.Generator().manual_seed(step)
     weights = {f"a/{WEIGHT}": torch.randn(12, generator=generator)}
-    files = {shard_name(0, 1): weights, optimizer_file(0): {"a/second_moment/0-12": torch.randn(12)}}
-    part = Part({WEIGHT: torch.float32}, {}, [("a", (12,), False, Piece(0, 12, shard_name(0, 1)))])
-    meta = RankMeta(part, {}, {file: list(tensors) for file, tensors in files.items()})
-    captured = Capture(files, _state(config, step), [meta])
-    folder = checkpoints_dir(config.run_dir) / f"step_{step:08d}"
+    own, adafactor = rank_file_name(0, 1), {"optimizer-00000.safetensors": {"a/second_moment/0-12": torch.randn(12)}}
+    contents = RankContents({WEIGHT: torch.float32}, {}, [("a", (12,), False, StoredRange(0, 12, own))])
+    meta = RankMeta(contents, {}, {file: list(tensors) for file, tensors in adafactor.items()})
+    captured = Capture({own: weights} | adafactor, _state(config, step), [meta])
+    run = RunFolder(config.run_dir)
+    folder = run.checkpoint(step)
     partial = begin(folder)
     write_rest(captured, partial, write_files(captured, partial))
     publish(folder)
-    set_latest(folder)
+    run.set_latest(folder)
     return folder

@@ -1,4 +1,4 @@
-"""Master weights and optimizer state of an engine, whole, whatever its layout: for comparisons."""
+"""Complete master weights and optimizer state of an engine of any layout, for comparisons."""
 
 import re
 from collections.abc import Mapping
@@ -12,16 +12,17 @@ from optim.adafactor import Adafactor
 
 
 def master_weights(optimizer: Adafactor) -> dict[str, Tensor]:
-    """Of every unit that the shards' groups hold, under its layout-free name; collective."""
+    """Return the weights of every unit that this rank's groups hold, under its layout-free name; collective."""
     weights = {}
-    for state in optimizer.shards.values():
-        for part in state.shard.slices:
-            full = torch.zeros(part.spec.numel, dtype=state.shard.tensor.dtype)
-            full[part.start : part.stop] = part.view(state.shard.tensor.detach().view(-1))
-            if state.shard.partitioned:
-                dist.all_reduce(full, group=state.shard.group)
-            for unit, values in enumerate(full.view(part.spec.units, -1)):
-                weights[part.spec.unit_key(unit)] = values.clone()
+    for partition in (state.partition for state in optimizer.partition_states.values()):
+        for segment in partition.segments:
+            spec = segment.spec
+            full = torch.zeros(spec.numel, dtype=partition.tensor.dtype)
+            full[segment.start : segment.stop] = segment.view(partition.tensor.detach().view(-1))
+            if partition.is_split:
+                dist.all_reduce(full, group=partition.group)
+            for unit, values in enumerate(full.view(spec.units, -1)):
+                weights[spec.unit_key(unit)] = values.clone()
     return weights
 
 

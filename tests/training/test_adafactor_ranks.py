@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from common.project import ROOT
 from optim.adafactor import Adafactor
-from optim.slices import parameter_specs
-from optim.zero_partitions import read_layout
+from optim.parameter import parameter_specs
+from optim.zero_partitions import read_partitions
 from tests.support.optimizer import joined, master_weights
 from tests.support.ranks import run_ranks
 from tests.support.small import global_batch, small_config
 from training.config.run import RunConfig, load_config, validate
 from training.engine.build import build_engine
 from training.engine.step import update
-from training.monitoring.optimizer_metrics import optimizer_metrics
+from training.monitoring.optimizer import family_figures
 
 LAYOUTS = [(stage, size) for stage in (0, 1, 2, 3) for size in (1, 2)]
 # Small matrices are factored and clipping acts; attention and experts [32, 32 to 48], embedding and head [256, 32]; the
@@ -64,13 +64,13 @@ def train(config: RunConfig, steps: int) -> dict[str, Any]:
     engine = build_engine(config, dist.get_world_size(), "cpu")
     losses = []
     for step in range(steps):
-        parts, _ = update(engine, micro_batches(step), 0, 0, step, dist.get_rank())
-        losses.append(parts.reduce(config.st_moe_config())["loss"])
+        terms, _ = update(engine, micro_batches(step), 0, 0, step, dist.get_rank())
+        losses.append(terms.reduce(config.st_moe_config())["loss"])
     optimizer = engine.basic_optimizer
     return {
         "losses": losses,
         "weights": master_weights(optimizer),
-        "metrics": optimizer_metrics(engine),
+        "metrics": family_figures(engine),
         "state_bytes": optimizer.state_nbytes,
     }
 
@@ -168,7 +168,7 @@ def train_odd_ones_at(stage: int) -> list[float]:
         "zero_allow_untested_optimizer": True,
     }  # fmt: skip
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-    optimizer.bind(read_layout(engine.optimizer, specs))
+    optimizer.bind(read_partitions(engine.optimizer, specs))
     for step in range(3):
         engine.backward(engine(torch.tensor([1.0 + step])))
         engine.step()

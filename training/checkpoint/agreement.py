@@ -1,30 +1,26 @@
-"""All ranks go on from the same checkpoint, every byte of which one of them has checked."""
+"""All ranks resume from the same checkpoint, every byte of which one of them has checked."""
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import deepspeed.comm as dist
 
+from common.logs import get_logger
 from training.checkpoint.store.manifest import DamagedError, check_contents, read_manifest
-from training.checkpoint.store.state import Checkpoint, candidates, check_fits, read_folder, step_of
+from training.checkpoint.store.state import Checkpoint, candidates, read_folder, step_of
 from training.config.errors import ConfigError
-from training.config.run import RunConfig
-from training.inputs import Inputs
-from training.run.process import Process
+from training.run.folder import RunFolder
+
+logger = get_logger(__name__)
 
 
-def agree_on_checkpoint(
-    run_dir: Path, report: Callable[[str], None], first: Path | None = None, before: int | None = None
-) -> Checkpoint:
-    """The first of rank 0's candidates that is whole; collective over all ranks.
+def agree_on_checkpoint(run_dir: Path, first: Path | None = None, before: int | None = None) -> Checkpoint:
+    """Return the first intact one of rank 0's candidates; collective over all ranks.
 
-    The files are dealt to the ranks, and each checks the SHA-256 of its own.
+    The files are dealt to the ranks, each of which checks the SHA-256 of its own. Damaged checkpoints cause a warning.
 
     Args:
         run_dir: of the run.
-        report: told why a checkpoint is refused, one line each; on every rank.
         first: rank 0's choice, tried before others.
         before: only checkpoints of an earlier step than this.
 
@@ -45,32 +41,11 @@ def agree_on_checkpoint(
         if not found_damage:
             assert checkpoint is not None
             return checkpoint
-        report(f"checkpoint refused: {'; '.join(found_damage)}")
+        logger.warning("checkpoint refused: %s", "; ".join(found_damage))
         reasons += found_damage
-    why = f"({'; '.join(reasons)}): restore one from a copy" if reasons else "of an earlier step"
-    raise ConfigError(f"{run_dir / 'checkpoints'} holds no checkpoint that is whole {why}")
-
-
-def resume_together(config: RunConfig, process: Process, inputs: Inputs) -> Checkpoint | None:
-    """The checkpoint that all ranks go on from, if any; the data are set to it where ``preflight`` chose another one.
-
-    Raises:
-        ConfigError: none is whole, or the run cannot go on from it.
-    """
-
-    def warn(line: str) -> None:
-        if process.rank == 0:
-            print(f"warning: {line}", file=sys.stderr, flush=True)
-
-    chosen = inputs.resume_from
-    if chosen is None:
-        return None
-    agreed = agree_on_checkpoint(config.run_dir, warn, first=chosen.folder)
-    if agreed != chosen:
-        check_fits(agreed, config, process.world_size, inputs.zero_stage)
-        inputs.loader.load_state_dict(agreed.state.data)
-        inputs.loader.start()
-    return agreed
+    which = "intact checkpoint" if before is None else f"intact checkpoint of a step before {before}"
+    why = f" ({'; '.join(reasons)}): restore one from a copy" if reasons else ""
+    raise ConfigError(f"{RunFolder(run_dir).checkpoints} holds no {which}{why}")
 
 
 def _check_share(path: Path) -> tuple[Checkpoint | None, str | None]:

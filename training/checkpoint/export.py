@@ -1,34 +1,34 @@
-"""A checkpoint as a Hugging Face folder, written tensor by tensor."""
+"""Exports a checkpoint as a Hugging Face folder, tensor by tensor."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from transformers import GenerationConfig
 
+from common.files import write_atomically
 from data.tokenizer import Tokenizer
 from model.st_moe import StMoeForConditionalGeneration
-from training.checkpoint.store.index import WEIGHT, ShardReader, chunks
-from training.checkpoint.store.publish import begin, publish, write_text
-from training.checkpoint.store.state import read_checkpoint
+from training.checkpoint.resume import read_checkpoint
+from training.checkpoint.store.index import WEIGHT, TensorReader, chunks
+from training.checkpoint.store.publish import begin, publish
 from training.checkpoint.store.tensor_file import TensorFileWriter
 from training.config.errors import ConfigError
 from training.config.run import RunConfig, validate
 
-MAX_FILE_BYTES = 5 * 10**9  # as transformers cuts them; a larger tensor has a file of its own
+MAX_FILE_BYTES = 5 * 10**9  # as transformers splits large models; a larger tensor has a file of its own
 WEIGHTS_FILE = "model.safetensors"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def export(run_dir: Path, folder: Path, dtype: torch.dtype, report: Callable[[str], None] = lambda _: None) -> Path:
+def export(run_dir: Path, folder: Path, dtype: torch.dtype) -> Path:
     """Write the run's newest weights with all experts, config and tokenizer, for ``from_pretrained(folder)``.
 
     Args:
         run_dir: the run's folder.
-        folder: to be made; appears when it is whole.
+        folder: to create; appears when it is complete.
         dtype: of the weights in the file; float32 is what was trained.
-        report: told of damaged checkpoints that are passed over.
 
     Returns:
         The checkpoint's folder.
@@ -38,10 +38,10 @@ def export(run_dir: Path, folder: Path, dtype: torch.dtype, report: Callable[[st
     """
     if folder.exists():
         raise ConfigError(f"--output {folder} exists: remove it, or name another folder")
-    checkpoint = read_checkpoint(run_dir, report=report)
+    checkpoint = read_checkpoint(run_dir)
     config = validate(checkpoint.state.config)
     tokenizer = _tokenizer(config, checkpoint.state.data["identity"]["fingerprint of data.vocabulary"])
-    reader = ShardReader(checkpoint.folder)
+    reader = TensorReader(checkpoint.folder)
     model_config = config.st_moe_config()
     model_config.architectures = [StMoeForConditionalGeneration.__name__]
     model_config.dtype = dtype
@@ -59,32 +59,32 @@ def _tokenizer(config: RunConfig, fingerprint: str) -> Tokenizer:
     tokenizer = Tokenizer(config.data.vocabulary)
     if tokenizer.fingerprint != fingerprint:
         raise ConfigError(
-            f"data.vocabulary = {config.data.vocabulary} is not the vocabulary of the run any more (fingerprint "
+            f"data.vocabulary = {config.data.vocabulary} is no longer the vocabulary of the run (fingerprint "
             f"{tokenizer.fingerprint}, trained with {fingerprint}): restore it"
         )
     return tokenizer
 
 
-def _write_weights(reader: ShardReader, folder: Path, dtype: torch.dtype) -> None:
-    """``model.safetensors`` or, when that were too large, its parts and their index."""
-    files = list(_files({name: e.numel * dtype.itemsize for name, e in reader.index.parameters.items()}))
+def _write_weights(reader: TensorReader, folder: Path, dtype: torch.dtype) -> None:
+    """Write ``model.safetensors`` or, when it would be too large, numbered files and their index."""
+    files = list(_files({name: p.numel * dtype.itemsize for name, p in reader.index.parameters.items()}))
     weight_map: dict[str, str] = {}
     for number, names in enumerate(files, start=1):
         file = WEIGHTS_FILE if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
         weight_map |= dict.fromkeys(names, file)
-        entries = {name: reader.index.parameters[name] for name in names}
-        with TensorFileWriter(folder / file, {n: (dtype, e.shape) for n, e in entries.items()}) as writer:
-            for name, entry in entries.items():
-                for start, stop in chunks(0, entry.numel):
+        parameters = {name: reader.index.parameters[name] for name in names}
+        with TensorFileWriter(folder / file, {name: (dtype, p.shape) for name, p in parameters.items()}) as writer:
+            for name, parameter in parameters.items():
+                for start, stop in chunks(0, parameter.numel):
                     writer.append(reader.read(name, WEIGHT, start, stop).to(dtype))
     if len(files) > 1:
-        total = sum(e.numel for e in reader.index.parameters.values()) * dtype.itemsize
+        total = sum(p.numel for p in reader.index.parameters.values()) * dtype.itemsize
         text = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
-        write_text(folder / f"{WEIGHTS_FILE}.index.json", text)
+        write_atomically(folder / f"{WEIGHTS_FILE}.index.json", text)
 
 
 def _files(sizes: dict[str, int]) -> Iterator[list[str]]:
-    """Names of tensors by the file they go to, in order; ``sizes`` in bytes."""
+    """Yield the names of the tensors of each file, in order; ``sizes`` in bytes."""
     names: list[str] = []
     for name, size in sizes.items():
         if names and sum(sizes[n] for n in names) + size > MAX_FILE_BYTES:

@@ -1,6 +1,6 @@
-"""Batches on the device, and how many real tokens a global batch has."""
+"""Batches on the device, and the sums over ranks that a step starts with."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import deepspeed.comm as dist
@@ -11,44 +11,48 @@ from torch import Tensor
 from model.losses import IGNORED_LABEL, LossDivisors
 
 
-class GlobalCounts(NamedTuple):
-    """Real tokens of a global batch."""
+class StepTotals(NamedTuple):
+    """Sums over all ranks at the start of a step."""
 
-    mean: LossDivisors  # per rank and micro-batch: the divisors of the losses
-    total: int  # encoder and decoder together
-    flags: tuple[int, ...]  # sums over ranks of what was asked to be summed along
+    divisors: LossDivisors  # real tokens per rank and micro-batch
+    tokens: int  # real tokens of the global batch, encoder and decoder together
+    signals: dict[str, int]
 
 
 def to_device(batch: dict[str, np.ndarray], device: str) -> dict[str, Tensor]:
-    """``input_ids [B, L]`` and ``labels [B, M]``, int64, as tensors on ``device``."""
+    """Return ``input_ids [B, L]`` and ``labels [B, M]``, int64, as tensors on ``device``."""
     tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
     if device.startswith("cuda"):
-        # Only a copy from pinned memory runs beside the computation.
+        # Only a copy from pinned memory overlaps with compute.
         return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()}
     return tensors
 
 
-def sum_over_ranks(counts: dict[str, int], device: str) -> dict[str, int]:
-    """Totals of counts that every rank has under the same names; one small all-reduce."""
+def sum_over_ranks(counts: Mapping[str, int], device: str) -> dict[str, int]:
+    """Return totals of counts that every rank has under the same names; one small all-reduce."""
     totals = torch.tensor(list(counts.values()), dtype=torch.int64, device=device)
     dist.all_reduce(totals)
     return dict(zip(counts, totals.tolist(), strict=True))
 
 
-def count_tokens(batches: list[dict[str, Tensor]], pad_id: int, flags: Sequence[int] = ()) -> GlobalCounts:
-    """Count real encoder and decoder tokens over all ranks' ``batches``; one small all-reduce.
+def total_over_ranks(
+    batches: list[dict[str, Tensor]], pad_id: int, signals: Mapping[str, int] | None = None
+) -> StepTotals:
+    """Count the real encoder and decoder tokens of all ranks' ``batches``; one small all-reduce.
 
     Args:
-        batches: of this rank.
+        batches: micro-batches of this rank.
         pad_id: of the inputs.
-        flags: as many small numbers on every rank, to be summed along at no further cost.
+        signals: small numbers, under the same names on every rank, that are summed in the same all-reduce.
     """
+    signals = signals or {}
     encoder = torch.stack([(batch["input_ids"] != pad_id).sum() for batch in batches]).sum()
     decoder = torch.stack([(batch["labels"] != IGNORED_LABEL).sum() for batch in batches]).sum()
     totals = torch.stack((encoder, decoder)).double()
-    totals = torch.cat((totals, torch.tensor(flags, dtype=totals.dtype, device=totals.device)))
+    own = torch.tensor(list(signals.values()), dtype=totals.dtype, device=totals.device)
+    totals = torch.cat((totals, own))
     dist.all_reduce(totals)
-    parts = len(batches) * dist.get_world_size()
-    mean = (totals / parts).float()
+    mean = (totals / (len(batches) * dist.get_world_size())).float()
     encoder_total, decoder_total, *sums = map(int, totals.tolist())
-    return GlobalCounts(LossDivisors(mean[0], mean[1]), encoder_total + decoder_total, tuple(sums))
+    divisors = LossDivisors(mean[0], mean[1])
+    return StepTotals(divisors, encoder_total + decoder_total, dict(zip(signals, sums, strict=True)))

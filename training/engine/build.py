@@ -1,4 +1,4 @@
-"""The model on this rank's device and the DeepSpeed engine around it."""
+"""Builds the model on this rank's device and the DeepSpeed engine around it."""
 
 from typing import Any
 
@@ -12,19 +12,17 @@ from optim.adafactor import Adafactor
 from optim.build import build_optimizer
 from optim.non_finite import discard_non_finite
 from optim.schedule import make_schedule
-from optim.slices import parameter_specs
-from optim.zero_partitions import read_layout
 from parallel.config import ParallelConfig
 from parallel.layer import sparse_factory
 from training.config.deepspeed import deepspeed_config
 from training.config.run import RunConfig
-from training.engine.parameters import first_experts
+from training.engine.parameters import engine_partitions, model_parameter_specs
 
 
 def build_model(config: StMoeConfig, parallel: ParallelConfig, seed: int, device: str) -> StMoeForConditionalGeneration:
-    """This rank's share of the model: made without storage, so that no rank ever holds all experts, then filled.
+    """Return this rank's share of the model: built on the meta device, so that no rank ever holds all experts.
 
-    Collective over all ranks (expert-parallel groups).
+    Collective over all ranks, because it creates the expert-parallel groups.
     """
     with torch.device("meta"):
         model = StMoeForConditionalGeneration(config, sparse_factory(parallel))
@@ -34,12 +32,11 @@ def build_model(config: StMoeConfig, parallel: ParallelConfig, seed: int, device
 
 
 def build_engine(config: RunConfig, world_size: int, device: str) -> Any:
-    """The DeepSpeed engine with model, optimizer and schedule; collective over all ranks."""
+    """Return the DeepSpeed engine with model, optimizer and schedule; collective over all ranks."""
     model = build_model(config.st_moe_config(), config.parallel, config.training.seed, device)
     if config.training.activation_checkpointing:
         model.activation_checkpointing_enable()
-    specs = parameter_specs(model.named_parameters(), first_experts(model))
-    optimizer = build_optimizer(specs, config.optimizer, model.get_input_embeddings().weight)
+    optimizer = build_optimizer(model_parameter_specs(model), config.optimizer, model.get_input_embeddings().weight)
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,
@@ -47,7 +44,7 @@ def build_engine(config: RunConfig, world_size: int, device: str) -> Any:
         config=deepspeed_config(config, world_size),
     )
     if isinstance(optimizer, Adafactor):
-        optimizer.bind(read_layout(engine.optimizer, specs))
-    if engine.optimizer is optimizer:  # DeepSpeed's wrappers find gradients that are not finite, but here is none
+        optimizer.bind(engine_partitions(engine))
+    if engine.optimizer is optimizer:  # no wrapper of DeepSpeed's that checks for non-finite gradients
         optimizer.register_step_pre_hook(discard_non_finite)
     return engine

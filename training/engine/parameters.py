@@ -1,15 +1,21 @@
-"""What the optimizer and its metrics must know of the model's parameters: where experts are, and families."""
+"""What optimizer, checkpoints and metrics know of the model's parameters: specs, partitions, families."""
 
 from collections.abc import Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
 from model.attention import Attention, RelativePositionBias
 from model.feed_forward import FeedForward
 from model.moe.experts import Experts
+from model.moe.layer import SparseFeedForward
 from model.moe.router import Router
 from model.norm import RMSNorm
 from model.st_moe import StMoeForConditionalGeneration
+from optim.parameter import ExpertAxis, ParameterSpec, parameter_specs
+from optim.partition import Partition
+from optim.zero_partitions import read_partitions
 
 FAMILIES: Mapping[type[nn.Module], str] = {
     nn.Embedding: "embedding",
@@ -21,24 +27,39 @@ FAMILIES: Mapping[type[nn.Module], str] = {
     RelativePositionBias: "relative_bias",
 }
 
+_partitions: "WeakKeyDictionary[Any, list[Partition]]" = WeakKeyDictionary()
 
-def first_experts(model: nn.Module) -> dict[Tensor, int]:
-    """Parameters whose leading axis runs over experts → the global number of the first that this rank holds."""
-    first: dict[Tensor, int] = {}
+
+def model_parameter_specs(model: nn.Module) -> dict[Tensor, ParameterSpec]:
+    """Return the spec of every parameter of the model, with its expert axis; the only source of both."""
+    axes: dict[Tensor, ExpertAxis] = {}
     for module in model.modules():
-        if isinstance(module, Experts):
-            first |= dict.fromkeys((module.w1, module.w2, module.w3), module.first)
-            if module.hidden_bias is not None:
-                first[module.hidden_bias.weight] = 0  # all ranks hold all experts' vectors
-    return first
+        if isinstance(module, SparseFeedForward):
+            experts, total = module.experts, module.config.num_experts
+            held = range(experts.first, experts.first + experts.num_local)
+            axes |= dict.fromkeys((experts.w1, experts.w2, experts.w3), ExpertAxis(total, held, split=True))
+            if experts.hidden_bias is not None:  # every rank holds the vectors of all experts
+                axes[experts.hidden_bias.weight] = ExpertAxis(total, range(total), split=False)
+    return parameter_specs(model.named_parameters(), axes)
+
+
+def engine_partitions(engine: Any) -> list[Partition]:
+    """Return the partitions of an engine's optimizer; collective on the first call, then remembered.
+
+    Raises:
+        RuntimeError, TypeError: see ``read_partitions``.
+    """
+    if engine not in _partitions:
+        _partitions[engine] = read_partitions(engine.optimizer, model_parameter_specs(engine.module))
+    return _partitions[engine]
 
 
 def parameter_families(model: StMoeForConditionalGeneration) -> dict[str, str]:
-    """Name of every parameter → its family, one of ``FAMILIES`` or ``head``."""
+    """Return the family of every parameter by name: one of ``FAMILIES``, or ``head``."""
     families: dict[str, str] = {}
     head = model.get_output_embeddings()
     for module_name, module in model.named_modules():
-        # The experts are of a subclass where they are spread over ranks.
+        # Expert-parallel experts are of a subclass.
         family = "head" if module is head else next(filter(None, map(FAMILIES.get, type(module).__mro__)), None)
         if family is not None:
             families |= {f"{module_name}.{name}": family for name, _ in module.named_parameters()}

@@ -1,4 +1,4 @@
-"""What is not finite in a model whose gradient is not: router logits by layer, weights, gradients."""
+"""Names what is not finite after a step whose gradient is not: router logits by layer, weights, gradients."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,25 +9,27 @@ from torch import Tensor, nn
 
 from model.losses import LossDivisors
 from model.moe.router import Router
-from training.checkpoint.ranges import engine_ranges
+from training.engine.parameters import engine_partitions
 from training.engine.randomness import seed_everything
 
 NAMED = 5  # of each kind; more are counted
 
 
-def diagnose(engine: Any, batch: dict[str, Tensor], counts: LossDivisors, *key: int | str) -> str:
-    """One line for people; collective over all ranks. Leaves gradients behind: the run must end after it.
+def diagnose(engine: Any, batch: dict[str, Tensor], divisors: LossDivisors, *key: int | str) -> str:
+    """Return one line for users; collective over all ranks. Leaves gradients behind: the run must end after it.
 
     Args:
         engine: the DeepSpeed engine.
         batch: a micro-batch of the step that failed, on the engine's device.
-        counts: divisors of the losses.
-        key: of the step's randomness.
+        divisors: of the losses.
+        key: of the step's randomness: seed, step, rank.
     """
     found: dict[str, set[str]] = {"router logits": set(), "weights": set(), "gradients": set()}
-    for r in engine_ranges(engine):
-        if not torch.isfinite(r.of(r.owner)).all():
-            found["weights"].add(r.name)
+    for partition in engine_partitions(engine):
+        weights = partition.tensor.detach().view(-1)
+        for segment in partition.held():
+            if not torch.isfinite(segment.view(weights)).all():
+                found["weights"].add(segment.spec.name)
     hooks = []
     for name, module in engine.module.named_modules():
         if isinstance(module, Router):
@@ -35,7 +37,7 @@ def diagnose(engine: Any, batch: dict[str, Tensor], counts: LossDivisors, *key: 
     for name, parameter in engine.module.named_parameters():
         hooks.append(parameter.register_hook(_noting_gradient(found["gradients"], name)))
     seed_everything("train", *key, 0)
-    engine.backward(engine(**batch, loss_divisors=counts).loss)
+    engine.backward(engine(**batch, loss_divisors=divisors).loss)
     for hook in hooks:
         hook.remove()
     ranks: list[Any] = [None] * dist.get_world_size()

@@ -1,6 +1,6 @@
-"""The guard of a run's health: what to do about updates that are not finite, and about loss spikes.
+"""Decides what to do about non-finite gradients and loss spikes.
 
-It sees one loss per step and decides; the trainer acts. Its state is in the checkpoint, so a resumed run decides alike.
+The guard sees one loss per step; the trainer acts. Its state is in the checkpoint, so a resumed run decides alike.
 """
 
 import math
@@ -12,20 +12,20 @@ from typing import Any, Literal
 from training.config.guard import GuardConfig
 
 NORMAL = 1.4826  # standard deviations of a normal distribution per median absolute deviation
-LEAST_DEVIATION = 1e-3  # of the median: a loss that hardly moves has no spikes of its last digits
+LEAST_DEVIATION = 1e-3  # of the median, so that the noise of a flat loss is no spike
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What the guard decided after a step."""
+    """A decision after a step."""
 
     kind: Literal["skipped", "spike", "roll_back", "stop"]
     reason: str
-    before: int | None = None  # roll_back: only checkpoints of an earlier step are good
+    before: int | None = None  # roll_back: only checkpoints of an earlier step will do
 
 
 class Guard:
-    """Decides; the same on all ranks, given the same losses.
+    """Decides the same on all ranks, given the same losses.
 
     Args:
         config: the guard section.
@@ -34,17 +34,17 @@ class Guard:
     def __init__(self, config: GuardConfig):
         self.config = config
         self.losses: deque[float] = deque(maxlen=config.spike_window)
-        self.non_finite = 0  # steps in a row
-        self.spikes = 0  # steps in a row
+        self.non_finite = 0  # consecutive steps
+        self.spikes = 0  # consecutive steps
         self.rollbacks = 0
 
     def observe(self, step: int, *, applied: bool, loss: float | None) -> Decision | None:
-        """After each step.
+        """Return the decision after a step, if there is one to make.
 
         Args:
             step: its number, from 1.
-            applied: whether its update was made.
-            loss: of its global batch; None where ``spike_threshold`` is 0.
+            applied: whether the optimizer step was made.
+            loss: of the global batch; None if ``spike_threshold`` is 0.
         """
         if not applied:
             return self._non_finite(step)
@@ -62,12 +62,12 @@ class Guard:
             return Decision("spike", reason)
         reason += f", spike {self.spikes} in a row"
         if self.rollbacks >= self.config.max_rollbacks:
-            return Decision("stop", f"{reason}, after guard.max_rollbacks = {self.rollbacks} returns")
+            return Decision("stop", f"{reason}, after guard.max_rollbacks = {self.rollbacks} roll-backs")
         first = step - self.spikes + 1
         return Decision("roll_back", reason, before=first - self.config.spike_margin + 1)
 
     def score(self, loss: float) -> float:
-        """Robust z-score of a loss; 0 while the window is not full, infinite of one that is not finite."""
+        """Return the robust z-score of a loss; 0 until the window is full, infinite for a non-finite loss."""
         if len(self.losses) < self.config.spike_window:
             return 0.0
         if not math.isfinite(loss):
@@ -77,7 +77,7 @@ class Guard:
         return (loss - middle) / max(deviation, LEAST_DEVIATION * abs(middle), 1e-12)
 
     def rolled_back(self) -> None:
-        """The run went back; the window stays, since it holds no spike."""
+        """Count a roll-back; the window stays, because it holds no spike."""
         self.rollbacks += 1
         self.spikes = 0
 
@@ -89,7 +89,7 @@ class Guard:
         return Decision("skipped", reason)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """Return the state as plain JSON."""
         return {
             "losses": list(self.losses),
             "non_finite": self.non_finite,
@@ -98,6 +98,6 @@ class Guard:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state_dict``, under another configuration too."""
+        """Restore ``state_dict``, also under another configuration."""
         self.losses = deque(state["losses"], maxlen=self.config.spike_window)
         self.non_finite, self.spikes, self.rollbacks = state["non_finite"], state["spikes"], state["rollbacks"]

@@ -1,9 +1,23 @@
-"""What a person sees: a bar with the time left on a terminal, plain lines elsewhere; rank 0 only."""
+"""What a user sees of the steps: a bar with the time left on a terminal, plain lines elsewhere; rank 0 only."""
 
 import sys
 import time
 
 from tqdm import tqdm
+
+from common.logs import get_logger
+from training.monitoring.columns import (
+    CROSS_ENTROPY,
+    DROPPED_FRACTION,
+    GRAD_NORM,
+    LEARNING_RATE,
+    LOAD_BALANCE_LOSS,
+    ROUTER_Z_LOSS,
+    STEP,
+    TOKENS_PER_SECOND,
+)
+
+logger = get_logger(__name__)
 
 
 class Progress:
@@ -25,33 +39,26 @@ class Progress:
         )
 
     def advance(self) -> None:
-        """One more step is made."""
+        """Count one more step."""
         if self.bar is not None:
             self.bar.update()
 
-    def say(self, text: str) -> None:
-        """A line of its own, above the bar if there is one."""
-        if self.bar is not None:
-            self.bar.write(text)
-        elif self.enabled:
-            print(text, flush=True)
-
     def row(self, row: dict[str, float]) -> None:
-        """The figures that a person follows, with the time left."""
+        """Show the figures that a user follows, with the time left."""
         if not self.enabled:
             return
-        step = int(row["step"])
+        step = int(row[STEP])
         made = max(1, step - self.first)
         left = (time.monotonic() - self.start) / made * (self.total - step)
         text = (
-            f"cross-entropy {row['cross_entropy']:.4f}  balance {row['load_balance_loss']:.3f}  "
-            f"z {row['router_z_loss']:.3f}  dropped {row['dropped_fraction']:.1%}  lr {row['learning_rate']:.2e}  "
-            f"grad {row['grad_norm']:.3f}  {row['tokens_per_second']:,.0f} tokens/s"
+            f"cross-entropy {row[CROSS_ENTROPY]:.4f}  balance {row[LOAD_BALANCE_LOSS]:.3f}  "
+            f"z {row[ROUTER_Z_LOSS]:.3f}  dropped {row[DROPPED_FRACTION]:.1%}  lr {row[LEARNING_RATE]:.2e}  "
+            f"grad {row[GRAD_NORM]:.3f}  {row[TOKENS_PER_SECOND]:,.0f} tokens/s"
         )
         if self.bar is not None:
             self.bar.set_postfix_str(text)
         else:
-            self.say(f"step {step}/{self.total}  {text}  {left / 60:.1f} min left")
+            logger.info("step %d/%d  %s  %.1f min left", step, self.total, text, left / 60)
 
     def close(self) -> None:
         """Remove the bar."""

@@ -1,63 +1,90 @@
-"""What a run leaves behind besides metrics and checkpoints: its configuration and its summary."""
+"""The folder of a run: the only place that knows the names of its files."""
 
-import functools
 import json
 import platform
-import subprocess
-import tomllib
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
-import deepspeed
-import torch
-import transformers
 from omegaconf import OmegaConf
 
-from common.project import ROOT
-from training.checkpoint.store.publish import write_text
-from training.checkpoint.store.state import SUMMARY_FILE
+from common.files import sync_folder, write_atomically
+from common.project import code_version
 from training.config.run import RunConfig
 
-
-def write_config(config: RunConfig) -> None:
-    """``config.yaml``: every key, resolved; ``train.py --config`` accepts it."""
-    config.run_dir.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create(config.model_dump()), config.run_dir / "config.yaml")
+PACKAGES = ("torch", "deepspeed", "transformers")  # whose versions the summary names
 
 
-def write_summary(config: RunConfig, values: dict[str, Any]) -> None:
-    """``summary.json``: ``values``, versions and the commit of the code."""
-    versions = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "deepspeed": deepspeed.__version__,
-        "transformers": transformers.__version__,
-    }
-    summary = {**values, "versions": versions, "git_commit": code_version()["git_commit"]}
-    write_text(config.run_dir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+class RunFolder:
+    """Paths and plain files of a run.
 
+    Args:
+        path: ``RunConfig.run_dir``, such as ``runs/tiny``; need not exist.
+    """
 
-@functools.cache
-def code_version() -> dict[str, str | None]:
-    """Of this program: ``version`` (None outside a checkout or an installation) and ``git_commit``."""
-    project = ROOT / "pyproject.toml"
-    try:
-        version = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"]
-    except (OSError, KeyError, tomllib.TOMLDecodeError):
-        version = None
-    return {"version": version, "git_commit": _git_commit()}
+    def __init__(self, path: Path):
+        self.path = path
+        self.config_file = path / "config.yaml"
+        self.metrics_file = path / "metrics.jsonl"
+        self.summary_file = path / "summary.json"
+        self.tensorboard = path / "tensorboard"
+        self.checkpoints = path / "checkpoints"
+        self.latest_file = self.checkpoints / "latest"
+        self.stop_file = path / "stop"
+        self.lock_file = path / ".lock"
 
+    def checkpoint(self, step: int) -> Path:
+        """Return the folder of the checkpoint after ``step`` updates."""
+        return self.checkpoints / f"step_{step:08d}"
 
-def _git_commit() -> str | None:
-    """The commit of this code, with ``-dirty`` if it was changed; None outside a git checkout."""
-    try:
-        result = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],  # noqa: S607
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip()
+    def holds_run(self) -> bool:
+        """Return whether anything but the lock is there."""
+        return self.path.exists() and any(path != self.lock_file for path in self.path.iterdir())
+
+    def latest(self) -> str | None:
+        """Return the name of the checkpoint that ``latest`` names, None if there is no such file."""
+        try:
+            return self.latest_file.read_text(encoding="utf-8").strip()
+        except (OSError, ValueError):
+            return None
+
+    def set_latest(self, checkpoint: Path) -> None:
+        """Let ``latest`` name a published checkpoint."""
+        write_atomically(self.latest_file, checkpoint.name)
+        sync_folder(self.checkpoints)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return all rows of ``metrics.jsonl`` so far; a line that a crash has truncated is skipped."""
+        if not self.metrics_file.is_file():
+            return []
+        rows = []
+        for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue
+        return rows
+
+    def summary(self) -> dict[str, Any] | None:
+        """Return what ``summary.json`` holds; None unless the run has finished."""
+        try:
+            summary = json.loads(self.summary_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return summary if isinstance(summary, dict) else None
+
+    def is_done(self, steps: int) -> bool:
+        """Return whether the run has finished, its last evaluation included, after at least ``steps`` updates."""
+        summary = self.summary()
+        return summary is not None and isinstance(summary.get("steps"), int) and summary["steps"] >= steps
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write ``config.yaml``: every key, resolved; ``train.py --config`` accepts it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.create(config.model_dump()), self.config_file)
+
+    def write_summary(self, values: dict[str, Any]) -> None:
+        """Write ``summary.json``: ``values``, versions and the commit of the code."""
+        versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
+        summary = {**values, "versions": versions, "git_commit": code_version()["git_commit"]}
+        write_atomically(self.summary_file, json.dumps(summary, indent=2) + "\n")

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-STOP_FILE = "stop"
 LOOK_SECONDS = 1.0  # between looks at the file, which may be on a network file system
 LAUNCHER = b"deepspeed.launcher.launch"
 
@@ -23,12 +22,12 @@ class StopRequests:
     dies of SIGUSR1, and so does ``deepspeed`` itself of all three: the ranks would go on unseen, so that is a request.
 
     Args:
-        run_dir: where to look for the file; None: not at all.
+        file: whose existence is a request; None: there is none to look for.
         launcher_gone: of ``watch_launcher``.
     """
 
-    def __init__(self, run_dir: Path | None, launcher_gone: Callable[[], bool]):
-        self.file = None if run_dir is None else run_dir / STOP_FILE
+    def __init__(self, file: Path | None, launcher_gone: Callable[[], bool]):
+        self.file = file
         self.reason: str | None = None
         self.looked = -LOOK_SECONDS
         self.launcher_gone = launcher_gone

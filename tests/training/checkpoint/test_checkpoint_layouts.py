@@ -14,15 +14,16 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from optim.adafactor import Adafactor
-from parallel.layer import expert_place
 from tests.support.optimizer import joined, whole_state
 from tests.support.ranks import run_ranks
 from tests.support.small import global_batch, small_config
-from training.checkpoint.capture import Moment, load_checkpoint
-from training.checkpoint.saver import save_checkpoint
-from training.checkpoint.store.state import find_checkpoint
+from training.checkpoint.capture import Moment
+from training.checkpoint.load import load_checkpoint
+from training.checkpoint.resume import find_checkpoint
+from training.checkpoint.saver import Saver
 from training.config.run import RunConfig
 from training.engine.build import build_engine
+from training.engine.parameters import model_parameter_specs
 from training.engine.step import update
 
 SAVED = 3  # steps before the checkpoint
@@ -80,6 +81,7 @@ def _named_tensors(engine: Any) -> Iterator[tuple[str, Tensor]]:
     if stage in (1, 2):
         optimizer._hp_optimizer_states_linked = False  # DeepSpeed links them after the first group's first step
         optimizer._lazy_init_hp_params_optimizer_state()
+    specs = model_parameter_specs(engine.module)
     for name, parameter in engine.module.named_parameters():
         tensors = {"weight": safe_get_full_fp32_param(parameter) if stage else masters[parameter]}
         with deepspeed.zero.GatheredParameters([parameter], enabled=stage == 3):
@@ -90,12 +92,12 @@ def _named_tensors(engine: Any) -> Iterator[tuple[str, Tensor]]:
                 if stage
                 else engine.basic_optimizer.state[masters[parameter]][state]
             )
-        place = expert_place(parameter)
+        axis = specs[parameter].expert_axis
         for key, tensor in tensors.items():
-            if place is None:
+            if axis is None or not axis.split:
                 yield f"{name}/{key}", tensor
             else:
-                yield from ((f"{name}/{place.first + i}/{key}", expert) for i, expert in enumerate(tensor))
+                yield from ((f"{name}/{axis.held[i]}/{key}", expert) for i, expert in enumerate(tensor))
 
 
 def _digests(engine: Any) -> dict[str, str]:
@@ -128,7 +130,11 @@ def _save(folder: str, sources: list[Place], steps: int) -> dict[str, Any]:
         rank = str(dist.get_rank())
         state = {"identity": {}, "next_example": 8 * SAVED, "streams": {rank: rank}}
         moment = Moment(SAVED, 7, state, guard={}, evaluated=None, metrics_bytes=0, code={})
-        save_checkpoint(engine, config, moment)
+        saver = Saver(config, "cpu")
+        saver.start(engine, moment)
+        saved = saver.wait()
+        assert saved is not None
+        assert saved.error is None
         results[str(source)] = _state_and_future(engine, config, steps)
     return results
 

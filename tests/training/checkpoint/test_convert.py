@@ -20,12 +20,12 @@ from model.st_moe import StMoeForConditionalGeneration
 from tests.support.launch import ROOT, launch, rows, run
 from tests.support.ranks import run_ranks
 from tests.support.small import global_batch, small_config
-from training.checkpoint.adafactor_state import SavedOptimizerState
-from training.checkpoint.capture import load_checkpoint
 from training.checkpoint.export import export
+from training.checkpoint.load import load_checkpoint
+from training.checkpoint.optimizer_state.adafactor import SavedState
 from training.checkpoint.reshard import rank_share, reshard
-from training.checkpoint.store.index import WEIGHT, Entry, ShardReader
-from training.checkpoint.store.state import find_checkpoint, read_checkpoint
+from training.checkpoint.resume import find_checkpoint, read_checkpoint
+from training.checkpoint.store.index import WEIGHT, StoredParameter, TensorReader
 from training.config.run import validate
 from training.engine.build import build_engine
 
@@ -67,7 +67,7 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:
-    reader = ShardReader(folder)
+    reader = TensorReader(folder)
     return {
         f"{name}/{state}": reader.read(name, state, 0, entry.numel)
         for name, entry in reader.index.parameters.items()
@@ -88,7 +88,7 @@ def test_a_run_goes_on_at_another_layout_and_says_so(run_dir: Path, tmp_path: Pa
          f"training.deepspeed_config={zero3}"]
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
-    said = f"checkpoint {NAME} was written at EP 2, world 2, ZeRO 1, fp32: going on at EP 1, world 1, ZeRO 3, fp32"
+    said = f"checkpoint {NAME} was written at EP 2, world 2, ZeRO 1, fp32: resuming at EP 1, world 1, ZeRO 3, fp32"
     assert result.stdout.count(said) == 1
     found = [row for row in rows(run_dir) if "split" not in row]
     assert [row["step"] for row in found] == list(range(1, 9))
@@ -107,16 +107,16 @@ def test_reshard_keeps_every_tensor_and_the_original(run_dir: Path):
     assert "train.py --config" in result.stdout
     folder, state = read_checkpoint(run_dir)
     assert folder.name == f"{NAME}-ep2-world4-zero3"
-    shards = [name for name in sorted(_hashes(folder)) if name.startswith("shard")]
-    assert shards == [f"shard-0000{i}-of-00004.safetensors" for i in range(4)]
+    files = [name for name in sorted(_hashes(folder)) if name.startswith("rank")]
+    assert files == [f"rank-0000{i}-of-00004.safetensors" for i in range(4)]
     assert _same(_tensors(folder), tensors)
-    assert _same(dict(SavedOptimizerState(folder)), dict(SavedOptimizerState(source)))
+    assert _same(dict(SavedState(folder)), dict(SavedState(source)))
     assert _hashes(source) == before
     assert (state.step, state.tokens, state.data, state.engine) == (4, saved.tokens, saved.data, saved.engine)
     assert (state.world_size, state.zero_stage, state.config["parallel"]["expert_parallel_size"]) == (4, 3, 2)
     # each rank's experts and nothing of the others' are in its file
     key = next(key for key in tensors if key.endswith("experts.w1/weight"))
-    parts = [load_file(folder / shards[rank])[key] for rank in (0, 2, 1, 3)]
+    parts = [load_file(folder / files[rank])[key] for rank in (0, 2, 1, 3)]
     assert torch.equal(torch.cat(parts), tensors[key])
 
 
@@ -132,8 +132,7 @@ def append_and_die(self, piece):
         os.kill(os.getpid(), signal.SIGKILL)
     append(self, piece)
 module.TensorFileWriter.append = append_and_die
-from training.optimizer_state import SavedOptimizerState
-from training.reshard import reshard
+from training.checkpoint.reshard import reshard
 reshard(Path(sys.argv[1]), 1, 2, 2)
 """
 
@@ -197,7 +196,7 @@ def test_export_in_bf16_and_several_files(run_dir: Path, tmp_path: Path, monkeyp
     export(run_dir, tmp_path / "exported", torch.bfloat16)
     assert len(list((tmp_path / "exported").glob("model-*.safetensors"))) > 2
     model = StMoeForConditionalGeneration.from_pretrained(tmp_path / "exported")
-    reader = ShardReader(run_dir / "checkpoints" / NAME)
+    reader = TensorReader(run_dir / "checkpoints" / NAME)
     assert {name for name, _ in model.named_parameters()} == reader.index.parameters.keys()
     for name, parameter in model.named_parameters():
         assert parameter.dtype == torch.bfloat16
@@ -240,7 +239,7 @@ def test_what_cannot_be_converted_is_one_line(
 @pytest.mark.parametrize("expert", [False, True])
 @pytest.mark.parametrize(("ranks", "size"), [(1, 1), (2, 1), (2, 2), (4, 2), (6, 3), (8, 2)])
 def test_shares_of_all_ranks_make_up_the_parameter(expert: bool, ranks: int, size: int):
-    entry = Entry((6, 5), expert, ())
+    entry = StoredParameter((6, 5), expert, ())
     shares = sorted(rank_share(entry, rank, size, ranks) for rank in range(ranks))
     assert [i for start, stop in shares for i in range(start, stop)] == list(range(30))
     if expert and size > 1:  # a rank holds nothing of experts that are not its own

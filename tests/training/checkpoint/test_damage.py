@@ -1,5 +1,6 @@
 """Damage of every kind to every kind of file of a checkpoint: refused by name, the one before it is loaded."""
 
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,17 +9,19 @@ from typing import Any
 import pytest
 import torch
 
+from common.logs import ROOT_LOGGER
 from tests.support.checkpoints import write_capture
 from tests.support.ranks import run_ranks
 from tests.support.small import small_config
 from training.checkpoint.agreement import agree_on_checkpoint
+from training.checkpoint.resume import find_checkpoint, read_checkpoint
 from training.checkpoint.store.manifest import MANIFEST_FILE, DamagedError, check_contents, read_manifest
-from training.checkpoint.store.publish import prune, remove_abandoned, set_latest
-from training.checkpoint.store.state import checkpoints_dir, find_checkpoint, read_checkpoint
+from training.checkpoint.store.publish import prune, remove_abandoned
 from training.config.errors import ConfigError
+from training.run.folder import RunFolder
 
 FILES = (
-    "shard-00000-of-00001.safetensors", "optimizer-00000.safetensors", "optimizer.safetensors.index.json",
+    "rank-00000-of-00001.safetensors", "optimizer-00000.safetensors", "optimizer.safetensors.index.json",
     "index.json", "trainer_state.json", MANIFEST_FILE,
 )  # fmt: skip
 
@@ -45,18 +48,20 @@ def write_run(folder: Path) -> tuple[Any, Path]:
     config = small_config(folder)
     for step in (2, 4):
         write_capture(config, step)
-    return config, checkpoints_dir(config.run_dir)
+    return config, RunFolder(config.run_dir).checkpoints
 
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_refused_by_name(damage: str, file: str, tmp_path: Path):
+def test_a_damaged_checkpoint_is_refused_by_name(
+    damage: str, file: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     config, folder = write_run(tmp_path)
     assert {path.name for path in (folder / "step_00000004").iterdir()} == set(FILES)
     assert read_checkpoint(config.run_dir).state.step == 4
     DAMAGES[damage](folder / "step_00000004" / file)
-    said: list[str] = []
-    assert read_checkpoint(config.run_dir, report=said.append).state.step == 2
+    assert read_checkpoint(config.run_dir).state.step == 2
+    said = caplog.messages
     assert len(said) == 1
     assert said[0].startswith("checkpoint refused: step_00000004: ")
     # a digit of the manifest itself that is another one speaks of the file whose digest it is
@@ -103,7 +108,7 @@ def test_latest_that_is_stale_empty_or_missing(text: str | None, step: int, tmp_
 def test_later_checkpoints_than_latest_come_last(tmp_path: Path):
     config, folder = write_run(tmp_path)
     write_capture(config, 6)
-    set_latest(folder / "step_00000004")
+    RunFolder(config.run_dir).set_latest(folder / "step_00000004")
     shutil.rmtree(folder / "step_00000004")
     (folder / "step_00000004").mkdir()
     assert read_checkpoint(config.run_dir).state.step == 2
@@ -114,23 +119,27 @@ def test_later_checkpoints_than_latest_come_last(tmp_path: Path):
 def _agree(folder: str) -> list[str]:
     """Each damage, as two ranks see it that check a share of the files each."""
     found = []
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger(ROOT_LOGGER).addHandler(handler)
     for file in FILES:
         for name, damage in DAMAGES.items():
             place = Path(folder) / f"{file}-{name}"
             place.mkdir(exist_ok=True)
             config = small_config(place)
-            said: list[str] = []
+            said.clear()
             if torch.distributed.get_rank() == 0:
                 write_run(place)
-                damage(checkpoints_dir(config.run_dir) / "step_00000004" / file)
+                damage(RunFolder(config.run_dir).checkpoints / "step_00000004" / file)
             torch.distributed.barrier()
-            checkpoint = agree_on_checkpoint(config.run_dir, said.append)
+            checkpoint = agree_on_checkpoint(config.run_dir)
             found.append(f"{checkpoint.state.step} {said[0] if said else ''}")
             if torch.distributed.get_rank() == 0:
                 shutil.rmtree(config.run_dir / "checkpoints" / "step_00000002")
             torch.distributed.barrier()
-            with pytest.raises(ConfigError, match="holds no checkpoint that is whole"):
-                agree_on_checkpoint(config.run_dir, said.append)
+            with pytest.raises(ConfigError, match="holds no intact checkpoint"):
+                agree_on_checkpoint(config.run_dir)
     return found
 
 

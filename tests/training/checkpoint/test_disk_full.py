@@ -10,7 +10,7 @@ import pytest
 from tests.support.launch import rows
 from tests.support.processes import started
 from tests.support.small import small_config
-from training.checkpoint.store.state import read_checkpoint
+from training.checkpoint.resume import read_checkpoint
 
 pytestmark = pytest.mark.long
 

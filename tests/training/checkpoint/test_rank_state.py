@@ -1,4 +1,4 @@
-"""Optimizer state that belongs to a layout: restored at it, refused at another."""
+"""Optimizer state that loads only at its own layout: restored there, refused elsewhere."""
 
 from pathlib import Path
 from typing import Any
@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from optim.parameter import parameter_specs
+from optim.partition import Partition, whole
 from tests.support.checkpoints import write_checkpoint
 from tests.support.small import small_config
-from training.checkpoint.element_state import owners, part_of
-from training.checkpoint.ranges import Range
-from training.checkpoint.rank_state import load_rank_state, rank_state, rank_state_name
+from training.checkpoint.optimizer_state.registry import state_format
+from training.checkpoint.rank_file import rank_contents
 from training.checkpoint.reshard import reshard
-from training.checkpoint.store.state import find_checkpoint
+from training.checkpoint.resume import find_checkpoint
 from training.checkpoint.store.tensor_file import write_tensors
 from training.config.errors import ConfigError
 
@@ -48,28 +49,31 @@ def test_state_in_blocks_goes_on_bit_for_bit(tmp_path: Path):
     def fresh() -> BlockwiseMomentum:
         return BlockwiseMomentum([nn.Parameter(torch.zeros(size)) for size in (8, 12)])
 
-    def ranges(optimizer: BlockwiseMomentum) -> list[Range]:
+    def partitions(optimizer: BlockwiseMomentum) -> list[Partition]:
         parameters = optimizer.param_groups[0]["params"]
-        return [Range(str(i), p.shape, False, 0, p.numel(), p, 0, 0, 1) for i, p in enumerate(parameters)]
+        return [whole(p, s) for p, s in parameter_specs((str(i), p) for i, p in enumerate(parameters)).items()]
 
     first, second = fresh(), fresh()
     weights = _train(first, range(3))
-    path = tmp_path / rank_state_name(0)
-    write_tensors(path, rank_state(first, owners(ranges(first))))
+    by_rank = state_format("adamw_8bit")
+    assert not by_rank.in_rank_files
+    ((file, state),) = by_rank.write(first, partitions(first), 0).items()
+    path = tmp_path / file
+    write_tensors(path, state)
     with pytest.raises(ValueError, match="keeps absmax1 of shape"):
-        part_of(first, ranges(first), "shard")
-    part, tensors = part_of(first, ranges(first), "shard", weights_only=True)
-    assert list(part.states) == ["weight"]
+        rank_contents(first, partitions(first), "file", with_state=True)
+    contents, tensors = rank_contents(first, partitions(first), "file", with_state=False)
+    assert list(contents.states) == ["weight"]
     assert list(tensors) == ["0/weight", "1/weight"]
 
     for p, weight in zip(second.param_groups[0]["params"], weights, strict=True):
         p.data.copy_(weight)
-    load_rank_state(second, owners(ranges(second)), path)
+    by_rank.read(second, partitions(second), tmp_path, 0)
     for a, b in zip(_train(first, range(3, 6)), _train(second, range(3, 6)), strict=True):
         assert torch.equal(a, b)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"rank-state-00000\.safetensors cannot be read"):
-        load_rank_state(second, owners(ranges(second)), path)
+        by_rank.read(second, partitions(second), tmp_path, 0)
 
 
 def test_another_layout_is_refused(tmp_path: Path):

@@ -11,13 +11,14 @@ import torch
 from tests.support.ranks import run_ranks
 from tests.support.small import global_batch, small_config
 from training.checkpoint.capture import Moment
+from training.checkpoint.resume import read_checkpoint
 from training.checkpoint.saver import Saver
-from training.checkpoint.store.index import ShardReader
-from training.checkpoint.store.state import checkpoints_dir, read_checkpoint
+from training.checkpoint.store.index import TensorReader
 from training.config.errors import ConfigError
 from training.config.run import RunConfig, validate
 from training.engine.build import build_engine
 from training.engine.step import update
+from training.run.folder import RunFolder
 
 
 def _train(engine: Any, steps: range) -> None:
@@ -35,7 +36,7 @@ def _moment(step: int) -> Moment:
 
 def _tensors(config: RunConfig) -> dict[str, torch.Tensor]:
     checkpoint = read_checkpoint(config.run_dir)
-    reader = ShardReader(checkpoint.folder)
+    reader = TensorReader(checkpoint.folder)
     return {name: reader.read(name, "weight", 0, e.numel) for name, e in reader.index.parameters.items()}
 
 
@@ -61,7 +62,7 @@ def _save_while_training(folder: str) -> dict[str, Any]:
             if background:
                 break
         dist.barrier()
-        names = sorted(path.name for path in checkpoints_dir(config.run_dir).iterdir())
+        names = sorted(path.name for path in RunFolder(config.run_dir).checkpoints.iterdir())
         found[str(background)] = names
     # a run that waited, after the same step as the one that did not
     config = small_config(Path(folder), parallel={"expert_parallel_size": 2}, training={"name": "alike"})
@@ -94,7 +95,7 @@ def _fill_disk(folder: str) -> dict[str, Any]:
         errors.append(saved.error)
         dist.barrier()
         kept.append(read_checkpoint(config.run_dir).state.step)
-    names = sorted(path.name for path in checkpoints_dir(config.run_dir).iterdir())
+    names = sorted(path.name for path in RunFolder(config.run_dir).checkpoints.iterdir())
     return {"errors": errors, "kept": kept, "names": names}
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from tests.support.checkpoints import write_checkpoint
 from tests.support.small import small_config
-from training.checkpoint.store.state import describe_resume, find_checkpoint
+from training.checkpoint.resume import describe_resume, find_checkpoint
+from training.checkpoint.store.layout import ParallelLayout
 from training.config.checks import check_all_to_all, check_layout
 from training.config.deepspeed import deepspeed_config
 from training.config.errors import ConfigError
@@ -202,9 +203,7 @@ def test_resume_refuses_another_model_or_nothing(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"trainer_state\.json is of format 1, this version reads 3"):
         find_checkpoint(config, 2, 1)
     (config.run_dir / "checkpoints" / "step_00000004" / "trainer_state.json").write_text('{"step": 4')
-    with pytest.raises(
-        ConfigError, match=r"holds no checkpoint that is whole \(step_00000004: trainer_state\.json has"
-    ):
+    with pytest.raises(ConfigError, match=r"holds no intact checkpoint \(step_00000004: trainer_state\.json has"):
         find_checkpoint(config, 2, 1)
 
 
@@ -212,10 +211,10 @@ def test_resume_says_what_changes(tmp_path: Path):
     config = small_config(tmp_path)
     write_checkpoint(config)
     checkpoint = find_checkpoint(config, 2, 1)
-    assert describe_resume(checkpoint, config, 2, 1) == "going on from step_00000004"
+    assert describe_resume(checkpoint, ParallelLayout.of(config.model_dump(), 2, 1)) == "resuming from step_00000004"
     other = small_config(tmp_path, parallel={"expert_parallel_size": 2}, training={"precision": "bf16"})
-    assert describe_resume(checkpoint, other, 4, 3) == (
-        "checkpoint step_00000004 was written at EP 1, world 2, ZeRO 1, fp32: going on at EP 2, world 4, ZeRO 3, bf16"
+    assert describe_resume(checkpoint, ParallelLayout.of(other.model_dump(), 4, 3)) == (
+        "checkpoint step_00000004 was written at EP 1, world 2, ZeRO 1, fp32: resuming at EP 2, world 4, ZeRO 3, bf16"
     )
 
 

@@ -13,7 +13,7 @@ from tests.support.ranks import run_ranks
 from tests.training.test_adafactor_ranks import micro_batches, small
 from training.engine.build import build_engine
 from training.engine.step import update
-from training.monitoring.optimizer_metrics import optimizer_metrics
+from training.monitoring.optimizer import family_figures
 
 BAD_STEP = 2
 EXPERTS = "decoder.blocks.1.feed_forward.experts.w2"
@@ -38,9 +38,9 @@ def train(folder: str, stage: int, value: float | None, **options: Any) -> dict[
             update(engine, micro_batches(99), 0, 0, 99, dist.get_rank())
             poison = False
             figures = {"applied": engine.was_step_applied(), "skipped": engine.skipped_steps}
-            figures["metrics"] = len(optimizer_metrics(engine))
-        parts, _ = update(engine, micro_batches(step), 0, 0, step, dist.get_rank())
-        losses.append(float(parts.outputs[0][0]))
+            figures["metrics"] = len(family_figures(engine))
+        terms, _ = update(engine, micro_batches(step), 0, 0, step, dist.get_rank())
+        losses.append(float(terms.means[0][0]))
     result = {"losses": losses, "rates": engine.get_lr(), "skipped": engine.skipped_steps, "bad": figures}
     if hasattr(engine.basic_optimizer, "shards"):
         result |= {"weights": master_weights(engine.basic_optimizer), "state": engine.basic_optimizer.named_state()}

@@ -6,7 +6,7 @@ import torch
 
 from tests.support.ranks import run_ranks
 from tests.support.small import global_batch, small_config
-from training.engine.batches import count_tokens
+from training.engine.batches import total_over_ranks
 from training.engine.build import build_engine
 from training.health.diagnosis import diagnose
 
@@ -16,11 +16,11 @@ LATER = "decoder.blocks.3.feed_forward.router"  # of two sparse layers, so the f
 def _diagnose(folder: str) -> list[str]:
     engine = build_engine(small_config(Path(folder)), 1, "cpu")
     batch = {name: tensor[:4] for name, tensor in global_batch(0, 8).items()}
-    counts = count_tokens([batch], 0).mean
-    said = [diagnose(engine, batch, counts, 0, 0, 0)]
+    divisors = total_over_ranks([batch], 0).divisors
+    said = [diagnose(engine, batch, divisors, 0, 0, 0)]
     with torch.no_grad():
         engine.module.get_submodule(LATER).weight[1, 2] = float("nan")
-    return [*said, diagnose(engine, batch, counts, 0, 0, 0)]
+    return [*said, diagnose(engine, batch, divisors, 0, 0, 0)]
 
 
 def test_the_router_and_the_gradients_are_named(tmp_path: Path):

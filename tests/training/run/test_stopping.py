@@ -12,7 +12,7 @@ import pytest
 from tests.support.launch import ROOT
 from tests.support.processes import started
 from tests.support.small import small_config
-from training.checkpoint.store.state import read_checkpoint
+from training.checkpoint.resume import read_checkpoint
 from training.config.run import RunConfig
 
 SECONDS = 30.0  # until the deepspeed launcher kills
@@ -21,7 +21,7 @@ LOOK = """
 import os, signal, sys, time
 from pathlib import Path
 from training.stopping import StopRequests, watch_launcher
-requests = StopRequests(Path(sys.argv[1]), watch_launcher())
+requests = StopRequests(Path(sys.argv[1]) / "stop", watch_launcher())
 print(requests.look())
 if sys.argv[2] == "file":
     Path(sys.argv[1], "stop").touch()

@@ -1,6 +1,6 @@
-"""Tensors in pieces over several files, with an index by which any range of any tensor can be read again.
+"""Tensors spread over several files, with an index by which any range of any parameter can be read again.
 
-``index.json`` names every parameter with its whole shape and, for each contiguous range of its elements (flat,
+``index.json`` names every parameter with its global shape and, for each contiguous range of its elements (flat,
 row-major, all experts included), the file that holds it. A range is stored once per state: ``weight`` and what the
 optimizer keeps per element, such as ``exp_avg``, under ``PARAMETER/STATE`` in the file. Nothing depends on a layout.
 """
@@ -8,7 +8,7 @@ optimizer keeps per element, such as ``exp_avg``, under ``PARAMETER/STATE`` in t
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +23,8 @@ INDEX_FILE = "index.json"
 WEIGHT = "weight"
 
 
-class Piece(NamedTuple):
-    """Elements ``[start, stop)`` of a parameter."""
+class StoredRange(NamedTuple):
+    """Elements ``[start, stop)`` of a parameter, all experts included, and the file that holds them."""
 
     start: int
     stop: int
@@ -32,12 +32,12 @@ class Piece(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A parameter: its whole shape, whether its first axis counts experts, and its pieces in order."""
+class StoredParameter:
+    """A parameter: its global shape, whether its leading axis runs over experts dealt to ranks, its ranges in order."""
 
     shape: tuple[int, ...]
-    expert: bool
-    pieces: tuple[Piece, ...]
+    split_experts: bool
+    ranges: tuple[StoredRange, ...]
 
     @property
     def numel(self) -> int:
@@ -47,69 +47,75 @@ class Entry:
 
 @dataclass(frozen=True)
 class Index:
-    """What a folder of shards holds.
+    """What the tensor files of a folder hold.
 
     Args:
         states: of every parameter, ``weight`` among them, with their dtypes as torch names them.
         scalars: states that are one number for all parameters, such as AdamW's ``step``.
         parameters: by name.
+
+    Raises:
+        ValueError: an element of a parameter is in no range, or in several.
     """
 
     states: dict[str, str]
     scalars: dict[str, float]
-    parameters: dict[str, Entry]
+    parameters: dict[str, StoredParameter]
 
     def __post_init__(self) -> None:
-        """Every element of every parameter is in exactly one piece. Raises ValueError."""
-        for name, entry in self.parameters.items():
-            stops = [0, *(piece.stop for piece in entry.pieces)]
-            starts = [*(piece.start for piece in entry.pieces), entry.numel]
+        for name, parameter in self.parameters.items():
+            stops = [0, *(stored.stop for stored in parameter.ranges)]
+            starts = [*(stored.start for stored in parameter.ranges), parameter.numel]
             if stops != starts:
-                raise ValueError(f"the pieces of {name} do not make up its {starts[-1]} elements: {entry.pieces}")
+                raise ValueError(f"the ranges of {name} do not make up its {starts[-1]} elements: {parameter.ranges}")
 
     def dtype(self, state: str) -> torch.dtype:
-        """Of the stored elements."""
+        """Return the dtype of the stored elements."""
         return getattr(torch, self.states[state])
 
     def to_json(self) -> str:
-        """The text of ``index.json``."""
-        return json.dumps(asdict(self))
+        """Return the text of ``index.json``."""
+        parameters = {
+            name: {"shape": p.shape, "expert": p.split_experts, "pieces": p.ranges}
+            for name, p in self.parameters.items()
+        }
+        return json.dumps({"states": self.states, "scalars": self.scalars, "parameters": parameters})
 
     @classmethod
     def read(cls, folder: Path) -> "Index":
-        """From ``folder``. Raises OSError, KeyError, TypeError or ValueError when the file is missing or broken."""
+        """Read ``folder/index.json``. Raises OSError, KeyError, TypeError or ValueError if it is missing or damaged."""
         values = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
         parameters = {
-            name: Entry(tuple(entry["shape"]), entry["expert"], tuple(Piece(*piece) for piece in entry["pieces"]))
-            for name, entry in values["parameters"].items()
+            name: StoredParameter(tuple(p["shape"]), p["expert"], tuple(StoredRange(*stored) for stored in p["pieces"]))
+            for name, p in values["parameters"].items()
         }
         return cls(values["states"], values["scalars"], parameters)
 
 
-def shard_name(number: int, count: int) -> str:
-    """The file of rank ``number`` of ``count``."""
-    return f"shard-{number:05d}-of-{count:05d}.safetensors"
+def rank_file_name(rank: int, world_size: int) -> str:
+    """Return the name of the file of weights, and state per weight, that a rank writes."""
+    return f"rank-{rank:05d}-of-{world_size:05d}.safetensors"
 
 
 def chunks(start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """``[start, stop)`` in parts of at most ``CHUNK``."""
+    """Yield ``[start, stop)`` in ranges of at most ``CHUNK`` elements."""
     for first in range(start, stop, CHUNK):
         yield first, min(first + CHUNK, stop)
 
 
-def write_shard(
+def write_ranges(
     path: Path,
     ranges: Iterable[tuple[str, int, int]],
     states: dict[str, torch.dtype],
     read: Callable[[str, str, int, int], Tensor],
 ) -> FileRecord:
-    """One file; gives what a manifest says of it.
+    """Write one file of ranges, chunk by chunk, and return its record for a manifest.
 
     Args:
         path: the file, which must not exist.
         ranges: parameter, start, stop; each parameter at most once.
         states: dtypes of what is stored of each.
-        read: called with (parameter, state, start, stop) for consecutive parts of each range; gives 1-D elements.
+        read: called with (parameter, state, start, stop) for consecutive chunks of each range; returns 1-D elements.
     """
     ranges = list(ranges)
     header = {
@@ -123,11 +129,11 @@ def write_shard(
     return file.record
 
 
-class ShardReader:
+class TensorReader:
     """Reads ranges of parameters from the files of ``folder``; files are mapped, not loaded.
 
     Raises:
-        ValueError: the index is missing or broken.
+        ValueError: the index is missing or damaged.
     """
 
     def __init__(self, folder: Path):
@@ -139,18 +145,18 @@ class ShardReader:
         self._files: dict[str, Any] = {}
 
     def read(self, name: str, state: str, start: int, stop: int) -> Tensor:
-        """Elements ``[start, stop)`` of a parameter's state, 1-D, as they are stored.
+        """Return elements ``[start, stop)`` of a parameter's state, 1-D, in the dtype they are stored in.
 
         Raises:
-            ValueError: a file is missing or cut off.
+            ValueError: a file is missing or truncated.
         """
-        parts = []
-        for piece in self.index.parameters[name].pieces:
-            first, last = max(start, piece.start), min(stop, piece.stop)
+        found = []
+        for stored in self.index.parameters[name].ranges:
+            first, last = max(start, stored.start), min(stop, stored.stop)
             if first < last:
-                stored = self._open(piece.file).get_slice(f"{name}/{state}")
-                parts.append(stored[first - piece.start : last - piece.start])
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+                tensor = self._open(stored.file).get_slice(f"{name}/{state}")
+                found.append(tensor[first - stored.start : last - stored.start])
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     def _open(self, file: str) -> Any:
         if file not in self._files:

@@ -1,20 +1,20 @@
-"""How a checkpoint's folder appears, all at once, and how old ones go."""
+"""Publishes a checkpoint's folder all at once, and removes old ones."""
 
-import os
 import re
 import shutil
 from pathlib import Path
 
-from training.checkpoint.store.state import LATEST, step_of
+from common.files import sync_folder
+from training.checkpoint.store.state import step_of
 
 
 def partial_folder(folder: Path) -> Path:
-    """Where what ``publish`` makes ``folder`` is written."""
+    """Return the staging folder, which ``publish`` renames to ``folder``."""
     return folder.with_name(f".{folder.name}.partial")
 
 
 def begin(folder: Path) -> Path:
-    """An empty ``partial_folder(folder)``: what a killed writer left there is removed."""
+    """Create and return an empty staging folder; remains of a killed writer are removed."""
     partial = partial_folder(folder)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -22,24 +22,18 @@ def begin(folder: Path) -> Path:
 
 
 def publish(folder: Path) -> None:
-    """Give ``partial_folder(folder)``, now whole, its name; what an abandoned future of the run left there goes."""
-    sync(partial_folder(folder))
+    """Rename the complete staging folder to ``folder``, replacing one of a future that was rolled back."""
+    sync_folder(partial_folder(folder))
     replaced = _set_aside(folder)
     partial_folder(folder).rename(folder)
-    sync(folder.parent)
+    sync_folder(folder.parent)
     if replaced is not None:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
-def set_latest(folder: Path) -> None:
-    """Let ``latest`` name a published checkpoint."""
-    write_text(folder.parent / LATEST, folder.name)
-    sync(folder.parent)
-
-
 def remove_abandoned(folder: Path) -> list[str]:
-    """Remove what killed writers left among checkpoints; gives the names."""
-    # Not those of convert.py, which may be at work.
+    """Remove what killed writers left among checkpoints, and return the names."""
+    # Not the staging folders of convert.py, which may be running.
     left = [path for path in folder.glob(".step_*") if re.fullmatch(r"\.step_\d+\.(partial|removed)", path.name)]
     for path in left:
         shutil.rmtree(path, ignore_errors=True)
@@ -47,12 +41,12 @@ def remove_abandoned(folder: Path) -> list[str]:
 
 
 def prune(folder: Path, keep: int, keep_every: int | None) -> list[str]:
-    """Remove older checkpoints than the newest ``keep`` up to ``folder``, which was just published; gives the names.
+    """Remove old checkpoints after ``folder`` was published, and return their names.
 
     Args:
-        folder: of the newest checkpoint. Later ones are of an abandoned future, and stay until they are replaced.
-        keep: how many stay, ``folder`` among them.
-        keep_every: checkpoints whose step is a multiple of it stay too.
+        folder: of the newest checkpoint. Later ones, of a future that was rolled back, stay until they are replaced.
+        keep: how many to keep, ``folder`` among them.
+        keep_every: checkpoints whose step is a multiple of it are kept, too.
     """
     named = f"step_{step_of(folder):08d}"
     mine = [path for path in folder.parent.glob("step_*") if path.name == f"step_{step_of(path):08d}"]
@@ -60,34 +54,15 @@ def prune(folder: Path, keep: int, keep_every: int | None) -> list[str]:
     removed = []
     for path in past[keep:]:
         if keep_every is None or step_of(path) % keep_every:
-            aside = _set_aside(path)  # half a checkpoint never has the name of a whole one
+            aside = _set_aside(path)  # a checkpoint in removal must not have the name of an intact one
             if aside is not None:
                 shutil.rmtree(aside, ignore_errors=True)
             removed.append(path.name)
     return removed
 
 
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def sync(folder: Path) -> None:
-    """Put the names in ``folder`` on disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _set_aside(folder: Path) -> Path | None:
-    """Take away a folder's name, if it exists."""
+    """Rename a folder, if it exists, so that its name is free."""
     aside = folder.with_name(f".{folder.name}.removed")
     shutil.rmtree(aside, ignore_errors=True)
     try:

@@ -1,4 +1,4 @@
-"""How micro-batches and ranks become one row."""
+"""Micro-batches and ranks are reduced to one row."""
 
 from pathlib import Path
 
@@ -10,20 +10,20 @@ from model.st_moe import StMoeOutput
 from tests.support.ranks import run_ranks
 
 
-def reduce_parts() -> dict[str, float]:
+def reduce_terms() -> dict[str, float]:
     import deepspeed.comm as dist
 
-    from training.monitoring.metrics import MAXIMA, PARTS, PartsMean
+    from training.engine.loss_terms import MAXIMA, MEANS, LossTerms
 
-    parts = PartsMean()
+    terms = LossTerms()
     for micro in range(2):
         value = torch.tensor(1.0 + 4 * dist.get_rank() + micro)  # rank 0: 1, 2; rank 1: 5, 6
-        parts.add(StMoeOutput(**dict.fromkeys((*PARTS, *MAXIMA), value)))
-    return parts.reduce(StMoeConfig(router_z_coefficient=0.5))
+        terms.add(StMoeOutput(**dict.fromkeys((*MEANS, *MAXIMA), value)))
+    return terms.reduce(StMoeConfig(router_z_coefficient=0.5))
 
 
-def test_parts_are_means_and_logits_maxima_over_micro_batches_and_ranks(tmp_path: Path):
-    for values in run_ranks(reduce_parts, 2, tmp_path):
+def test_terms_are_means_and_logits_maxima_over_micro_batches_and_ranks(tmp_path: Path):
+    for values in run_ranks(reduce_terms, 2, tmp_path):
         assert values["cross_entropy"] == values["router_z_loss"] == 3.5
         assert values["router_z_loss_weighted"] == pytest.approx(1.75)
         assert values["max_router_logit"] == 6.0

@@ -13,7 +13,7 @@ from torch.distributed import TCPStore
 
 from tests.support.processes import started
 from tests.support.small import small_config
-from training.health.watchdog import Watchdog
+from training.run.watchdog import Watchdog
 
 TIMEOUT_SECONDS = 12.0
 

@@ -1,4 +1,4 @@
-"""Files written piece by piece, and ranges read across them."""
+"""Files written chunk by chunk, and ranges read across them."""
 
 from pathlib import Path
 
@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 from training.checkpoint.store.index import (
     INDEX_FILE,
     WEIGHT,
-    Entry,
     Index,
-    Piece,
-    ShardReader,
+    StoredParameter,
+    StoredRange,
+    TensorReader,
     chunks,
-    shard_name,
-    write_shard,
+    rank_file_name,
+    write_ranges,
 )
 from training.checkpoint.store.tensor_file import TensorFileWriter
 
@@ -57,54 +57,54 @@ def test_pieces_that_do_not_fit_are_refused(tmp_path: Path):
 @settings(deadline=None)  # files are synced
 @given(data=st.data())
 def test_any_range_reads_back_however_parameters_are_cut(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory):
-    folder = tmp_path_factory.mktemp("shards")
+    folder = tmp_path_factory.mktemp("files")
     files = data.draw(st.integers(1, 3))
-    whole, entries = {}, {}
+    whole, parameters = {}, {}
     for name in ("a", "b"):
         numel = data.draw(st.integers(1, 40))
         whole[name] = {state: torch.randn(numel).to(dtype) for state, dtype in STATES.items()}
         cuts = sorted(data.draw(st.sets(st.integers(1, numel - 1), max_size=files - 1)) if numel > 1 else ())
         owners = data.draw(st.permutations(range(files)))
         pieces = [
-            Piece(start, stop, shard_name(owner, files))
+            StoredRange(start, stop, rank_file_name(owner, files))
             for start, stop, owner in zip([0, *cuts], [*cuts, numel], owners, strict=False)
         ]
-        entries[name] = Entry((numel,), False, tuple(pieces))
+        parameters[name] = StoredParameter((numel,), False, tuple(pieces))
     states = {state: str(dtype).removeprefix("torch.") for state, dtype in STATES.items()}
-    (folder / INDEX_FILE).write_text(Index(states, {"step": 3.0}, entries).to_json())
+    (folder / INDEX_FILE).write_text(Index(states, {"step": 3.0}, parameters).to_json())
     for file in range(files):
-        mine = shard_name(file, files)
-        ranges = [(n, p.start, p.stop) for n, e in entries.items() for p in e.pieces if p.file == mine]
-        write_shard(folder / mine, ranges, STATES, lambda name, state, a, b: whole[name][state][a:b])
+        mine = rank_file_name(file, files)
+        ranges = [(n, p.start, p.stop) for n, e in parameters.items() for p in e.ranges if p.file == mine]
+        write_ranges(folder / mine, ranges, STATES, lambda name, state, a, b: whole[name][state][a:b])
 
-    reader = ShardReader(folder)
-    assert reader.index == Index(states, {"step": 3.0}, entries)
+    reader = TensorReader(folder)
+    assert reader.index == Index(states, {"step": 3.0}, parameters)
     for name, tensors in whole.items():
-        start = data.draw(st.integers(0, entries[name].numel - 1))
-        stop = data.draw(st.integers(start + 1, entries[name].numel))
+        start = data.draw(st.integers(0, parameters[name].numel - 1))
+        stop = data.draw(st.integers(start + 1, parameters[name].numel))
         for state, tensor in tensors.items():
             assert torch.equal(reader.read(name, state, start, stop), tensor[start:stop])
 
 
 @pytest.mark.parametrize("pieces", [[(0, 4)], [(0, 3), (4, 6)], [(0, 4), (3, 6)], [(0, 3), (3, 6), (6, 7)], []])
 def test_an_index_with_holes_or_overlaps_is_refused(pieces: list[tuple[int, int]]):
-    entry = Entry((2, 3), False, tuple(Piece(start, stop, "f") for start, stop in pieces))
+    parameter = StoredParameter((2, 3), False, tuple(StoredRange(start, stop, "f") for start, stop in pieces))
     with pytest.raises(ValueError, match="do not make up its 6 elements"):
-        Index({}, {}, {"a": entry})
+        Index({}, {}, {"a": parameter})
 
 
 def test_missing_and_broken_files_are_named(tmp_path: Path):
     with pytest.raises(ValueError, match=r"index\.json cannot be read"):
-        ShardReader(tmp_path)
-    entry = Entry((4,), False, (Piece(0, 4, "f.safetensors"),))
-    (tmp_path / INDEX_FILE).write_text(Index({WEIGHT: "float32"}, {}, {"a": entry}).to_json())
+        TensorReader(tmp_path)
+    parameter = StoredParameter((4,), False, (StoredRange(0, 4, "f.safetensors"),))
+    (tmp_path / INDEX_FILE).write_text(Index({WEIGHT: "float32"}, {}, {"a": parameter}).to_json())
     with pytest.raises(ValueError, match=r"f\.safetensors cannot be read"):
-        ShardReader(tmp_path).read("a", WEIGHT, 0, 4)
-    write_shard(tmp_path / "f.safetensors", [("a", 0, 4)], {WEIGHT: torch.float32}, lambda *_: torch.arange(4.0))
-    assert ShardReader(tmp_path).read("a", WEIGHT, 1, 3).tolist() == [1.0, 2.0]
+        TensorReader(tmp_path).read("a", WEIGHT, 0, 4)
+    write_ranges(tmp_path / "f.safetensors", [("a", 0, 4)], {WEIGHT: torch.float32}, lambda *_: torch.arange(4.0))
+    assert TensorReader(tmp_path).read("a", WEIGHT, 1, 3).tolist() == [1.0, 2.0]
     (tmp_path / "f.safetensors").write_bytes((tmp_path / "f.safetensors").read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"f\.safetensors cannot be read"):
-        ShardReader(tmp_path).read("a", WEIGHT, 0, 4)
+        TensorReader(tmp_path).read("a", WEIGHT, 0, 4)
 
 
 def test_chunks_make_up_the_range(monkeypatch: pytest.MonkeyPatch):

@@ -1,15 +1,13 @@
-"""Ends a run whose ranks no longer get on, and says which rank and in which phase, instead of waiting for ever.
+"""Detects hung or dead ranks and ends the run, naming rank, step and phase.
 
-Each rank tells the rendezvous store, once in a while and from a thread of its own, its step, its phase and for how long
-it has been in it. Rank 0 reads all of that. A rank that is not heard of is dead or stopped. When ranks are heard of but
-get no further, the one that is furthest behind keeps the others waiting. The store lives in rank 0: when it does not
-answer, the other ranks name rank 0.
+A thread of each rank reports its step, its phase and the time in that phase to the rendezvous store, where rank 0 reads
+them. A silent rank is dead or stopped. When all ranks report but none makes progress, the one furthest behind keeps the
+others waiting. The store lives in rank 0: when it does not answer, the other ranks name rank 0.
 """
 
 import contextlib
 import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,29 +15,32 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from common.exit_codes import LOST_RANK
+from common.logs import ALL_RANKS, get_logger
 
-SHARE = 0.6  # of timeout_seconds; telling each other takes up to half as long again
+SHARE = 0.6  # of timeout_seconds; agreeing on a verdict takes up to half as long again
 LONGEST_TICK_SECONDS = 1.0
 VERDICT = "watchdog/verdict"
 
+logger = get_logger(__name__)
+
 
 class Beat(NamedTuple):
-    """What a rank tells of itself."""
+    """A rank's report."""
 
     number: int
-    progress: int  # phases begun
+    progress: int  # phases entered
     step: int
     phase: str
     seconds: float  # in this phase
 
 
 class Watchdog:
-    """Watches from its making until ``close``. The ranks make it together.
+    """Watches from construction until ``close``. All ranks construct it together.
 
     Args:
         rank, world_size: this process among all.
-        timeout_seconds: within which a run that is stuck ends.
-        end: is told why, and ends the process.
+        timeout_seconds: within which a stuck run ends.
+        end: called with the reason; ends the process.
     """
 
     def __init__(
@@ -50,23 +51,23 @@ class Watchdog:
         self.tick = min(LONGEST_TICK_SECONDS, self.limit / 10)
         self.end = end or _end_process
         self.progress, self.step, self.phase, self.since = 0, 0, "starting", time.monotonic()
-        self.heard = time.monotonic()  # of the store
-        self.beats: dict[int, tuple[Beat, float]] = {}  # of rank 0: and when it was first seen
+        self.heard = time.monotonic()  # last answer of the store
+        self.beats: dict[int, tuple[Beat, float]] = {}  # on rank 0: each rank's last beat, and when it came
         self.closed = threading.Event()
         self.store = _connect(timeout_seconds) if world_size > 1 else None
-        threading.Thread(target=self._talk, daemon=True, name="watchdog: talk").start()
+        threading.Thread(target=self._report, daemon=True, name="watchdog: report").start()
         threading.Thread(target=self._watch, daemon=True, name="watchdog: watch").start()
 
     def enter(self, phase: str, step: int) -> None:
-        """This rank gets on: it begins a phase."""
+        """Report progress: this rank enters a phase."""
         self.progress, self.step, self.phase, self.since = self.progress + 1, step, phase, time.monotonic()
 
     def close(self) -> None:
-        """Stop watching: ranks may end now."""
+        """Stop watching, so that ranks may end."""
         self.closed.set()
 
     def lost(self) -> str | None:
-        """After a failed collective: who is gone, if that can be told; waits for a few beats."""
+        """Return, after a failed collective, which ranks are gone, if that can be told; waits for a few beats."""
         time.sleep(4 * self.tick)
         silent = 3 * self.tick
         if self.rank != 0 and time.monotonic() - self.heard > silent:
@@ -76,15 +77,15 @@ class Watchdog:
     def _own(self) -> str:
         return f"rank {self.rank} is in step {self.step}, {self.phase}"
 
-    def _talk(self) -> None:
-        """Beats, and on rank 0 reads the others'; may block when the store does not answer."""
+    def _report(self) -> None:
+        """Send beats and, on rank 0, read those of the others; may block when the store does not answer."""
         number = 0
         keys = [_key(rank) for rank in range(self.world_size)]
         known: list[str] = []
         while not self.closed.is_set():
             number += 1
             beat = Beat(number, self.progress, self.step, self.phase, time.monotonic() - self.since)
-            with contextlib.suppress(RuntimeError):  # the store is gone: _watch tells after a while
+            with contextlib.suppress(RuntimeError):  # the store is gone: _watch reports it after a while
                 if self.store is not None:
                     self.store.set(_key(self.rank), json.dumps(beat))
                     if self.rank == 0:
@@ -115,7 +116,7 @@ class Watchdog:
 
     def _reason(self) -> str | None:
         if self.rank != 0:
-            # Rank 0 speaks first if it can.
+            # Rank 0 reports first if it can.
             gone = time.monotonic() - self.heard > self.limit + 4 * self.tick
             return f"rank 0 is dead or stopped: its store does not answer; {self._own()}" if gone else None
         silent = self._silent(self.limit)
@@ -144,7 +145,7 @@ def _key(rank: int) -> str:
 
 
 def _connect(timeout_seconds: float) -> Any:
-    """A connection of its own to the store of the rendezvous: that of the process groups may wait in a collective."""
+    """A separate connection to the rendezvous store: that of the process groups may be blocked in a collective."""
     from torch.distributed import TCPStore
 
     return TCPStore(
@@ -158,5 +159,5 @@ def _connect(timeout_seconds: float) -> Any:
 
 def _end_process(reason: str) -> None:
     if reason:
-        print(f"error: {reason}", file=sys.stderr, flush=True)
-    os._exit(LOST_RANK)  # the main thread may never return from where it is
+        logger.error("%s", reason, extra=ALL_RANKS)
+    os._exit(LOST_RANK)  # the main thread may be blocked for good

@@ -1,4 +1,4 @@
-"""Adafactor's state in files: whole, bit for bit, at whatever layout it was saved and is loaded."""
+"""Adafactor's state in files: complete and bit for bit the same, at any layout of saving and loading."""
 
 import shutil
 from pathlib import Path
@@ -12,18 +12,12 @@ from torch import Tensor
 from tests.support.optimizer import whole_state
 from tests.support.ranks import run_ranks
 from tests.training.test_adafactor_ranks import ADAFACTOR, micro_batches, small
-from training.checkpoint.adafactor_state import (
-    INDEX_FILE,
-    SavedOptimizerState,
-    load_optimizer_state,
-    optimizer_file,
-    optimizer_index,
-    optimizer_tensors,
-)
+from training.checkpoint.optimizer_state.adafactor import INDEX_FILE, AdafactorState, SavedState
 from training.checkpoint.store.tensor_file import write_tensors
 from training.engine.build import build_engine
 from training.engine.step import update
 
+FORMAT = AdafactorState("adafactor")
 LAYOUTS = [(1, 1), (2, 2), (3, 2), (3, 1), (0, 2)]
 
 
@@ -42,12 +36,13 @@ def train_and_save(folder: Path) -> None:
 
 def save(engine: Any, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    file, tensors = optimizer_file(dist.get_rank()), optimizer_tensors(engine.basic_optimizer)
+    ((file, tensors),) = FORMAT.write(engine.basic_optimizer, [], dist.get_rank()).items()
     write_tensors(folder / file, tensors)
     names: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(names, (file, list(tensors)))
     if dist.get_rank() == 0:
-        (folder / INDEX_FILE).write_text(optimizer_index(dict(names)))
+        ((index, text),) = FORMAT.index(dict(names)).items()
+        (folder / index).write_text(text)
     dist.barrier()
 
 
@@ -55,7 +50,7 @@ def load_and_save(folder: Path, layouts: list[tuple[int, int]]) -> None:
     """Load the first state at each layout and save it from there."""
     for stage, size in layouts:
         engine = engine_at(folder, stage, size)
-        load_optimizer_state(engine.basic_optimizer, folder / "first")
+        FORMAT.read(engine.basic_optimizer, [], folder / "first", dist.get_rank())
         save(engine, folder / f"world-{dist.get_world_size()}-stage-{stage}-size-{size}")
 
 
@@ -70,14 +65,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_state_goes_to_every_layout_and_back(folder: Path):
     run_ranks(load_and_save, 2, folder, folder, LAYOUTS)
     run_ranks(load_and_save, 1, folder, folder, [(3, 1)])
-    first = whole_state(SavedOptimizerState(folder / "first"))
+    first = whole_state(SavedState(folder / "first"))
     assert int(first["step"]) == 3
     assert first["encoder.blocks.1.feed_forward.experts.w1/expert_3/row"].shape == (48,)
     assert first["encoder.blocks.1.feed_forward.experts.hidden_bias.weight/expert_3/second_moment"].shape == (48,)
     assert first["shared.weight/momentum"].shape == (256 * 32,)
     assert all(tensor.any() for tensor in first.values())
     for saved in folder.glob("world-*"):
-        state = whole_state(SavedOptimizerState(saved))
+        state = whole_state(SavedState(saved))
         assert state.keys() == first.keys(), saved
         assert all(torch.equal(state[name], first[name]) for name in first), saved
     assert len(list(folder.glob("world-*"))) == len(LAYOUTS) + 1
@@ -86,7 +81,7 @@ def test_state_goes_to_every_layout_and_back(folder: Path):
 class Counted(dict[str, Tensor]):
     """Remembers what was read."""
 
-    def __init__(self, state: SavedOptimizerState):
+    def __init__(self, state: SavedState):
         super().__init__({name: state[name] for name in state})
         self.read: set[str] = set()
 
@@ -97,7 +92,7 @@ class Counted(dict[str, Tensor]):
 
 def read_experts(folder: Path) -> list[str]:
     engine = engine_at(folder, 1, 2)
-    state = Counted(SavedOptimizerState(folder / "first"))
+    state = Counted(SavedState(folder / "first"))
     engine.basic_optimizer.load_named_state(state)
     return sorted({name.split("expert_")[1][0] for name in state.read if "experts.w1" in name})
 
@@ -108,7 +103,7 @@ def test_a_rank_reads_its_experts_only(folder: Path):
 
 def test_broken_files_are_named(folder: Path, tmp_path: Path):
     shutil.copytree(folder / "first", tmp_path / "first")
-    saved = SavedOptimizerState(tmp_path / "first")
+    saved = SavedState(tmp_path / "first")
     file = tmp_path / "first" / "optimizer-00001.safetensors"
     name = next(name for name, where in saved.files.items() if where == file.name)
     file.write_bytes(file.read_bytes()[:100])
@@ -116,7 +111,7 @@ def test_broken_files_are_named(folder: Path, tmp_path: Path):
         saved[name]
     file.unlink()
     with pytest.raises(ValueError, match=r"optimizer-00001\.safetensors cannot be read"):
-        SavedOptimizerState(tmp_path / "first")[name]
+        SavedState(tmp_path / "first")[name]
     (tmp_path / "first" / INDEX_FILE).write_text("{")
     with pytest.raises(ValueError, match=f"{INDEX_FILE} cannot be read"):
-        SavedOptimizerState(tmp_path / "first")
+        SavedState(tmp_path / "first")

@@ -1,0 +1,1 @@
+"""How checkpoints keep the optimizer's state: one interface, an implementation per kind of state."""

@@ -1,0 +1,100 @@
+"""Which checkpoint a run resumes from, and whether it can; imports torch only to check the optimizer's state."""
+
+from pathlib import Path
+
+from common.logs import get_logger
+from training.checkpoint.store.layout import ParallelLayout
+from training.checkpoint.store.manifest import DamagedError, check_contents, check_sizes, read_manifest
+from training.checkpoint.store.state import Checkpoint, candidates, read_folder
+from training.config.errors import ConfigError
+from training.config.run import RunConfig
+from training.run.folder import RunFolder
+
+logger = get_logger(__name__)
+
+
+def read_checkpoint(run_dir: Path, *, contents: bool = True, sizes: bool = True) -> Checkpoint:
+    """Return the newest intact checkpoint of a run; damaged ones are named in a warning and skipped.
+
+    Args:
+        run_dir: of the run.
+        contents: check every byte. Otherwise the caller must, before it uses a tensor.
+        sizes: check that all files are there and have their sizes.
+
+    Raises:
+        ConfigError: there is no intact checkpoint.
+    """
+    folder = RunFolder(run_dir).checkpoints
+    found = candidates(run_dir)
+    if not found:
+        raise ConfigError(f"{folder} holds no checkpoint")
+    reasons = []
+    for path in found:
+        try:
+            records = read_manifest(path)
+            if contents:
+                check_contents(path, records)
+            elif sizes:
+                check_sizes(path, records)
+            return read_folder(path)
+        except DamagedError as error:
+            reasons.append(str(error))
+            logger.warning("checkpoint refused: %s", error)
+    raise ConfigError(f"{folder} holds no intact checkpoint ({'; '.join(reasons)}): restore one from a copy")
+
+
+def find_checkpoint(config: RunConfig, world_size: int, zero_stage: int, *, sizes: bool = True) -> Checkpoint:
+    """Return the run's newest checkpoint, of any layout; its contents are still to be checked.
+
+    Args:
+        config: of the run.
+        world_size: ranks of the resumed run.
+        zero_stage: of the resumed run.
+        sizes: see ``read_checkpoint``.
+
+    Raises:
+        ConfigError: there is none, or the run cannot resume from it, see ``check_fits``.
+    """
+    try:
+        checkpoint = read_checkpoint(config.run_dir, contents=False, sizes=sizes)
+    except ConfigError as error:
+        raise ConfigError(f"--resume: {error}; start without --resume, or set training.name") from None
+    check_fits(checkpoint, config, world_size, zero_stage)
+    return checkpoint
+
+
+def check_fits(checkpoint: Checkpoint, config: RunConfig, world_size: int, zero_stage: int) -> None:
+    """Check that a run can resume from ``checkpoint``.
+
+    Raises:
+        ConfigError: model, optimizer, batch or seed differ, or the optimizer's state cannot change its layout.
+    """
+    present, saved = config.model_dump(), checkpoint.state.config
+    for section, keys in (
+        ("model", present["model"].keys() | saved["model"].keys()),
+        ("optimizer", present["optimizer"].keys() | saved["optimizer"].keys()),
+        ("training", ("global_batch_size", "seed")),
+    ):
+        for key in keys:
+            before, now = saved[section].get(key), present[section].get(key)
+            if before != now:
+                raise ConfigError(
+                    f"--resume: {section}.{key} is {now} but {checkpoint.folder} was written with {before}: set "
+                    f"{before}, or begin a new run with another training.name"
+                )
+    check_layout_fits(checkpoint, ParallelLayout.of(present, world_size, zero_stage))
+
+
+def check_layout_fits(checkpoint: Checkpoint, layout: ParallelLayout) -> None:
+    """Raise ConfigError if the optimizer's state cannot be read at ``layout``."""
+    from training.checkpoint.optimizer_state.registry import state_format
+
+    state_format(checkpoint.state.optimizer).fits(checkpoint.state.layout, layout)
+
+
+def describe_resume(checkpoint: Checkpoint, layout: ParallelLayout) -> str:
+    """Return one line for users: the checkpoint that the run resumes from and, if they differ, both layouts."""
+    written = checkpoint.state.layout
+    if written == layout:
+        return f"resuming from {checkpoint.folder.name}"
+    return f"checkpoint {checkpoint.folder.name} was written at {written}: resuming at {layout}"

@@ -1,0 +1,126 @@
+"""The columns of ``metrics.jsonl``, declared once: ``python -m training.monitoring.columns`` prints docs/metrics.md.
+
+A column is the key of a row, so ``row[CROSS_ENTROPY]`` reads it; ``<…>`` in its name stands for a parameter family or a
+source of text. Rows of training have no ``split``; others name theirs.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+TRAIN, VALIDATION, CHECKPOINT, GUARD = "train", "validation", "checkpoint", "guard"
+SPLITS = {
+    TRAIN: "Rows of training, every `training.log_every` steps",
+    VALIDATION: "Rows of an evaluation, `split: validation`",
+    CHECKPOINT: "Rows of a checkpoint, `split: checkpoint`",
+    GUARD: "Rows of the guard's decisions, `split: guard`",
+}
+
+
+class Column(str):
+    """A key of a row.
+
+    Args:
+        name: the key.
+        unit: of the value.
+        meaning: one phrase.
+        splits: whose rows have it.
+    """
+
+    unit: str
+    meaning: str
+    splits: tuple[str, ...]
+
+    def __new__(cls, name: str, unit: str, meaning: str, *splits: str) -> "Column":
+        """Declare the column."""
+        column = super().__new__(cls, name)
+        column.unit, column.meaning, column.splits = unit, meaning, splits
+        COLUMNS.append(column)
+        return column
+
+    def matches(self, key: str) -> bool:
+        """Return whether a row's key is this column."""
+        pattern = re.sub(r"<[a-z]+>", ".+", self)
+        return re.fullmatch(pattern, key) is not None
+
+
+COLUMNS: list[Column] = []
+_LOSS = (TRAIN, VALIDATION)
+
+SPLIT = Column("split", "", "which kind of row; absent in rows of training", VALIDATION, CHECKPOINT, GUARD)
+STEP = Column("step", "updates", "optimizer steps made", TRAIN, VALIDATION, CHECKPOINT, GUARD)
+TOKENS = Column("tokens", "tokens", "real tokens trained on, encoder and decoder, over all ranks", *_LOSS)
+
+LOSS = Column("loss", "nats per target token", "the objective, all weighted terms together", *_LOSS)
+CROSS_ENTROPY = Column("cross_entropy", "nats per target token", "L_CE over the global batch", *_LOSS)
+LOAD_BALANCE_LOSS = Column("load_balance_loss", "", "L_B, unweighted, mean over sparse layers; 1 is uniform", *_LOSS)
+ROUTER_Z_LOSS = Column("router_z_loss", "nats²", "L_Z, unweighted: mean (logsumexp of the router logits)²", *_LOSS)
+OUTPUT_Z_LOSS = Column("output_z_loss", "nats²", "mean log² Z of the output head, unweighted", *_LOSS)
+Column("load_balance_loss_weighted", "nats", "c_B L_B", *_LOSS)
+Column("router_z_loss_weighted", "nats", "c_Z L_Z", *_LOSS)
+Column("output_z_loss_weighted", "nats", "the weighted z-loss of the output head", *_LOSS)
+DROPPED_FRACTION = Column("dropped_fraction", "share", "real tokens that got no capacity slot at any expert", *_LOSS)
+MAX_ROUTER_LOGIT = Column("max_router_logit", "nats", "largest router logit of any sparse layer", *_LOSS)
+
+LEARNING_RATE = Column("learning_rate", "", "learning rate of the last update", TRAIN)
+GRAD_NORM = Column("grad_norm", "", "global gradient norm before clipping", TRAIN)
+SKIPPED_STEPS = Column("skipped_steps", "updates", "updates skipped so far for a non-finite gradient", TRAIN)
+PARAMETER_RMS = Column("parameter_rms/<family>", "", "RMS of the weights before the update (Adafactor)", TRAIN)
+UPDATE_RMS = Column("update_rms/<family>", "", "RMS of the update before clipping, scale and learning rate", TRAIN)
+CLIPPED_UPDATE_RMS = Column("clipped_update_rms/<family>", "", "the same after clipping", TRAIN)
+CLIPPED_FRACTION = Column("clipped_fraction/<family>", "share", "tensors, each expert one, that were clipped", TRAIN)
+
+TOKENS_PER_SECOND = Column("tokens_per_second", "tokens/s", "over all ranks, since the last row", TRAIN)
+STEP_SECONDS = Column("step_seconds", "s", "mean time of a step since the last row, on rank 0", TRAIN)
+DATA_SECONDS = Column("data_seconds", "s", "of which waiting for data", TRAIN)
+ALL_TO_ALL_BYTES = Column("all_to_all_bytes", "bytes", "sent by rank 0 in all-to-alls, per step", TRAIN)
+ALL_TO_ALL_SECONDS = Column("all_to_all_seconds", "s", "time that compute was blocked by them, per step", TRAIN)
+
+Column("data_rows", "rows", "rows of text read since step 0", TRAIN)
+Column("data_documents", "documents", "documents read since step 0", TRAIN)
+Column("data_bad_rows", "rows", "rows skipped since step 0: malformed, empty, without text", TRAIN)
+Column("data_split_documents", "documents", "documents tokenized in several pieces for their length", TRAIN)
+Column("data_retries", "", "retries of remote sources since the process started", TRAIN)
+Column("data_tokens_<source>", "tokens", "raw tokens of the examples taken from each source", TRAIN)
+
+STALL_SECONDS = Column("stall_seconds", "s", "time that training waited for the checkpoint", CHECKPOINT)
+SAVE_SECONDS = Column("save_seconds", "s", "time until the checkpoint was published", CHECKPOINT)
+RANK_BYTES = Column("rank_bytes", "bytes", "tensors that rank 0 wrote", CHECKPOINT)
+ERROR = Column("error", "", "why the checkpoint could not be written; absent on success", CHECKPOINT)
+
+DECISION = Column("decision", "", "`skipped`, `spike`, `roll_back`, `go_on` (nothing to roll back to) or `stop`", GUARD)
+REASON = Column("reason", "", "one line for people", GUARD)
+NON_FINITE_IN_A_ROW = Column("non_finite_in_a_row", "steps", "consecutive steps with a non-finite gradient", GUARD)
+ROLLBACKS = Column("rollbacks", "", "roll-backs so far", GUARD)
+
+
+def split_of(row: dict[str, Any]) -> str:
+    """Return the split of a row."""
+    return str(row.get(SPLIT, TRAIN))
+
+
+def training_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of training."""
+    return [row for row in rows if split_of(row) == TRAIN]
+
+
+def undeclared(row: dict[str, Any]) -> list[str]:
+    """Return the keys of a row that no column of its split declares."""
+    declared = [column for column in COLUMNS if split_of(row) in column.splits]
+    return [key for key in row if not any(column.matches(key) for column in declared)]
+
+
+def to_markdown() -> str:
+    """Return docs/metrics.md."""
+    parts = [
+        "# Metrics\n\n<!-- Generated: python -m training.monitoring.columns > docs/metrics.md -->\n\n"
+        "`metrics.jsonl` has one JSON object per line; TensorBoard shows the same numbers as `<split>/<column>`."
+    ]
+    for split, title in SPLITS.items():
+        rows = [f"| `{c}` | {c.unit or '-'} | {c.meaning} |" for c in COLUMNS if split in c.splits]
+        parts.append("\n".join([f"## {title}", "", "| column | unit | meaning |", "| --- | --- | --- |", *rows]))
+    return "\n\n".join(parts)
+
+
+if __name__ == "__main__":
+    print(to_markdown())

@@ -1,0 +1,72 @@
+"""Sizes of parameters and updates by family of parameters, from what Adafactor measures for its update."""
+
+from typing import Any
+
+import deepspeed.comm as dist
+import torch
+
+from optim.adafactor import Adafactor
+from training.engine.parameters import parameter_families
+from training.monitoring.monitor import PassiveMonitor
+
+
+class OptimizerFigures(PassiveMonitor):
+    """Learning rate, gradient norm, skipped steps and, with Adafactor, ``<figure>/<family>`` of the last update.
+
+    Args:
+        engine: the DeepSpeed engine.
+        peak: ``optimizer.learning_rate``.
+    """
+
+    def __init__(self, engine: Any, peak: float):
+        self.engine, self.peak = engine, peak
+
+    def metrics(self) -> dict[str, float]:
+        """Return the figures of the last update."""
+        norm = self.engine.get_global_grad_norm()
+        return {
+            "learning_rate": self._learning_rate(),
+            "grad_norm": float("nan") if norm is None else float(norm),
+            "skipped_steps": self.engine.skipped_steps,
+            **family_figures(self.engine),
+        }
+
+    def _learning_rate(self) -> float:
+        schedule = self.engine.lr_scheduler  # it does not count skipped steps
+        return float(schedule.lr_lambdas[0](max(0, schedule.last_epoch - 1)) * self.peak)
+
+
+def family_figures(engine: Any) -> dict[str, float]:
+    """Return figures of the last update, named ``<figure>/<family>``; collective, one all-reduce of a few numbers.
+
+    ``parameter_rms``: root mean square of the weights before the update; ``update_rms``: of the update before clipping,
+    relative scale and learning rate; ``clipped_update_rms``: of the same after clipping; ``clipped_fraction``: share of
+    the tensors (each expert counts as one) that were clipped.
+
+    Returns:
+        Nothing with another optimizer, or when the update was skipped.
+    """
+    optimizer = engine.basic_optimizer
+    if not isinstance(optimizer, Adafactor) or not engine.was_step_applied():
+        return {}
+    family_of = parameter_families(engine.module)
+    families = sorted(set(family_of.values()))
+    rows = []  # elements, units, and sums over them; this rank's share of what several ranks report alike
+    numbers = []
+    for s in optimizer.statistics():
+        numel = torch.full_like(s.clip, s.spec.unit_numel)
+        squares = [numel * rms.square() for rms in (s.weight_rms, s.update_rms, s.update_rms / s.clip)]
+        columns = torch.stack([numel, torch.ones_like(numel), *squares, (s.clip > 1).to(numel)])
+        rows.append(columns.double().sum(-1) / s.replicas)
+        numbers.append(families.index(family_of[s.spec.name]))
+    table = torch.zeros(len(families), 6, dtype=torch.float64, device=rows[0].device)
+    table.index_add_(0, torch.tensor(numbers, device=table.device), torch.stack(rows))
+    table = table.to(engine.device)
+    dist.all_reduce(table)
+    figures = {}
+    for family, (numel, units, weights, update, clipped_update, clipped) in zip(families, table.tolist(), strict=True):
+        figures[f"parameter_rms/{family}"] = (weights / numel) ** 0.5
+        figures[f"update_rms/{family}"] = (update / numel) ** 0.5
+        figures[f"clipped_update_rms/{family}"] = (clipped_update / numel) ** 0.5
+        figures[f"clipped_fraction/{family}"] = clipped / units
+    return figures

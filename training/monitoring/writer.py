@@ -1,0 +1,90 @@
+"""Writes rows of metrics to ``metrics.jsonl`` and TensorBoard."""
+
+import contextlib
+import json
+import os
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from common.files import write_atomically
+from common.logs import get_logger
+from training.monitoring.columns import SPLIT, STEP, split_of
+from training.run.folder import RunFolder
+
+logger = get_logger(__name__)
+
+
+class MetricsWriter:
+    """Appends rows to ``metrics.jsonl`` and TensorBoard on rank 0; elsewhere it does nothing.
+
+    A full disk ends no run here: rows wait in memory until there is room; TensorBoard may lack some.
+
+    Args:
+        folder: of the run.
+        enabled: whether this is rank 0.
+        resume_step: of the checkpoint from which the run resumes. None: a new run.
+        resume_bytes: length of the file when that checkpoint was made. Later rows belong to steps that the resumed run
+            makes again: they are removed.
+    """
+
+    def __init__(self, folder: RunFolder, *, enabled: bool, resume_step: int | None = None, resume_bytes: int = 0):
+        self.path, self.enabled = folder.metrics_file, enabled
+        self.waiting = b""
+        if not enabled:
+            return
+        if self.path.exists():
+            self._truncate(resume_bytes)
+        self.file = self.path.open("ab", buffering=0)
+        purge_step = None if resume_step is None else resume_step + 1
+        self.board = SummaryWriter(str(folder.tensorboard), purge_step=purge_step)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Write one JSON object on a line of its own; numbers and texts go to TensorBoard under the split's name."""
+        if not self.enabled:
+            return
+        self.waiting += json.dumps(row).encode() + b"\n"
+        size = self.nbytes
+        try:
+            written = self.file.write(self.waiting)
+            if written == len(self.waiting):
+                self.waiting = b""
+            else:
+                os.truncate(self.path, size)  # no partial row
+        except OSError as error:
+            logger.warning("%s: %s; rows wait in memory", self.path, error)
+        with contextlib.suppress(OSError):
+            self._write_board(row)
+
+    def _write_board(self, row: dict[str, Any]) -> None:
+        for name, value in row.items():
+            if name in (STEP, SPLIT):
+                continue
+            if isinstance(value, int | float):
+                self.board.add_scalar(f"{split_of(row)}/{name}", value, row[STEP])
+            elif isinstance(value, str):
+                self.board.add_text(f"{split_of(row)}/{name}", value, row[STEP])
+        self.board.flush()
+
+    def close(self) -> None:
+        """Flush and close both."""
+        if self.enabled:
+            self.file.close()
+            with contextlib.suppress(OSError):
+                self.board.close()
+
+    @property
+    def nbytes(self) -> int:
+        """Length of ``metrics.jsonl``; 0 on other ranks than 0."""
+        return self.path.stat().st_size if self.enabled else 0
+
+    def _truncate(self, size: int) -> None:
+        """Keep the first ``size`` bytes, without a row that a crash has cut off."""
+        kept = []
+        for line in self.path.read_bytes()[:size].splitlines(keepends=True):
+            try:
+                json.loads(line)
+            except ValueError:
+                continue
+            kept.append(line)
+        write_atomically(self.path, b"".join(kept))

@@ -1,0 +1,32 @@
+"""How far a run has come."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from training.checkpoint.store.state import SavedState
+
+
+class Evaluation(NamedTuple):
+    """The outcome of an evaluation."""
+
+    step: int
+    cross_entropy: float  # nats per target token
+
+
+@dataclass
+class TrainState:
+    """Steps, tokens and the last evaluation; what a checkpoint restores besides tensors, data and guard."""
+
+    step: int = 0  # optimizer steps made
+    tokens: int = 0  # real tokens trained on, over all ranks
+    evaluated: Evaluation | None = None
+
+    def restore(self, saved: SavedState) -> None:
+        """Go to where a checkpoint was written."""
+        self.step, self.tokens = saved.step, saved.tokens
+        self.evaluated = None if saved.evaluated is None else Evaluation(int(saved.evaluated[0]), saved.evaluated[1])
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether the last evaluation is of the present step."""
+        return self.evaluated is not None and self.evaluated.step == self.step

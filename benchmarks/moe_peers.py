@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from model.config import StMoeConfig
 from model.feed_forward import FeedForward
-from model.initialisation import initialise_weights
+from model.initialization import initialize_weights
 from model.moe.experts import Experts
 from model.moe.layer import SparseFeedForward
 from model.moe.router import group_tokens
@@ -59,7 +59,7 @@ class Ours(nn.Module):
     def __init__(self, case: Case):
         super().__init__()
         self.layer = SparseFeedForward(case.config)
-        initialise_weights(self.layer, case.config, seed=0)
+        initialize_weights(self.layer, case.config, seed=0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Route, run the experts, combine."""
@@ -72,7 +72,7 @@ class Limit(nn.Module):
     def __init__(self, case: Case):
         super().__init__()
         self.experts = Experts(case.config, case.experts)
-        initialise_weights(self.experts, case.config, seed=0)
+        initialize_weights(self.experts, case.config, seed=0)
 
     def forward(self, rows_Rd: Tensor) -> Tensor:
         """``[R, d]`` → ``[R, d]``."""

@@ -46,7 +46,7 @@ def _rank(rank: int, port: int, config_values: dict[str, Any], tokens: int, repe
     initialize_distributed(Process.from_environment(), timeout_seconds=300)
     import deepspeed.comm as dist
 
-    from model.initialisation import initialise_weights
+    from model.initialization import initialize_weights
     from parallel.config import ParallelConfig
     from parallel.layer import sparse_factory, take_traffic
 
@@ -54,7 +54,7 @@ def _rank(rank: int, port: int, config_values: dict[str, Any], tokens: int, repe
     layers = {}
     for size in (1, RANKS):
         layers[size] = sparse_factory(ParallelConfig(expert_parallel_size=size))(config, decoder=False).train()
-        initialise_weights(layers[size], config, seed=0)
+        initialize_weights(layers[size], config, seed=0)
     length = min(tokens, 512)
     x = torch.randn(tokens // length, length, config.d_model, generator=torch.Generator().manual_seed(rank))
     x.requires_grad_()

@@ -12,7 +12,7 @@ from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, Pre
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from model.config import StMoeConfig
-from model.initialisation import initialise_module
+from model.initialization import initialize_module
 from model.losses import IGNORED_LABEL, LossDivisors, RouterLosses, cross_entropy_and_z
 from model.moe.layer import SparseFeedForward
 from model.transformer import SparseFactory, Stack, StackOutput
@@ -68,7 +68,7 @@ class StMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        initialise_module(module, self.config)
+        initialize_module(module, self.config)
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The embedding that encoder and decoder share."""

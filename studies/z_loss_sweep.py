@@ -12,7 +12,7 @@ from dataclasses import asdict
 from studies.plots import plot_sweep
 from studies.runner.options import carry_out, common_arguments, exit_code, make_launcher, make_parser, positive, refuse
 from studies.runner.runs import Result
-from studies.runner.statistics import summarise
+from studies.runner.statistics import summarize
 from training.config.errors import ConfigError
 
 COEFFICIENTS = [0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
@@ -38,7 +38,7 @@ def format_sweep(results: Mapping[float, Sequence[Result]]) -> str:
     """A Markdown table, a row per c_Z."""
     rows = []
     for coefficient, of_value in results.items():
-        s = summarise(of_value)
+        s = summarize(of_value)
         figures = " | ".join(str(mean or "-") for mean in (s.quality, s.router_z_loss, s.max_router_logit))
         rows.append(f"| {coefficient:g} | {s.fraction} | {figures} |")
     return "\n".join([HEADER, *rows]) + "\n"

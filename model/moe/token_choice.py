@@ -33,7 +33,7 @@ def choose_experts(probs_GSE: Tensor, top_n: int) -> tuple[Tensor, Tensor]:
     return expert_NGS, probs_GSE.gather(-1, expert_NGS.movedim(0, -1)).movedim(-1, 0)
 
 
-def normalise_gates(prob_NGS: Tensor) -> Tensor:
+def normalize_gates(prob_NGS: Tensor) -> Tensor:
     """Weights of the ``top_n`` gating: probabilities over the sum of the chosen; raw ones for a single choice."""
     return prob_NGS if len(prob_NGS) == 1 else prob_NGS / prob_NGS.sum(dim=0)
 
@@ -115,7 +115,7 @@ def choose_by_token(
     if raw_gates:
         gate_NGS, requested_NGS = prob_NGS, torch.ones_like(prob_NGS, dtype=torch.bool)
     else:
-        gate_NGS = normalise_gates(prob_NGS)
+        gate_NGS = normalize_gates(prob_NGS)
         requested_NGS = request_experts(gate_NGS, config, generator)
     requested_NGS &= mask_GS
     priority_GS = prob_NGS[0].detach() if prioritized else None

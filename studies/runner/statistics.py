@@ -54,7 +54,7 @@ def mean_of(values: Sequence[float]) -> Mean | None:
     return Mean(statistics.fmean(values), error)
 
 
-def summarise(results: Sequence[Result]) -> Summary:
+def summarize(results: Sequence[Result]) -> Summary:
     """The seeds of one variant together."""
     stable = [result for result in results if result.status == "stable"]
     return Summary(

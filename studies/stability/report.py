@@ -8,7 +8,7 @@ from typing import Any
 from studies.runner.divergence import DURATION, MARGIN_NATS
 from studies.runner.execute import last_words
 from studies.runner.runs import Result, Run
-from studies.runner.statistics import Pair, by_variant, pairs, summarise
+from studies.runner.statistics import Pair, by_variant, pairs, summarize
 from studies.stability.table import format_tables
 from studies.stability.variants import BASELINE, VARIANTS
 
@@ -83,7 +83,7 @@ def _unstable(runs: Sequence[Run], results: Sequence[Result]) -> str:
 def _limits(runs: Sequence[Run], results: Sequence[Result]) -> str:
     """What follows from the number of seeds and from the size; nothing that was not computed from the runs."""
     lines = ["## What this can and cannot show", ""]
-    summaries = {name: summarise(of_variant) for name, of_variant in by_variant(results).items()}
+    summaries = {name: summarize(of_variant) for name, of_variant in by_variant(results).items()}
     whole = {s.stable for s in summaries.values() if s.stable and s.stable == s.over}
     for n in sorted(whole):
         lines.append(

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from studies.runner.runs import Result
-from studies.runner.statistics import by_variant, pairs, summarise
+from studies.runner.statistics import by_variant, pairs, summarize
 from studies.stability.variants import BASELINE, VARIANTS
 
 TITLES = {
@@ -42,7 +42,7 @@ def to_json(results: Sequence[Result]) -> dict[str, Any]:
     """The same with every run, for programs."""
     return {
         "variants": {
-            name: {**asdict(summarise(of_variant)), "paper": VARIANTS[name].paper._asdict()}
+            name: {**asdict(summarize(of_variant)), "paper": VARIANTS[name].paper._asdict()}
             for name, of_variant in by_variant(results).items()
         },
         "z_loss_against_baseline": [asdict(pair) for pair in pairs(results, BASELINE, "router_z_loss")],
@@ -51,7 +51,7 @@ def to_json(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def _row(name: str, results: Sequence[Result]) -> str:
-    ours, paper = summarise(results), VARIANTS[name].paper
+    ours, paper = summarize(results), VARIANTS[name].paper
     return (
         f"| {VARIANTS[name].title} | {ours.fraction} | {ours.quality or '-'} | {paper.stable}/{paper.seeds} "
         f"| {paper.quality:.3f} ± {paper.error:.2f} |"
@@ -59,5 +59,5 @@ def _row(name: str, results: Sequence[Result]) -> str:
 
 
 def _router_row(name: str, results: Sequence[Result]) -> str:
-    ours = summarise(results)
+    ours = summarize(results)
     return f"| {VARIANTS[name].title} | {ours.router_z_loss or '-'} | {ours.max_router_logit or '-'} | {ours.spikes} |"

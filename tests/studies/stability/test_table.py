@@ -8,7 +8,7 @@ import pytest
 from studies.plots import plot_sweep
 from studies.runner.divergence import Verdict
 from studies.runner.runs import Result, Run
-from studies.runner.statistics import mean_of, pairs, summarise
+from studies.runner.statistics import mean_of, pairs, summarize
 from studies.stability.report import least_stable_fraction, write_report
 from studies.stability.table import format_tables, to_json
 from studies.z_loss_sweep import format_sweep
@@ -44,7 +44,7 @@ def test_mean_and_standard_error():
 
 
 def test_diverged_and_unfinished_runs_are_not_in_the_means():
-    summary = summarise(RESULTS[:5])
+    summary = summarize(RESULTS[:5])
     assert (summary.runs, summary.over, summary.stable, summary.spikes) == (5, 4, 2, 2)
     assert summary.fraction == "2/4 (1 unfinished)"
     assert str(summary.quality) == "-4.100 ± 0.100"

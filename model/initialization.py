@@ -56,7 +56,7 @@ def _fill_for(module: nn.Module, name: str, config: StMoeConfig) -> Fill:
 
 
 @torch.no_grad()
-def initialise_module(module: nn.Module, config: StMoeConfig) -> None:
+def initialize_module(module: nn.Module, config: StMoeConfig) -> None:
     """Fill the parameters that ``module`` itself owns from torch's global generator (Hugging Face's path)."""
     for name, parameter in module.named_parameters(recurse=False):
         if not getattr(parameter, "_is_hf_initialized", False):
@@ -64,7 +64,7 @@ def initialise_module(module: nn.Module, config: StMoeConfig) -> None:
 
 
 @torch.no_grad()
-def initialise_weights(model: nn.Module, config: StMoeConfig, seed: int) -> None:
+def initialize_weights(model: nn.Module, config: StMoeConfig, seed: int) -> None:
     """Fill every parameter of ``model`` in place, whatever device, dtype or share of the experts it has.
 
     Numbers are drawn on the CPU in float32, so that they do not depend on the device, one parameter (of the experts:

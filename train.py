@@ -19,7 +19,7 @@ from training.config.run import load_config
 from training.inputs import prepare
 from training.run.folder import RunFolder
 from training.run.lock import WAIT_SECONDS, enter_run, lock_run
-from training.run.process import Process, initialise_distributed, leave, shut_down_distributed
+from training.run.process import Process, initialize_distributed, leave, shut_down_distributed
 from training.run.stopping import watch_launcher
 
 WAIT_FOR_RANK_0_SECONDS = 10
@@ -73,7 +73,7 @@ def main() -> None:
             lock = lock_run(config.run_dir, patience)
     except ValueError as error:
         refuse(str(error), process)
-    device = initialise_distributed(process, config.training.timeout_seconds)
+    device = initialize_distributed(process, config.training.timeout_seconds)
     from training.trainer import Trainer  # torch and DeepSpeed are heavy: imported when all is checked
 
     watchdog = None

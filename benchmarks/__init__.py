@@ -1,1 +1,1 @@
-"""Side-by-side measurements against named peers, one command each."""
+"""Measurements, one command each: of layer and optimizer beside named peers, of data and checkpoints beside a limit."""

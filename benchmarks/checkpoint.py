@@ -1,4 +1,4 @@
-"""How long a checkpoint stalls training, and how long it takes to be on disk: st-moe-base's weights, one process.
+"""Stall of training and time to disk of a checkpoint, written in the background or not: st-moe-base, one process.
 
 python -m benchmarks.checkpoint --folder /fast/disk
 python -m benchmarks.checkpoint --layers 4 --experts 4     # less memory
@@ -13,26 +13,25 @@ import time
 from pathlib import Path
 from typing import Any
 
+from common.project import ROOT
 from data.config import DataConfig
 from model.size import count_parameters
 from training.config.run import RunConfig, validate
-from training.run.process import Process, initialise_distributed
-
-ROOT = Path(__file__).resolve().parents[1]
+from training.run.process import Process, initialize_distributed
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="in which to write and remove (default: a temporary one)")
-    parser.add_argument("--layers", type=int, default=12, help="of encoder and decoder each (st-moe-base: 12)")
-    parser.add_argument("--experts", type=int, default=16, help="of each sparse layer (st-moe-base: 16)")
-    parser.add_argument("--saves", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where to write, and remove again (default: the temporary folder)")
+    parser.add_argument("--layers", type=int, default=12, help="blocks of encoder and decoder each (st-moe-base: 12)")
+    parser.add_argument("--experts", type=int, default=16, help="experts of each sparse layer (st-moe-base: 16)")
+    parser.add_argument("--saves", type=int, default=3, help="checkpoints to write (%(default)s)")
     return parser.parse_args()
 
 
 def make_config(options: argparse.Namespace, folder: Path, *, background: bool) -> RunConfig:
-    """Without ZeRO, whose copies of weights and gradients in one process are no part of the question."""
+    """Make a configuration without ZeRO, whose copies of weights and gradients are not part of the measurement."""
     return validate(
         {
             "model": {"num_layers": options.layers, "num_experts": options.experts},  # else st-moe-base's, by default
@@ -48,7 +47,11 @@ def make_config(options: argparse.Namespace, folder: Path, *, background: bool) 
 
 
 def measure(engine: Any, config: RunConfig, saves: int) -> list[dict[str, float]]:
-    """Seconds of each save, one after another."""
+    """Save repeatedly; return seconds of stall, seconds to disk and bytes of each save.
+
+    Raises:
+        RuntimeError: a checkpoint could not be written.
+    """
     from training.checkpoint.capture import Moment
     from training.checkpoint.saver import Saver
 
@@ -64,9 +67,9 @@ def measure(engine: Any, config: RunConfig, saves: int) -> list[dict[str, float]
 
 
 def main() -> None:
-    """Print a table and a line of JSON."""
+    """Measure both ways of saving; print a table and a line of JSON."""
     options = parse_arguments()
-    device = initialise_distributed(Process(0, 0, 1, 1), 600.0)
+    device = initialize_distributed(Process(0, 0, 1, 1), 600.0)
     from training.engine.build import build_engine
 
     folder = Path(tempfile.mkdtemp(dir=options.folder))
@@ -74,7 +77,7 @@ def main() -> None:
         began = time.monotonic()
         engine = build_engine(make_config(options, folder, background=True), 1, device)
         total, _ = count_parameters(make_config(options, folder, background=True).st_moe_config())
-        print(f"{total:,} parameters, made in {time.monotonic() - began:.0f} s")
+        print(f"{total:,} parameters, engine built in {time.monotonic() - began:.0f} s")
         results = {
             name: measure(engine, make_config(options, folder, background=name == "background"), options.saves)
             for name in ("background", "waiting")

@@ -1,11 +1,11 @@
-"""How fast one core makes examples, and how near that is to the limit, SentencePiece encoding alone.
+"""Throughput of the data pipeline on one core, beside its limit, SentencePiece encoding alone; there is no peer.
 
     python benchmarks/data_pipeline.py [--metrics runs/tiny/metrics.jsonl] [--out benchmarks/results/data_pipeline.json]
 
-Two cases: documents of C4's mean length with a vocabulary of T5's size, and the short ones of configs/tiny.yaml with
-its small vocabulary. The parts of a case take turns, a slice of a fraction of a second each, so that what else a
-machine does strikes all of them alike; CPU time of this process is what counts. The text is that of
-`python -m data.prepare --source wikipedia`.
+Two cases: documents of C4's mean length with a vocabulary of T5's size, and the short documents of configs/tiny.yaml
+with its small vocabulary. The stages of a case take turns in slices of a fraction of a second, so that other load on
+the machine affects all of them alike; CPU time of this process is measured. The text is that of
+``python -m data.prepare --source wikipedia``.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from data.streaming.group import StreamGroup
 from data.streaming.loader import PretrainingLoader
 from data.tokenizer import Tokenizer, train_vocabulary
 
-JOINED = 5  # lead sections to a document: 2.4 kB, as a document of C4 English
+JOINED = 5  # lead sections per document: 2.4 kB, the mean length of C4 English
 T5_PIECES = 32_000
 SLICES = 40
 TOKENS_OF_A_SLICE = 500_000
@@ -42,13 +42,13 @@ BATCH = 8
 
 
 def rows_of(config: DataConfig) -> list[str]:
-    """All documents of the training files."""
+    """Read all documents of the training files."""
     shards = open_shards(config, config.train_sources()[0])
     return [row for shard in range(shards.num_shards) for row in shards.rows(shard, 0) if isinstance(row, str)]
 
 
 def parts_of(config: DataConfig) -> dict[str, Iterator[int]]:
-    """What is compared: endless work on the same text with the same tokenizer, each yield a number of tokens done."""
+    """Return the stages to compare: endless work on the same text with the same tokenizer, yielding token counts."""
     tokenizer, texts = Tokenizer(config.vocabulary), rows_of(config)
     packs = [texts[i : i + config.documents_per_pack] for i in range(0, len(texts), config.documents_per_pack)]
     processor = tokenizer._pieces
@@ -90,7 +90,7 @@ def parts_of(config: DataConfig) -> dict[str, Iterator[int]]:
 
 
 def slice_rate(work: Iterator[int]) -> tuple[int, float]:
-    """(tokens, CPU seconds of this process) of a slice of the work."""
+    """Do a slice of the work; return its tokens and the CPU seconds of this process."""
     tokens, start = 0, time.process_time()
     while tokens < TOKENS_OF_A_SLICE:
         tokens += next(work)
@@ -98,7 +98,7 @@ def slice_rate(work: Iterator[int]) -> tuple[int, float]:
 
 
 def with_workers(config: DataConfig, workers: int, seconds: float = 4.0) -> float:
-    """Raw tokens per second of wall time that reach a process that does nothing else."""
+    """Measure raw tokens per second of wall time with ``workers`` data workers and a process that only reads."""
     settings = config.model_copy(update={"num_workers": workers, "num_streams": 8})
     loader = PretrainingLoader(settings, Tokenizer(config.vocabulary), rank=0, world_size=1, batch_size=BATCH)
     try:
@@ -113,7 +113,7 @@ def with_workers(config: DataConfig, workers: int, seconds: float = 4.0) -> floa
 
 
 def run_case(config: DataConfig) -> dict[str, Any]:
-    """Tokens per second of each part, and the ratios."""
+    """Measure the tokens per second of each stage, and the ratios to the limit."""
     parts = parts_of(config)
     slices: dict[str, list[tuple[int, float]]] = {name: [] for name in parts}
     for turn in range(SLICES + 1):
@@ -139,7 +139,7 @@ def run_case(config: DataConfig) -> dict[str, Any]:
 
 
 def write_c4_like(texts: list[str], folder: Path) -> None:
-    """Longer documents with the keys of C4, in 8 shards."""
+    """Write longer documents with the keys of C4, in 8 shards."""
     documents = ["\n".join(texts[i : i + JOINED]) for i in range(0, len(texts), JOINED)]
     for shard in range(8):
         lines = (
@@ -150,7 +150,7 @@ def write_c4_like(texts: list[str], folder: Path) -> None:
 
 
 def waiting_share(metrics: Path) -> dict[str, float]:
-    """How much of its steps a run waited for data, over all its logged steps."""
+    """Compute the fraction of step time that a run waited for data, over all its logged steps."""
     rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     rows = [row for row in rows if "data_seconds" in row]
     waited, stepped = (sum(row[key] for row in rows) for key in ("data_seconds", "step_seconds"))
@@ -158,11 +158,11 @@ def waiting_share(metrics: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measures, prints, and writes the results."""
+    """Measure both cases; print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", default=DataConfig().train_files, help="text, as data.train_files")
-    parser.add_argument("--vocabulary", default=DataConfig().vocabulary, help="small vocabulary, as data.vocabulary")
-    parser.add_argument("--metrics", type=Path, help="metrics.jsonl of a training run, to report its waiting for data")
+    parser.add_argument("--files", default=DataConfig().train_files, help="text, in the form of data.train_files")
+    parser.add_argument("--vocabulary", default=DataConfig().vocabulary, help="folder of the small vocabulary")
+    parser.add_argument("--metrics", type=Path, help="metrics.jsonl of a run, to report how long it waited for data")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/data_pipeline.json"))
     options = parser.parse_args()
     small = DataConfig(

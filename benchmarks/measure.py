@@ -1,4 +1,4 @@
-"""Time and memory of a step: forward and backward of a module."""
+"""Time and memory of a step: the forward and backward pass of a module."""
 
 import gc
 import statistics
@@ -10,23 +10,23 @@ from torch import Tensor, nn
 
 
 class Step:
-    """Forward and backward of ``module`` from a gradient of ones."""
+    """Forward and backward pass of ``module`` on ``x``, with an output gradient of ones."""
 
     def __init__(self, module: nn.Module, x: Tensor):
         self.module, self.x, self.grad = module, x, torch.ones_like(x)
 
     def __call__(self) -> None:
-        """Run it."""
+        """Run the step."""
         self.module(self.x).backward(self.grad)
 
     def clear(self) -> None:
-        """Drop the gradients, as an optimizer does."""
+        """Free the gradients, as training does after the optimizer step."""
         self.x.grad = None
         self.module.zero_grad(set_to_none=True)
 
 
 def seconds(step: Callable[[], object], device: str) -> float:
-    """Of one call; on CUDA between two events."""
+    """Return the seconds of one call; on CUDA between two events."""
     if device == "cpu":
         began = time.perf_counter()
         step()
@@ -40,7 +40,7 @@ def seconds(step: Callable[[], object], device: str) -> float:
 
 
 def interleaved_medians(steps: dict[str, Step], repeats: int, device: str) -> dict[str, float]:
-    """Median seconds of each step; all take turns, so that a slow moment of the machine hits all alike."""
+    """Return the median seconds of each step; steps take turns, so that other load on the machine affects all alike."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(-1, repeats):  # the first round warms up
         for name, step in steps.items():
@@ -52,10 +52,10 @@ def interleaved_medians(steps: dict[str, Step], repeats: int, device: str) -> di
 
 
 def peak_bytes(step: Callable[[], None], device: str) -> int:
-    """The most memory that ``step`` holds at once beyond what was there before it.
+    """Return the peak memory of ``step`` in bytes, above the memory in use before it.
 
-    On a CPU from the profiler's record of every allocation of a tensor; what libraries allocate inside is not seen.
-    Meant for the first step of a new module: memory that it keeps for later steps is then counted.
+    On a CPU it comes from the profiler's record of tensor allocations, which misses memory that libraries allocate
+    internally. Measure the first step of a new module, so that memory it keeps for later steps is counted.
     """
     gc.collect()
     if device != "cpu":
@@ -77,6 +77,6 @@ def peak_bytes(step: Callable[[], None], device: str) -> int:
 
 
 def matmul_flops_per_second(device: str, dtype: torch.dtype, size: int = 8192) -> float:
-    """Of one large square matrix product, the best of many: the peak that a program can see."""
+    """Return the FLOP/s of a large square matrix product, the best of 20: the peak that a program can attain."""
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2 * size**3 / min(seconds(lambda: torch.mm(a, b), device) for _ in range(20))

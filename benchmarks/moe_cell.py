@@ -1,4 +1,4 @@
-"""One cell of the comparison: all contenders at one size and dtype."""
+"""One cell of the comparison of sparse layers: all contenders at one size and dtype."""
 
 from typing import Any
 
@@ -8,18 +8,22 @@ from torch import nn
 from benchmarks.measure import Step, interleaved_medians, matmul_flops_per_second, peak_bytes
 from benchmarks.moe_peers import CONTENDERS, LIMITS, SLOTS, Case, build
 
-FUSED = "fused"  # the form that the layer itself computes, all weight gradients in one place each
+FUSED = "fused"  # the form of the limit that the layer itself uses; each weight gradient is written once
 assert FUSED in LIMITS
 
 
 def measure_cell(case: Case, repeats: int) -> dict[str, Any]:
-    """Seconds and memory of every contender and of the fastest form of the limit.
+    """Measure time and memory of every contender and of every form of the limit.
+
+    Args:
+        case: sizes, dtype and device.
+        repeats: timed steps of each; their median counts.
 
     Returns:
-        The case; ``limit`` (the name of its fastest form); for each contender ``seconds``, ``over_limit`` (a ratio),
-        ``memory`` (peak bytes beyond weights and their gradients) and ``memory_over_limit`` (that of the limit's fused
-        form subtracted, in units of T * d elements); ``limit_seconds`` and ``limit_memory`` of every form; on CUDA also
-        ``tflops`` and ``of_peak``.
+        The case; ``limit``, the name of the fastest form; ``limit_seconds`` and ``limit_memory`` of every form; and in
+        ``rows``, for each contender and the fastest form: ``seconds``, ``over_limit`` (ratio of times), ``memory``
+        (peak bytes beyond weights and their gradients), ``memory_over_limit`` (minus that of the fused form, in units
+        of T * d elements), ``tflops`` and, on CUDA, ``of_peak``.
     """
     memory, steps = {}, {}
     for name, make in {**{n: c.make for n, c in CONTENDERS.items()}, **LIMITS}.items():
@@ -57,7 +61,7 @@ def measure_cell(case: Case, repeats: int) -> dict[str, Any]:
 
 
 def make_input(case: Case, name: str) -> torch.Tensor:
-    """Tokens, or rows for the limit, for 1.25 T rows of the experts."""
+    """Make the input that fills 1.25 T rows of the experts: tokens ``[B, L, d]`` or, for the limit, rows ``[R, d]``."""
     if name in LIMITS:
         shape: tuple[int, ...] = (case.rows, case.d_model)
     else:

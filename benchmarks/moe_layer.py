@@ -1,4 +1,6 @@
-"""Time and memory of the sparse layer's forward and backward pass, against other implementations and its limit.
+"""Time and memory of the sparse layer's forward and backward pass, beside four peers and its limit.
+
+Peers: DeepSpeed's ``MoE`` and ``AutoEPMoELayer``, st-moe-pytorch, Hugging Face's Switch layer.
 
 python benchmarks/moe_layer.py            # a CPU: float32 and bfloat16; a GPU, where there is one: bfloat16
 python benchmarks/moe_layer.py --quick    # a smoke test: the numbers mean nothing
@@ -22,20 +24,20 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, on the CPU")
     parser.add_argument("--repeats", type=int, default=7, help="timed steps of each (default 7; their median counts)")
     parser.add_argument("--experts", type=int, nargs="+", help="default: 16 64 on a CPU, 32 on a GPU")
     parser.add_argument("--tokens", type=int, nargs="+", help="default: 4096 16384 on a CPU, 16384 65536 on a GPU")
     parser.add_argument("--dtypes", choices=DTYPES, nargs="+", help="default: both on a CPU, bfloat16 on a GPU")
-    parser.add_argument("--no-ranks", action="store_true", help="leave out the two ranks of a CPU")
+    parser.add_argument("--no-ranks", action="store_true", help="skip the measurement of two ranks on a CPU")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of JSON and plot")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Measure every cell, then the ranks; print, and write JSON and plot."""
+    """Measure every cell, then two ranks; print the results and write them as JSON and plot."""
     arguments = parse_arguments()
     from benchmarks.moe_cell import measure_cell
     from benchmarks.moe_peers import Case
@@ -59,8 +61,8 @@ def main() -> None:
                 case = Case(tokens, experts, sizes["d_model"], sizes["d_ff"], DTYPES[name], device)
                 results["cells"].append(measure_cell(case, arguments.repeats))
                 print(format_cell(results["cells"][-1]), flush=True)
-                write_json(results, file)  # what took long to measure outlives an interrupted run
-    if device == "cpu" and not arguments.no_ranks:  # two ranks on one GPU would only share it
+                write_json(results, file)  # keeps the measured cells if the run is interrupted
+    if device == "cpu" and not arguments.no_ranks:  # on a single GPU two ranks would share it
         case = Case(sizes["tokens"][0], sizes["experts"][0], sizes["d_model"], sizes["d_ff"], torch.float32, device)
         results["ranks"] = {"tokens": case.tokens, "experts": case.experts}
         results["ranks"] |= weak_scaling(case.config, case.tokens, arguments.repeats)

@@ -1,7 +1,9 @@
-"""The sparse layers that are compared: ours, each peer set to the same work, and the limit.
+"""The sparse layers under comparison: ours, each peer configured for the same work, and the limit.
 
-Every ``make_…`` gives a module that maps ``x [B, L, d]`` to ``y [B, L, d]`` and is trained by ``y.backward(…)`` alone;
-auxiliary losses are computed where the peer computes them, and are not differentiated, in any of them.
+Each contender is a module that maps ``x [B, L, d]`` to ``y [B, L, d]`` and is differentiated through ``y`` alone.
+Auxiliary losses are computed where a contender computes them, but not differentiated.
+
+Shape suffixes: B = sequences, L = positions, E = experts, R = rows of all experts, r = rows of one expert, d = d_model.
 """
 
 import importlib
@@ -15,13 +17,13 @@ from torch import Tensor, nn
 
 from model.config import StMoeConfig
 from model.feed_forward import FeedForward
-from model.initialisation import initialise_weights
+from model.initialization import initialize_weights
 from model.moe.experts import Experts
 from model.moe.layer import SparseFeedForward
 from model.moe.router import group_tokens
 
 GROUP = 2048  # tokens that are routed as one group, where a peer has groups
-SLOTS = 1.25  # places in the experts per token
+SLOTS = 1.25  # capacity slots per token
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Case:
 
     @property
     def config(self) -> StMoeConfig:
-        """Top-2 routing with the paper's random second choice."""
+        """The model's configuration: top-2 gating with the paper's random second choice."""
         return StMoeConfig(
             d_model=self.d_model,
             d_ff=self.d_ff,
@@ -49,7 +51,7 @@ class Case:
 
     @property
     def rows(self) -> int:
-        """Rows of all experts."""
+        """Rows of all experts, R."""
         return self.experts * int(min(self.tokens, GROUP) * SLOTS / self.experts) * max(1, self.tokens // GROUP)
 
 
@@ -59,31 +61,31 @@ class Ours(nn.Module):
     def __init__(self, case: Case):
         super().__init__()
         self.layer = SparseFeedForward(case.config)
-        initialise_weights(self.layer, case.config, seed=0)
+        initialize_weights(self.layer, case.config, seed=0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Route, run the experts, combine."""
+        """Route the tokens, run the experts, combine: ``[B, L, d]`` → ``[B, L, d]``."""
         return self.layer(x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))[0]
 
 
 class Limit(nn.Module):
-    """The experts alone: their matrix products on rows that are ready, without routing, dispatch or combine."""
+    """The experts alone: their matrix products on rows sorted by expert, without routing, dispatch or combine."""
 
     def __init__(self, case: Case):
         super().__init__()
         self.experts = Experts(case.config, case.experts)
-        initialise_weights(self.experts, case.config, seed=0)
+        initialize_weights(self.experts, case.config, seed=0)
 
     def forward(self, rows_Rd: Tensor) -> Tensor:
-        """``[R, d]`` → ``[R, d]``."""
+        """Run the experts: ``[R, d]`` → ``[R, d]``."""
         return self.experts(rows_Rd)
 
 
 class UnbindLimit(Limit):
-    """The same by one ``linear`` per expert, differentiated by autograd."""
+    """The limit as three ``linear`` calls per expert, differentiated by autograd."""
 
     def forward(self, rows_Rd: Tensor) -> Tensor:
-        """``[R, d]`` → ``[R, d]``."""
+        """Run the experts: ``[R, d]`` → ``[R, d]``."""
         experts, linear = self.experts, nn.functional.linear
         weights = zip(experts.w1.unbind(), experts.w2.unbind(), experts.w3.unbind(), strict=True)
         parts = zip(rows_Rd.chunk(experts.num_local), weights, strict=True)
@@ -91,12 +93,12 @@ class UnbindLimit(Limit):
 
 
 class BmmLimit(Limit):
-    """The same by batched matrix products."""
+    """The limit as batched matrix products."""
 
     def forward(self, rows_Rd: Tensor) -> Tensor:
-        """``[R, d]`` → ``[R, d]``."""
-        rows_ERd, experts = rows_Rd.view(self.experts.num_local, -1, rows_Rd.shape[-1]), self.experts
-        first, second = rows_ERd @ experts.w1.mT, rows_ERd @ experts.w3.mT
+        """Run the experts: ``[R, d]`` → ``[R, d]``."""
+        rows_Erd, experts = rows_Rd.view(self.experts.num_local, -1, rows_Rd.shape[-1]), self.experts
+        first, second = rows_Erd @ experts.w1.mT, rows_Erd @ experts.w3.mT
         return (_geglu(first, second) @ experts.w2.mT).flatten(0, 1)
 
 
@@ -105,7 +107,13 @@ def _geglu(first: Tensor, second: Tensor) -> Tensor:
 
 
 class _First(nn.Module):
-    """The first of a module's outputs; ``groups``: what its batch is made of, for one that routes row by row."""
+    """Adapter that returns the first output of a module.
+
+    Args:
+        module: the peer's layer.
+        groups: tokens per routing group, for a layer that routes each row of its batch by itself; None: keep the batch.
+        autocast: dtype of autocast; None: off.
+    """
 
     def __init__(self, module: nn.Module, groups: int | None = None, autocast: torch.dtype | None = None):
         super().__init__()
@@ -119,7 +127,7 @@ class _First(nn.Module):
 
 
 def make_deepspeed_moe(case: Case) -> nn.Module:
-    """``deepspeed.moe.layer.MoE``, k = 2, whose capacity factor counts per choice; experts: our dense GEGLU."""
+    """Make ``deepspeed.moe.layer.MoE`` with k = 2 and our dense GEGLU as experts; its capacity factor is per choice."""
     from deepspeed.moe.layer import MoE
 
     moe = MoE(
@@ -131,9 +139,12 @@ def make_deepspeed_moe(case: Case) -> nn.Module:
 
 
 def make_st_moe_pytorch(case: Case) -> nn.Module:
-    """``st_moe_pytorch.MoE``: GEGLU with biases and exact gelu; its groups are the rows of its batch.
+    """Make ``st_moe_pytorch.MoE``: GEGLU with biases and exact gelu; its groups are the rows of its batch.
 
-    Its gating gives float32 whatever the dtype, which bf16 experts refuse: in bf16 it runs under autocast.
+    Its gating returns float32 in any dtype, which bf16 experts do not accept: in bf16 it runs under autocast.
+
+    Raises:
+        SystemExit: the package is not installed.
     """
     st_moe = _require("st_moe_pytorch")
     mult = case.d_ff * 3 / 2 / case.d_model + 1e-6
@@ -144,7 +155,7 @@ def make_st_moe_pytorch(case: Case) -> nn.Module:
 
 
 def make_hf_switch(case: Case) -> nn.Module:
-    """Hugging Face's Switch layer: top-1, ReLU of 1.5 x the width (equal parameters); one row per token."""
+    """Make Hugging Face's Switch layer: top-1, ReLU of 1.5 times the width (equal parameters), one row per token."""
     from transformers.models.switch_transformers.configuration_switch_transformers import SwitchTransformersConfig
     from transformers.models.switch_transformers.modeling_switch_transformers import SwitchTransformersSparseMLP
 
@@ -162,7 +173,7 @@ def make_hf_switch(case: Case) -> nn.Module:
 
 
 def make_deepspeed_auto_ep(case: Case) -> nn.Module:
-    """DeepSpeed's stock ``AutoEPMoELayer``, top-2, without a capacity: two rows per token."""
+    """Make DeepSpeed's own ``AutoEPMoELayer``: top-2 without a capacity limit, two rows per token."""
     from deepspeed.module_inject.auto_ep_config import AutoEPConfig
     from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
     from deepspeed.module_inject.auto_ep_presets.base import MoELayerSpec
@@ -209,7 +220,13 @@ def make_deepspeed_auto_ep(case: Case) -> nn.Module:
 
 @dataclass(frozen=True)
 class Contender:
-    """One line of the table. Each gets as many tokens as fill 1.25 T rows of its experts."""
+    """A sparse layer of the comparison; it gets as many tokens as fill 1.25 T rows of its experts.
+
+    Args:
+        make: builds the layer.
+        rows_per_token: rows of its experts per token.
+        note: its settings, for the results.
+    """
 
     make: Callable[[Case], nn.Module]
     rows_per_token: float
@@ -227,7 +244,7 @@ LIMITS: dict[str, Callable[[Case], nn.Module]] = {"fused": Limit, "linear": Unbi
 
 
 def build(make: Callable[[Case], Any], case: Case) -> nn.Module:
-    """The module in the case's dtype on its device, training."""
+    """Build the module in the case's dtype and on its device, in training mode."""
     torch.manual_seed(0)
     return make(case).to(device=case.device, dtype=case.dtype).train()
 

@@ -1,4 +1,4 @@
-"""Weak scaling of the expert-parallel layer: the same tokens per rank, with all experts there or spread over two."""
+"""Weak scaling of the expert-parallel layer: equal tokens per rank, experts replicated or split over two ranks."""
 
 import os
 import socket
@@ -17,14 +17,19 @@ RANKS = 2
 
 
 def weak_scaling(config: StMoeConfig, tokens: int, repeats: int) -> dict[str, Any]:
-    """Seconds of a step of two gloo ranks, one thread each, at expert-parallel size 1 and 2.
+    """Measure a step of two gloo ranks, one thread each, at expert-parallel sizes 1 and 2.
 
-    With size 1 a rank holds all experts and nothing is exchanged, but both ranks run at the same time, so that both
-    sizes share the machine's caches and memory in the same way.
+    At size 1 each rank holds all experts and exchanges nothing, but both ranks run at the same time, so that both sizes
+    share the machine's caches and memory bandwidth in the same way.
+
+    Args:
+        config: the layer's configuration.
+        tokens: tokens per rank.
+        repeats: timed steps of each size; their median counts.
 
     Returns:
-        ``seconds`` by expert-parallel size, ``efficiency`` (of 1 over 2), ``all_to_all_bytes`` of a rank and step,
-        ``all_to_all_seconds`` that it waited.
+        ``seconds`` per step, by expert-parallel size; ``efficiency``, seconds at size 1 over those at size 2;
+        ``all_to_all_bytes`` and ``all_to_all_seconds`` of rank 0 in the last step at size 2.
     """
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -41,12 +46,12 @@ def _rank(rank: int, port: int, config_values: dict[str, Any], tokens: int, repe
         MASTER_PORT=str(port), DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1",
     )  # fmt: skip
     torch.set_num_threads(1)
-    from training.run.process import Process, initialise_distributed
+    from training.run.process import Process, initialize_distributed
 
-    initialise_distributed(Process.from_environment(), timeout_seconds=300)
+    initialize_distributed(Process.from_environment(), timeout_seconds=300)
     import deepspeed.comm as dist
 
-    from model.initialisation import initialise_weights
+    from model.initialization import initialize_weights
     from parallel.config import ParallelConfig
     from parallel.layer import sparse_factory, take_traffic
 
@@ -54,7 +59,7 @@ def _rank(rank: int, port: int, config_values: dict[str, Any], tokens: int, repe
     layers = {}
     for size in (1, RANKS):
         layers[size] = sparse_factory(ParallelConfig(expert_parallel_size=size))(config, decoder=False).train()
-        initialise_weights(layers[size], config, seed=0)
+        initialize_weights(layers[size], config, seed=0)
     length = min(tokens, 512)
     x = torch.randn(tokens // length, length, config.d_model, generator=torch.Generator().manual_seed(rank))
     x.requires_grad_()

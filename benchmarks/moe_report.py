@@ -1,4 +1,4 @@
-"""What ``moe_layer`` prints and writes."""
+"""Output of ``moe_layer``: Markdown, JSON and plot."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from benchmarks.moe_peers import CONTENDERS
 
 
 def format_cell(cell: dict[str, Any]) -> str:
-    """A Markdown table."""
+    """Format a cell as a Markdown table."""
     gpu = any("of_peak" in row for row in cell["rows"].values())
     title = f"T = {cell['tokens']}, E = {cell['experts']}, d = {cell['d_model']}, {cell['d_ff']}, {cell['dtype']}"
     lines = [
@@ -27,7 +27,7 @@ def format_cell(cell: dict[str, Any]) -> str:
 
 
 def format_ranks(ranks: dict[str, Any]) -> str:
-    """One paragraph."""
+    """Format the weak scaling of two ranks as a paragraph."""
     one, two = (ranks["seconds"][size] * 1e3 for size in (1, 2))
     return (
         f"\nTwo gloo ranks, one thread each, {ranks['tokens']} tokens per rank, {ranks['experts']} experts, float32: "
@@ -37,10 +37,10 @@ def format_ranks(ranks: dict[str, Any]) -> str:
 
 
 def write_json(results: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Write everything measured, with what each contender was set to; returns what the file then holds.
+    """Write the results with the settings of each contender; return the content of the file.
 
-    Cells that the file has from an earlier run on the same machine and versions, and that this run did not measure
-    again, are kept: a long comparison may be measured in parts.
+    Cells of an earlier run with the same device, threads and torch version are kept unless this run measured them
+    again, so that a long comparison may be measured in parts.
     """
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if all(earlier.get(key) == results[key] for key in ("device", "threads", "torch")):
@@ -58,7 +58,7 @@ def _cell_key(cell: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Time over the limit and memory, a group of bars for each cell."""
+    """Plot time over the limit and memory beyond it, with a group of bars per cell."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -74,8 +74,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
     for axis, (key, label) in zip(axes, quantities, strict=True):
         for index, name in enumerate(CONTENDERS):
             width = 0.8 / len(CONTENDERS)
-            places = [cell + (index - len(CONTENDERS) / 2 + 0.5) * width for cell in range(len(cells))]
-            axis.bar(places, [c["rows"][name][key] for c in cells], width, label=name)
+            positions = [cell + (index - len(CONTENDERS) / 2 + 0.5) * width for cell in range(len(cells))]
+            axis.bar(positions, [c["rows"][name][key] for c in cells], width, label=name)
         axis.set_xticks(range(len(cells)), labels)
         axis.set_ylabel(label)
         axis.grid(axis="y", alpha=0.3)

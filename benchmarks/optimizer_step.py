@@ -1,4 +1,4 @@
-"""Time of an optimizer step: Adafactor against torch's AdamW, fused and foreach, under the same ZeRO stage.
+"""Time of an optimizer step: Adafactor beside torch's AdamW, fused and foreach, under the same ZeRO stage.
 
 python -m benchmarks.optimizer_step --zero-stage 1
 python -m benchmarks.optimizer_step --zero-stage 3 --layers 8 --experts 8
@@ -17,34 +17,35 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
-ROOT = Path(__file__).resolve().parents[1]
+from common.project import ROOT
 
-# Bytes that a step must move for each float32 weight that a rank updates, when these do not fit its caches.
-# AdamW: read gradient, weight and two moments, write weight and moments. Adafactor: its three passes, with a sum over
-# ranks between them, read gradient and weight, gradient, gradient and weight, and the last one writes the weight.
+# Bytes that a step must move per float32 weight that a rank updates, if the weights do not fit its caches.
+# AdamW reads gradient, weight and two moments, and writes weight and moments. Adafactor's three passes, with a sum over
+# ranks after each of the first two, read gradient and weight, gradient, gradient and weight; the last one writes the
+# weight.
 BYTES_PER_WEIGHT = {"adafactor": 6 * 4, "adamw": 7 * 4}
 RUNS = {"adafactor": {}, "adamw_fused": {"fused": True}, "adamw_foreach": {"foreach": True}}
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--zero-stage", type=int, choices=(1, 2, 3), default=1)
     parser.add_argument("--ranks", type=int, default=2, help="gloo processes (default 2)")
     parser.add_argument("--expert-parallel-size", type=int, default=2)
-    parser.add_argument("--layers", type=int, default=4, help="of encoder and decoder each, of st-moe-base's 12")
-    parser.add_argument("--experts", type=int, default=4, help="of each sparse layer, of st-moe-base's 16")
-    parser.add_argument("--repetitions", type=int, default=9)
+    parser.add_argument("--layers", type=int, default=4, help="blocks of encoder and decoder each (st-moe-base: 12)")
+    parser.add_argument("--experts", type=int, default=4, help="experts of each sparse layer (st-moe-base: 16)")
+    parser.add_argument("--repetitions", type=int, default=9, help="timed steps of each optimizer (%(default)s)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     return parser.parse_args()
 
 
 def build(name: str, options: argparse.Namespace) -> Any:
-    """The engine of a model of st-moe-base's widths; collective."""
+    """Build the engine of a model with st-moe-base's widths and the named optimizer; collective."""
     from training.config.run import validate
     from training.engine.build import build_engine
 
-    model = {"num_layers": options.layers, "num_experts": options.experts}  # the rest are st-moe-base's, by default
+    model = {"num_layers": options.layers, "num_experts": options.experts}  # the rest default to st-moe-base
     training = {
         "global_batch_size": options.ranks, "micro_batch_size": 1, "precision": "fp32",
         "deepspeed_config": str(ROOT / "ds_configs" / f"zero{options.zero_stage}.json"),
@@ -61,7 +62,7 @@ def build(name: str, options: argparse.Namespace) -> Any:
 
 
 class Stopwatch:
-    """Seconds within the torch optimizer's ``step()``, of which an engine's step may make several."""
+    """Seconds within the torch optimizer's ``step()``, which an engine's step may call several times."""
 
     def __init__(self, optimizer: torch.optim.Optimizer):
         self.seconds = self.began = 0.0
@@ -76,29 +77,29 @@ class Stopwatch:
 
 
 def memory_bandwidth() -> float:
-    """Bytes per second that this rank reads and writes in place, while the other ranks do the same."""
+    """Measure the bytes per second that this rank reads and writes in place, while all other ranks do the same."""
     import deepspeed.comm as dist
 
     values, seconds = torch.ones(2**26), []
     for _ in range(7):
         dist.barrier()
         began = time.perf_counter()
-        values.neg_()  # in place: a copy would also read the lines that it writes
+        values.neg_()  # in place: a copy would also read the cache lines that it writes
         seconds.append(time.perf_counter() - began)
     return 2 * values.nbytes / statistics.median(seconds)
 
 
 def measure(rank: int, options: argparse.Namespace, port: int) -> None:
-    """One rank of the benchmark; rank 0 prints and writes the results."""
+    """Run one rank of the benchmark; rank 0 prints and writes the results."""
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(options.ranks), LOCAL_SIZE=str(options.ranks),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="",
     )  # fmt: skip
     import deepspeed.comm as dist
 
-    from training.run.process import Process, initialise_distributed
+    from training.run.process import Process, initialize_distributed
 
-    initialise_distributed(Process.from_environment(), timeout_seconds=600)
+    initialize_distributed(Process.from_environment(), timeout_seconds=600)
     engines = {name: build(name, options) for name in BYTES_PER_WEIGHT}
     watches = {name: Stopwatch(engine.basic_optimizer) for name, engine in engines.items()}
     generator = torch.Generator().manual_seed(rank)
@@ -144,7 +145,7 @@ def measure(rank: int, options: argparse.Namespace, port: int) -> None:
 def report(
     options: argparse.Namespace, rows: dict[str, dict[str, Any]], weights: int, state: int, bandwidth: float
 ) -> None:
-    """Print the table and write it as JSON."""
+    """Print the results as a table and write them as JSON."""
     peer = min((run for run in rows if run != "adafactor"), key=lambda run: rows[run]["step_seconds"])
     print(
         f"ZeRO {options.zero_stage}, {options.ranks} ranks, expert-parallel size {options.expert_parallel_size}, "

@@ -1,1 +1,1 @@
-"""The ST-MoE network in plain PyTorch: runs on any device, on one process, without DeepSpeed."""
+"""The ST-MoE network as a Hugging Face model: needs torch and transformers, runs on one process without DeepSpeed."""

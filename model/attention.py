@@ -1,4 +1,4 @@
-"""Multi-head attention with T5's relative position bias, and the additive bias of a whole stack.
+"""Multi-head attention with T5's relative position bias.
 
 Shape suffixes: B = sequences, Q = query positions, K = key positions, H = heads, D = d_kv, d = d_model.
 """
@@ -14,7 +14,7 @@ from model.config import StMoeConfig
 
 
 class RelativePositionBias(nn.Module):
-    """One learned number per head and bucket of relative distance; one table per stack (Raffel et al. 2020)."""
+    """Learned bias per head and bucket of relative distance; all layers of a stack share one (Raffel et al. 2020)."""
 
     def __init__(self, config: StMoeConfig, *, bidirectional: bool):
         super().__init__()
@@ -24,7 +24,7 @@ class RelativePositionBias(nn.Module):
         self.weight = nn.Parameter(torch.empty(self.buckets, config.num_heads))
 
     def forward(self, queries: int, keys: int) -> Tensor:
-        """Bias ``[1, H, Q, K]`` of the last ``queries`` of ``keys`` positions, in the table's dtype."""
+        """Return the bias ``[1, H, Q, K]`` of the last ``queries`` of ``keys`` positions, in the weight's dtype."""
         device = self.weight.device
         position_K = torch.arange(keys, device=device)
         distance_QK = position_K - position_K[keys - queries :].unsqueeze(-1)
@@ -32,7 +32,10 @@ class RelativePositionBias(nn.Module):
         return bias_QKH.permute(2, 0, 1).unsqueeze(0)
 
     def _bucket(self, distance: Tensor) -> Tensor:
-        """Key position minus query position → bucket: exact when near, logarithmic up to ``max_distance``."""
+        """Map distances (key position - query position) to buckets: exact when near, logarithmic when far.
+
+        Distances from ``max_distance`` on share the last bucket.
+        """
         buckets = self.buckets // 2 if self.bidirectional else self.buckets
         offset = (distance > 0) * buckets if self.bidirectional else torch.zeros_like(distance)
         distance = distance.abs() if self.bidirectional else (-distance).clamp(min=0)
@@ -43,15 +46,15 @@ class RelativePositionBias(nn.Module):
 
 
 def attention_bias(position_bias: Tensor | None, allowed: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """What is added to the attention logits of every layer of a stack; made once per stack.
+    """Combine position bias and mask into the additive bias that all layers of a stack share.
 
     Args:
         position_bias: ``[1, H, Q, K]``, or None (cross-attention).
-        allowed: bool, broadcastable to ``[B, H, Q, K]``, True where a query may see a key; None: everywhere.
-        dtype: that of the attention's queries and keys.
+        allowed: bool, broadcastable to ``[B, H, Q, K]``, True where a query may attend to a key; None: everywhere.
+        dtype: dtype of queries and keys.
 
     Returns:
-        Additive bias of ``dtype``, or None where nothing is to be added.
+        Additive bias in ``dtype``, or None if there is neither position bias nor mask.
     """
     if position_bias is not None:
         position_bias = position_bias.to(dtype)
@@ -62,11 +65,11 @@ def attention_bias(position_bias: Tensor | None, allowed: Tensor | None, dtype: 
 
 
 class QueryProjection(nn.Linear):
-    """A linear map whose initialiser carries the 1/sqrt(d_kv) that T5 leaves out of the attention logits."""
+    """Linear map whose initialization includes the factor 1/sqrt(d_kv), by which T5 does not divide the logits."""
 
 
 class Attention(nn.Module):
-    """Self-attention, or cross-attention when called with ``memory``; logits are not divided by sqrt(d_kv)."""
+    """Self-attention, or cross-attention when called with ``memory_BKd``; logits are not divided by sqrt(d_kv)."""
 
     def __init__(self, config: StMoeConfig, layer_index: int):
         super().__init__()
@@ -84,12 +87,12 @@ class Attention(nn.Module):
         memory_BKd: Tensor | None = None,
         cache: EncoderDecoderCache | None = None,
     ) -> Tensor:
-        """``[B, Q, d]`` → ``[B, Q, d]``.
+        """Attend: ``[B, Q, d]`` → ``[B, Q, d]``.
 
         Args:
-            x_BQd: normalised activations.
+            x_BQd: normalized activations.
             bias: additive, broadcastable to ``[B, H, Q, K]``, in the dtype of the projections.
-            memory_BKd: the encoder's output; makes this cross-attention.
+            memory_BKd: the encoder's output, for cross-attention.
             cache: keys and values of earlier positions, updated in place.
         """
         q_BHQD = self._heads(self.q(x_BQd))

@@ -1,4 +1,4 @@
-"""The dense feed-forward of a block, and the activation it shares with the experts.
+"""The dense feed-forward of a block, with the activation and hidden bias that the experts share.
 
 Shape suffixes: d = d_model, F = d_ff.
 """
@@ -13,11 +13,11 @@ from model.config import StMoeConfig
 
 
 class HiddenBias(nn.Module):
-    """Learned vector on the hidden activation of one or several feed-forwards (paper, appendix on biases).
+    """Learned vector on the hidden activation of one or several feed-forwards (Zoph et al. 2022, appendix C).
 
     Args:
-        shape: ``[F]``, or ``[experts, F]`` for all experts of a sparse layer.
-        kind: ``multiplicative`` (init 1) or ``additive`` (init 0).
+        shape: ``[F]``, or ``[num_experts, F]`` for all experts of a sparse layer.
+        kind: ``multiplicative`` (initialized to 1) or ``additive`` (initialized to 0).
     """
 
     def __init__(self, shape: tuple[int, ...], kind: Literal["multiplicative", "additive"]):
@@ -26,20 +26,20 @@ class HiddenBias(nn.Module):
         self.weight = nn.Parameter(torch.empty(shape))
 
     def forward(self, hidden: Tensor, index: int | None = None) -> Tensor:
-        """Apply to ``hidden [..., F]``; ``index`` picks the expert's row."""
+        """Apply the bias to ``hidden [..., F]``; ``index`` selects the row of an expert, by its global number."""
         vector = self.weight if index is None else self.weight[index]
         return hidden * vector if self.kind == "multiplicative" else hidden + vector
 
 
 def make_hidden_bias(config: StMoeConfig, *leading: int) -> HiddenBias | None:
-    """The bias that ``config.feed_forward_bias`` asks for, of shape ``[*leading, F]``, or None."""
+    """Return the bias that ``config.feed_forward_bias`` names, of shape ``[*leading, F]``, or None."""
     if config.feed_forward_bias == "none":
         return None
     return HiddenBias((*leading, config.d_ff), config.feed_forward_bias)
 
 
 def gelu(x: Tensor) -> Tensor:
-    """The tanh approximation, as T5.1.1 and the paper's code use it."""
+    """Apply GELU in its tanh approximation, as T5.1.1 and the paper's code do."""
     return functional.gelu(x, approximate="tanh")
 
 
@@ -55,7 +55,7 @@ class FeedForward(nn.Module):
         self.w_out = nn.Linear(config.d_ff, config.d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x [..., d]`` → ``[..., d]``, same dtype."""
+        """Transform ``x [..., d]`` → ``[..., d]``; the dtype is that of the linear layers' outputs."""
         hidden = self.w_in(x)
         hidden = functional.relu(hidden) if self.w_gate is None else gelu(hidden) * self.w_gate(x)
         if self.hidden_bias is not None:

@@ -1,4 +1,4 @@
-"""The objective's parts: L = L_CE + c_B L_B + c_Z L_Z + c_O * mean log^2 Z of the output head. All in float32.
+"""Terms of the objective: L = L_CE + c_B L_B + c_Z L_Z + c_O * mean log^2 Z of the output head. All in float32.
 
 Shape suffixes: G = groups, S = tokens of a group, E = experts, B = sequences, L = target tokens, V = vocabulary.
 """
@@ -11,32 +11,34 @@ IGNORED_LABEL = -100
 
 
 class LossDivisors(NamedTuple):
-    """Real tokens that sums are divided by: scalars, float32, on the model's device.
+    """Divisors of the sums over tokens: float32 scalars on the model's device.
 
-    For a loss that is exact over a global batch, pass the real tokens of the whole batch divided by the number of
-    micro-batches and ranks that it is spread over: the mean of their losses is then the loss of the whole.
+    For a loss that is exact over a global batch, pass the real tokens of the global batch divided by the number of its
+    micro-batches on all ranks: the mean of the micro-batches' losses is then the loss of the global batch.
     """
 
-    encoder: Tensor
-    decoder: Tensor
+    encoder: Tensor  # for the router z-losses of the encoder
+    decoder: Tensor  # for the router z-losses of the decoder, cross-entropy and output z-loss
 
 
 class RouterLosses(NamedTuple):
-    """One sparse layer's part of the objective and its statistics, each a scalar."""
+    """Router losses and statistics of one sparse layer, each a scalar."""
 
-    load_balance: Tensor
-    z: Tensor
-    max_logit: Tensor  # without gradient
-    dropped_tokens: Tensor
-    real_tokens: Tensor
+    load_balance: Tensor  # float32, L_B
+    z: Tensor  # float32, L_Z
+    max_logit: Tensor  # float32, without gradient
+    dropped_tokens: Tensor  # int64, real tokens that no expert processes
+    real_tokens: Tensor  # int64
 
 
 def load_balance_loss(probs_GSE: Tensor, first_choice_GS: Tensor, mask_GS: Tensor) -> Tensor:
-    """Switch Transformer balance loss, eq. 4-6: E * sum_i f_i * P_i, averaged over groups.
+    """Compute the load-balance loss E * sum_i f_i * P_i, averaged over groups (Fedus et al. 2021, equations 4-6).
+
+    f_i is the fraction of a group's real tokens whose first choice is expert i, P_i their mean probability of expert i.
 
     Args:
-        probs_GSE: router probabilities, float32, rows sum to 1.
-        first_choice_GS: best expert of each token, int64, before capacity.
+        probs_GSE: router probabilities, float32; they sum to 1 over the experts.
+        first_choice_GS: most probable expert of each token, int64, before capacity is applied.
         mask_GS: 1 for real tokens, 0 for padding.
 
     Returns:
@@ -51,12 +53,12 @@ def load_balance_loss(probs_GSE: Tensor, first_choice_GS: Tensor, mask_GS: Tenso
 
 
 def router_z_loss(logits_GSE: Tensor, mask_GS: Tensor, divisor: Tensor | None = None) -> Tensor:
-    """Router z-loss, eq. 5 of the paper: mean over real tokens of (logsumexp of the router logits)^2.
+    """Compute the router z-loss: mean over real tokens of (logsumexp of the logits)^2 (Zoph et al. 2022, equation 5).
 
     Args:
         logits_GSE: router logits.
         mask_GS: 1 for real tokens, 0 for padding.
-        divisor: divisor; None: the real tokens of this call.
+        divisor: what the sum over real tokens is divided by; None: their number in this call.
 
     Returns:
         Scalar float32.
@@ -67,20 +69,20 @@ def router_z_loss(logits_GSE: Tensor, mask_GS: Tensor, divisor: Tensor | None = 
 
 
 def max_router_logit(logits_GSE: Tensor, mask_GS: Tensor) -> Tensor:
-    """The largest router logit of any real token and expert, float32 scalar without gradient; -inf without a token."""
+    """Return the largest logit of the real tokens, a float32 scalar without gradient; -inf if there are none."""
     return logits_GSE.detach().float().amax(-1).masked_fill(~mask_GS.bool(), float("-inf")).amax()
 
 
 def cross_entropy_and_z(logits_BLV: Tensor, labels_BL: Tensor, divisor: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and mean log^2 Z of the output head, from one logsumexp.
+    """Compute the cross-entropy and the mean log^2 Z of the output head, from one logsumexp.
 
     Args:
         logits_BLV: output logits.
         labels_BL: int64; ``IGNORED_LABEL`` where there is no target.
-        divisor: divisor of both sums.
+        divisor: what both sums over target tokens are divided by.
 
     Returns:
-        Two float32 scalars, nats per token and nats^2 per token.
+        Two float32 scalars: nats per token, nats^2 per token.
     """
     logits_BLV = logits_BLV.float()
     real_BL = labels_BL != IGNORED_LABEL

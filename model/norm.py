@@ -6,12 +6,12 @@ from torch.nn import functional
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation without mean or bias (Zhang & Sennrich 2019), as in T5.
+    """Root-mean-square normalization without mean or bias (Zhang & Sennrich 2019), as in T5.
 
     Args:
         width: size of the last axis.
         epsilon: added to the mean square.
-        scale: whether to multiply by a learned vector (init 1); the stability study switches it off.
+        scale: whether to multiply by a learned vector (initialized to 1); the stability study switches it off.
     """
 
     def __init__(self, width: int, epsilon: float, scale: bool = True):
@@ -20,5 +20,5 @@ class RMSNorm(nn.Module):
         self.scale = nn.Parameter(torch.empty(width)) if scale else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``x [..., width]``; the mean square is taken in float32, the result has the dtype of ``x``."""
+        """Normalize ``x [..., width]``; the mean square is taken in float32, the result has the dtype of ``x``."""
         return functional.rms_norm(x, (self.width,), self.scale, self.epsilon)

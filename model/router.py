@@ -1,4 +1,4 @@
-"""The public entry to routing, ``model.router.route``; the sparse layer lives in ``model/moe``."""
+"""Public entry to routing: ``model.router.route``. The sparse layer itself is in ``model/moe``."""
 
 from model.moe.router import route
 

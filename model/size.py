@@ -1,4 +1,4 @@
-"""How many parameters a configuration has, without building it."""
+"""Parameter counts of a configuration, without allocating a model."""
 
 import torch
 
@@ -8,10 +8,11 @@ from model.st_moe import StMoeForConditionalGeneration
 
 
 def count_parameters(config: StMoeConfig) -> tuple[int, int]:
-    """Total parameters, and those that one token uses: all but the experts it is not sent to.
+    """Return the total number of parameters, and the number active for one token.
 
-    A token counts as one that passes through encoder and decoder, in each sparse layer at ``top_n`` experts or, by
-    expert choice, at as many as take it on average: the training capacity factor.
+    Active are all parameters but those of experts that the token is not routed to. The token passes through encoder and
+    decoder and, in each sparse layer, through ``top_n`` experts; with expert choice, through as many experts as select
+    it on average, which is the training capacity factor.
     """
     with torch.device("meta"):
         model = StMoeForConditionalGeneration(config)

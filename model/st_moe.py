@@ -1,4 +1,4 @@
-"""ST-MoE as a Hugging Face model: forward with the whole objective, ``generate()`` with a key-value cache.
+"""ST-MoE as a Hugging Face model: ``forward()`` with the complete objective, ``generate()`` with a key-value cache.
 
 Shape suffixes: B = sequences, L = encoder positions, M = decoder positions, V = vocabulary, d = d_model.
 """
@@ -12,7 +12,7 @@ from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, Pre
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from model.config import StMoeConfig
-from model.initialisation import initialise_module
+from model.initialization import initialize_module
 from model.losses import IGNORED_LABEL, LossDivisors, RouterLosses, cross_entropy_and_z
 from model.moe.layer import SparseFeedForward
 from model.transformer import SparseFactory, Stack, StackOutput
@@ -20,12 +20,12 @@ from model.transformer import SparseFactory, Stack, StackOutput
 
 @dataclass
 class StMoeOutput(Seq2SeqLMOutput):
-    """Hugging Face's output and the objective's unweighted parts, float32 scalars; None without labels.
+    """Hugging Face's output with the unweighted terms of the objective, float32 scalars; None without labels.
 
-    ``loss = cross_entropy + c_B load_balance_loss + c_Z router_z_loss + c_O output_z_loss``. The sparse layers' losses
-    are their mean (or sum, ``router_loss_reduction``), 0 in a dense model. ``dropped_fraction`` is the share of real
-    tokens, over all sparse layers, that no expert had a place for; ``max_router_logit`` is the largest of all
-    routers' logits.
+    ``loss = cross_entropy + c_B load_balance_loss + c_Z router_z_loss + c_O output_z_loss``. The router losses are the
+    mean (or sum, ``router_loss_reduction``) over the sparse layers, 0 in a dense model. ``dropped_fraction`` is the
+    fraction of real tokens, over all sparse layers, that no expert processes; ``max_router_logit`` is the largest
+    logit of all routers.
     """
 
     cross_entropy: Tensor | None = None
@@ -37,20 +37,23 @@ class StMoeOutput(Seq2SeqLMOutput):
 
 
 class EmbeddedEncoder(nn.Module):
-    """The encoder as ``generate()`` wants it: token ids in, hidden states out. Owns no parameter of its own."""
+    """The encoder with the interface that ``generate()`` expects: token ids in, hidden states out.
+
+    It shares the model's modules and is not registered in the model, so it adds no parameters.
+    """
 
     def __init__(self, shared: nn.Embedding, encoder: Stack, pad_token_id: int):
         super().__init__()
         self.shared, self.encoder, self.pad_token_id = shared, encoder, pad_token_id
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> StackOutput:
-        """``input_ids [B, L]`` → ``StackOutput`` with ``[B, L, d]``; the mask is that of the model's ``forward``."""
+        """Encode ``input_ids [B, L]`` into hidden states ``[B, L, d]``; the mask is that of the model's forward."""
         mask = input_ids != self.pad_token_id if attention_mask is None else attention_mask
         return self.encoder(self.shared(input_ids), mask.bool(), mask)
 
 
 class StMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
-    """Encoder-decoder with one input embedding, untied output head, and sparse layers made by ``make_sparse``."""
+    """Encoder-decoder with one input embedding and an untied output head; ``make_sparse`` builds its sparse layers."""
 
     config_class = StMoeConfig
     base_model_prefix = "model"
@@ -68,10 +71,10 @@ class StMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        initialise_module(module, self.config)
+        initialize_module(module, self.config)
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The embedding that encoder and decoder share."""
+        """Return the embedding that encoder and decoder share."""
         return self.shared
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
@@ -79,21 +82,21 @@ class StMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.shared = value
 
     def get_output_embeddings(self) -> nn.Linear:
-        """The output head, not tied to the embedding."""
+        """Return the output head, which is not tied to the embedding."""
         return self.lm_head
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
-        """The encoder that ``generate()`` calls with token ids."""
+        """Return the encoder that ``generate()`` calls with token ids."""
         return EmbeddedEncoder(self.shared, self.encoder, self.config.pad_token_id)
 
     def shift_right(self, labels_BM: Tensor) -> Tensor:
-        """Decoder inputs from labels: the start token, then all labels but the last; ignored labels become pad."""
+        """Make decoder inputs from labels: the start token, then all labels but the last; ignored ones become pad."""
         start = labels_BM.new_full((len(labels_BM), 1), self.config.decoder_start_token_id)
         shifted = torch.cat((start, labels_BM[:, :-1]), dim=1)
         return shifted.masked_fill(shifted == IGNORED_LABEL, self.config.pad_token_id)
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
-        """Hugging Face's collators call ``shift_right`` by this name."""
+        """Call ``shift_right``; Hugging Face's collators look for this name."""
         return self.shift_right(labels)
 
     def forward(
@@ -109,19 +112,22 @@ class StMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         loss_divisors: LossDivisors | None = None,
         **_: Any,
     ) -> StMoeOutput:
-        """Logits and, with labels, the objective.
+        """Compute the logits and, with labels, the objective (Zoph et al. 2022, equation 6).
 
         Args:
             input_ids: int64 ``[B, L]``.
-            attention_mask: 1 for real tokens, ``[B, L]``; None: all that are not padding.
+            attention_mask: 1 for real tokens, ``[B, L]``; None: all tokens but padding.
             decoder_input_ids: int64 ``[B, M]``; None: ``shift_right(labels)``.
-            decoder_attention_mask: 1 for real decoder tokens, cached ones included; None: attention is causal only, and
-                the routers take as real the labels' targets or, without labels, what is not padding.
-            encoder_outputs: the encoder's output, when it is already known.
+            decoder_attention_mask: 1 for real decoder tokens, cached ones included; None: attention is only causal, and
+                the routers take the positions with a target as real or, without labels, all tokens but padding.
+            encoder_outputs: output of an earlier call of the encoder, in place of ``input_ids``.
             past_key_values: cache of the decoder, updated in place.
             labels: int64 ``[B, M]``, -100 where there is no target.
-            use_cache: whether to return a cache; None: ``config.use_cache`` outside training.
-            loss_divisors: divisors of the losses' sums, see ``LossDivisors``; None: this call's own real tokens.
+            use_cache: whether to return a cache; None: ``config.use_cache`` in evaluation mode and without labels.
+            loss_divisors: see ``LossDivisors``; None: the real tokens of this call.
+
+        Returns:
+            ``logits [B, M, V]``, the loss and its terms (with labels), the encoder's output ``[B, L, d]``, the cache.
 
         Raises:
             ValueError: neither ``input_ids`` nor ``encoder_outputs``, or neither labels nor ``decoder_input_ids``.
@@ -174,7 +180,7 @@ class StMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         labels_BM: Tensor | None,
         past_key_values: EncoderDecoderCache | None,
     ) -> Tensor:
-        """bool ``[B, M]``: decoder tokens that the routers serve."""
+        """Return a bool mask ``[B, M]`` of the decoder tokens that the routers treat as real."""
         if attention_mask is not None:
             return attention_mask[:, -ids_BM.shape[1] :].bool()
         if labels_BM is not None:

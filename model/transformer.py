@@ -1,6 +1,7 @@
-"""A block and a stack of blocks, encoder or decoder.
+"""A transformer block, and the stack of blocks of the encoder or the decoder.
 
-Shape suffixes: B = sequences, L = positions, K = positions of the memory or cache, d = d_model.
+Shape suffixes: B = sequences, L = positions, K = key positions (the encoder's output, or cached and new positions),
+d = d_model.
 """
 
 from dataclasses import dataclass
@@ -22,15 +23,15 @@ from model.precision import to_matmul_dtype
 
 
 class SparseFactory(Protocol):
-    """What makes the sparse layers of a model."""
+    """Builds the sparse layers of a model."""
 
     def __call__(self, config: StMoeConfig, *, decoder: bool) -> SparseFeedForward:
-        """A layer of the encoder or of the decoder."""
+        """Build a sparse layer of the encoder or of the decoder."""
 
 
 @dataclass
 class StackOutput(ModelOutput):
-    """What a stack gives: the normalised hidden states ``[B, L, d]``, its cache and its sparse layers' losses."""
+    """Output of a stack: normalized hidden states ``[B, L, d]``, cache, and the losses of each sparse layer."""
 
     last_hidden_state: Tensor | None = None
     past_key_values: EncoderDecoderCache | None = None
@@ -40,7 +41,8 @@ class StackOutput(ModelOutput):
 class Block(GradientCheckpointingLayer):
     """Attention, (decoder) cross-attention and feed-forward, each pre-norm → sub-layer → dropout → residual.
 
-    A sparse block has its extra dense feed-forward after or before the sparse one, as a sub-layer of its own.
+    In a sparse block the extra dense feed-forward is a further sub-layer, after or before the sparse one (Zoph et al.
+    2022, appendix C).
     """
 
     def __init__(self, config: StMoeConfig, index: int, *, decoder: bool, make_sparse: SparseFactory):
@@ -50,11 +52,11 @@ class Block(GradientCheckpointingLayer):
         self.cross_attention_norm = _norm(config) if decoder else None
         self.cross_attention = Attention(config, index) if decoder else None
         sparse = config.is_sparse_layer(index)
-        self.extra_place = config.extra_feed_forward if sparse else "none"
+        self.extra_placement = config.extra_feed_forward if sparse else "none"
         self.feed_forward_norm = _norm(config)
         self.feed_forward = make_sparse(config, decoder=decoder) if sparse else FeedForward(config)
-        self.extra_norm = _norm(config) if self.extra_place != "none" else None
-        self.extra_feed_forward = FeedForward(config) if self.extra_place != "none" else None
+        self.extra_norm = _norm(config) if self.extra_placement != "none" else None
+        self.extra_feed_forward = FeedForward(config) if self.extra_placement != "none" else None
         self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(
@@ -67,21 +69,25 @@ class Block(GradientCheckpointingLayer):
         memory_bias: Tensor | None = None,
         past_key_values: EncoderDecoderCache | None = None,
     ) -> tuple[Tensor, RouterLosses | None]:
-        """``[B, L, d]`` → ``[B, L, d]`` and, from a sparse block, the router's losses.
+        """Run the sub-layers: ``[B, L, d]`` → ``[B, L, d]``.
 
         Args:
             x_BLd: residual stream.
-            bias: of self-attention, see ``attention_bias``.
-            mask_BL: True for real tokens, for the router.
-            divisor: divisor of the router z-loss.
-            memory_BKd, memory_bias: the encoder's output and the bias of cross-attention.
-            past_key_values: cache of the decoder.
+            bias: additive bias of self-attention, see ``attention_bias``.
+            mask_BL: bool, True for real tokens, for the router.
+            divisor: divisor of the router z-loss, see ``LossDivisors``; None: the real tokens of this call.
+            memory_BKd: the encoder's output (decoder).
+            memory_bias: additive bias of cross-attention.
+            past_key_values: cache of the decoder, updated in place.
+
+        Returns:
+            The residual stream, and the router's losses (None from a dense block).
         """
         x_BLd = x_BLd + self.dropout(self.self_attention(self.self_attention_norm(x_BLd), bias, cache=past_key_values))
         if self.cross_attention is not None and self.cross_attention_norm is not None:
             normed = self.cross_attention_norm(x_BLd)
             x_BLd = x_BLd + self.dropout(self.cross_attention(normed, memory_bias, memory_BKd, past_key_values))
-        if self.extra_place == "before":
+        if self.extra_placement == "before":
             x_BLd = self._extra(x_BLd)
         losses = None
         normed = self.feed_forward_norm(x_BLd)
@@ -90,7 +96,7 @@ class Block(GradientCheckpointingLayer):
         else:
             y_BLd = self.feed_forward(normed)
         x_BLd = x_BLd + self.dropout(y_BLd)
-        if self.extra_place == "after":
+        if self.extra_placement == "after":
             x_BLd = self._extra(x_BLd)
         return x_BLd, losses
 
@@ -101,9 +107,9 @@ class Block(GradientCheckpointingLayer):
 
 
 class Stack(nn.Module):
-    """The encoder's or the decoder's blocks, position bias, final norm and dropouts."""
+    """Blocks of the encoder or the decoder, with position bias, final norm and dropout."""
 
-    main_input_name = "input_ids"  # what generate() asks the encoder for; see st_moe.EmbeddedEncoder
+    main_input_name = "input_ids"  # read by generate(), see st_moe.EmbeddedEncoder
 
     def __init__(self, config: StMoeConfig, *, decoder: bool, make_sparse: SparseFactory):
         super().__init__()
@@ -130,12 +136,13 @@ class Stack(nn.Module):
         """Run the blocks.
 
         Args:
-            embeds_BLd: embedded tokens, after the positions that are in the cache.
-            mask_BL: True for real tokens, for the routers.
-            key_mask_BK: True for the positions, cached ones included, that self-attention may see; None: all.
-            memory_BKd, memory_mask_BK: the encoder's output and its real positions (decoder).
-            past_key_values: the decoder's cache, updated in place.
-            divisor: divisor of the router z-loss, see ``LossDivisors``.
+            embeds_BLd: embedded tokens; their positions follow the cached ones.
+            mask_BL: bool, True for real tokens, for the routers.
+            key_mask_BK: True for positions, cached ones included, that self-attention may attend to; None: all.
+            memory_BKd: the encoder's output (decoder).
+            memory_mask_BK: True for real positions of the encoder's output; None: all.
+            past_key_values: cache of the decoder, updated in place.
+            divisor: divisor of the router z-loss, see ``LossDivisors``; None: the real tokens of this call.
         """
         length = embeds_BLd.shape[1]
         past = int(past_key_values.get_seq_length()) if past_key_values is not None else 0

@@ -1,1 +1,1 @@
-"""What spreads the network's experts over the ranks of a DeepSpeed job."""
+"""Expert parallelism on DeepSpeed: the sparse layer with its experts split over ranks."""

@@ -1,4 +1,4 @@
-"""The all-to-all of rows between ranks: differentiable, with equal or unequal splits, asynchronous, counted."""
+"""All-to-all of rows between ranks: differentiable, asynchronous, with equal or unequal splits and measured traffic."""
 
 import time
 from typing import Any
@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 
 class Traffic:
-    """What a layer's all-to-alls have moved, and how long its computation stood still for them."""
+    """Bytes that a layer's all-to-alls sent, and the time that compute was blocked by them."""
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -18,9 +18,9 @@ class Traffic:
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def take(self) -> tuple[int, float]:
-        """Bytes that this rank sent (its own share included) and seconds that it waited, since the last call.
+        """Return the bytes that this rank sent (to itself too) and the seconds that it waited, since the last call.
 
-        On CUDA this waits for the last all-to-all.
+        On CUDA this synchronizes with the end of the last all-to-all.
         """
         seconds = self._seconds
         for start, end in self._events:
@@ -31,7 +31,7 @@ class Traffic:
         return taken
 
     def wait(self, work: Any, device: torch.device) -> None:
-        """Wait for ``work`` and count the time, on CUDA between two events of the current stream."""
+        """Wait for ``work`` and add the time, on CUDA measured between two events of the current stream."""
         if device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
@@ -45,14 +45,16 @@ class Traffic:
 
 
 class Transfer:
-    """One all-to-all along the first axis, and its adjoint in the backward pass.
+    """One all-to-all along the first axis; the backward pass exchanges the gradients in the opposite direction.
 
-    Between ``start`` and ``finish`` other work may run. All ranks of ``group`` must start theirs in the same order.
+    Other work may run between ``start`` and ``finish``. Collective: all ranks of ``group`` must start their transfers
+    in the same order.
 
     Args:
-        group: the ranks.
-        traffic: where bytes and seconds are counted.
-        send, receive: rows to and from each rank; None: equal shares of the first axis.
+        group: the process group.
+        traffic: accumulates bytes and seconds.
+        send: rows to each rank; None: equal parts of the first axis.
+        receive: rows from each rank; None: equal parts of the first axis.
     """
 
     def __init__(
@@ -64,14 +66,14 @@ class Transfer:
     ):
         self.group, self.traffic, self.send, self.receive = group, traffic, send, receive
         self._work: Any = None
-        self._returning: Tensor | None = None  # the gradient in flight
+        self._gradient: Tensor | None = None  # in flight, from the backward pass of finish to that of start
 
     def start(self, x: Tensor) -> Tensor:
-        """Launch; the result may be passed to ``finish`` and to nothing else."""
+        """Launch the all-to-all; the result may only be passed to ``finish``."""
         return _Start.apply(x, self)
 
     def finish(self, received: Tensor) -> Tensor:
-        """Wait for the rows."""
+        """Wait for the received rows and return them."""
         return _Finish.apply(received, self)
 
     def _launch(self, x: Tensor, send: list[int] | None, receive: list[int] | None) -> Tensor:
@@ -95,8 +97,8 @@ class _Start(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, _: Tensor) -> tuple[Tensor, None]:
-        grad = ctx.transfer._returning
-        ctx.transfer._returning = None
+        grad = ctx.transfer._gradient
+        ctx.transfer._gradient = None
         ctx.transfer._wait(grad)
         return grad, None
 
@@ -113,5 +115,5 @@ class _Finish(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         transfer = ctx.transfer
-        transfer._returning = transfer._launch(grad, transfer.receive, transfer.send)
-        return grad, None  # of the shape that autograd wants; what _Start returns is on its way
+        transfer._gradient = transfer._launch(grad, transfer.receive, transfer.send)
+        return grad, None  # only its shape matters: the backward pass of _Start returns the received gradient

@@ -4,7 +4,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class ParallelConfig(BaseModel):
-    """How the model is spread over ranks; data parallelism takes the ranks that expert parallelism leaves."""
+    """How experts are split over ranks; data parallelism replicates each expert-parallel group.
+
+    Raises:
+        ValidationError: (pydantic) an unknown key, or a value of the wrong type or out of range.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -17,6 +21,6 @@ class ParallelConfig(BaseModel):
     all_to_all_chunks: int = Field(
         1,
         ge=1,
-        description="Parts in which rows travel to their experts while other parts are computed; divides the experts "
-        "of a rank. Does not change a result.",
+        description="Chunks of a rank's experts; while one is computed, the rows of others are exchanged. Divides the "
+        "experts per rank; does not change results.",
     )

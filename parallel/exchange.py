@@ -1,4 +1,4 @@
-"""Rows of all experts on this rank → rows of this rank's experts from all ranks, and back, in chunks of experts.
+"""Exchanges this rank's rows of all experts for all ranks' rows of this rank's experts, and back, in chunks of experts.
 
 Shape suffixes: W = ranks of the expert-parallel group, E = experts of the layer, L = E / W experts of one rank,
 K = chunks, R = rows on this rank before the exchange, X = rows of a chunk's local experts from all ranks,
@@ -18,20 +18,21 @@ Run = Callable[[Tensor, Tensor | None], Tensor]
 
 
 class Exchange(ABC):
-    """What brings rows to their experts' rank and back: two transfers for each chunk of its experts."""
+    """Sends rows to the ranks of their experts and back: two transfers per chunk of experts."""
 
-    there: Sequence[Transfer]
-    back: Sequence[Transfer]
+    there: Sequence[Transfer]  # to the experts, one per chunk
+    back: Sequence[Transfer]  # from the experts, one per chunk
 
     def through(self, rows_Rd: Tensor, experts: Sequence[Run]) -> Tensor:
-        """Run the experts of all ranks on the rows of all ranks: ``[R, d]`` → ``[R, d]``.
+        """Run the experts of all ranks on the rows of all ranks: ``[R, d]`` → ``[R, d]``; collective.
 
-        While a chunk's experts compute, later chunks are on their way to them and earlier ones on their way back; so
-        too in the backward pass, which autograd runs in the reverse of this order on every rank.
+        While the experts of one chunk compute, later chunks are being sent and earlier ones returned. The same holds in
+        the backward pass, which autograd runs in reverse order on every rank.
 
         Args:
-            rows_Rd: sorted by global expert.
-            experts: of each chunk, what maps its rows ``[X, d]``, sorted by expert, and counts to ``[X, d]``.
+            rows_Rd: rows sorted by global expert.
+            experts: one function per chunk, which maps its rows ``[X, d]``, sorted by expert, and their counts (None if
+                equal) to ``[X, d]``.
         """
         sent = [transfer.start(rows) for transfer, rows in zip(self.there, self.split(rows_Rd), strict=True)]
         returning = []
@@ -43,37 +44,44 @@ class Exchange(ABC):
 
     @abstractmethod
     def counts(self, chunk: int) -> Tensor | None:
-        """Rows of each expert of the chunk; None: equal."""
+        """Return the rows of each expert of the chunk, from all ranks; None: equal numbers."""
 
     @abstractmethod
     def split(self, rows_Rd: Tensor) -> Sequence[Tensor]:
-        """What is sent for each chunk, sorted by rank and, within it, by expert."""
+        """Return the rows to send for each chunk, sorted by receiving rank, then by expert."""
 
     @abstractmethod
     def sort(self, rows_Xd: Tensor, chunk: int) -> Tensor:
-        """From sorted by rank to sorted by expert."""
+        """Reorder received rows from sorted by rank to sorted by expert."""
 
     @abstractmethod
     def unsort(self, rows_Xd: Tensor, chunk: int) -> Tensor:
-        """The inverse of ``sort``."""
+        """Invert ``sort``."""
 
     @abstractmethod
     def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """The inverse of ``split``."""
+        """Invert ``split``."""
 
 
 class EqualExchange(Exchange):
-    """Every expert has as many rows as any other: R = E * r."""
+    """Exchange of equally many rows per expert: R = E * r.
+
+    Args:
+        num_local: L.
+        group: the expert-parallel group.
+        traffic: accumulates bytes and seconds.
+        chunks: K; divides L.
+    """
 
     def __init__(self, num_local: int, group: dist.ProcessGroup, traffic: Traffic, chunks: int = 1):
         self.world, self.experts = dist.get_world_size(group=group), num_local // chunks
         self.there, self.back = ([Transfer(group, traffic) for _ in range(chunks)] for _ in range(2))
 
     def counts(self, chunk: int) -> None:
-        """Equal."""
+        """Return None: all experts have equally many rows."""
 
     def split(self, rows_Rd: Tensor) -> Sequence[Tensor]:
-        """``[R, d]`` as ``[W, K, L / K * r, d]``; one chunk is sent as it is."""
+        """Split ``[R, d]``, viewed as ``[W, K, L / K * r, d]``, along K; a single chunk is sent without a copy."""
         if len(self.there) == 1:
             return [rows_Rd]
         return [
@@ -81,34 +89,35 @@ class EqualExchange(Exchange):
         ]
 
     def sort(self, rows_Xd: Tensor, chunk: int) -> Tensor:
-        """``[W, L / K, r, d]`` → ``[L / K, W, r, d]``."""
+        """Transpose ``[W, L / K, r, d]`` → ``[L / K, W, r, d]``."""
         return rows_Xd.view(self.world, self.experts, -1, rows_Xd.shape[-1]).transpose(0, 1).flatten(0, 2)
 
     def unsort(self, rows_Xd: Tensor, chunk: int) -> Tensor:
-        """``[L / K, W, r, d]`` → ``[W, L / K, r, d]``."""
+        """Transpose ``[L / K, W, r, d]`` → ``[W, L / K, r, d]``."""
         return rows_Xd.view(self.experts, self.world, -1, rows_Xd.shape[-1]).transpose(0, 1).flatten(0, 2)
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """``K x [W, L / K * r, d]`` → ``[R, d]``."""
+        """Join K tensors ``[W, L / K * r, d]`` into ``[R, d]``."""
         if len(parts) == 1:
             return parts[0]
         return torch.stack([part.view(self.world, -1, part.shape[-1]) for part in parts], dim=1).flatten(0, 2)
 
 
 class RaggedExchange(Exchange):
-    """Any number of rows for each expert, agreed upon by an exchange of counts first.
+    """Exchange of any number of rows per expert, after an exchange of the counts.
 
-    Collective on construction. Waits for the device once, since a collective needs its splits on the host.
+    Construction is collective, and synchronizes with the device once: an all-to-all needs its splits on the host.
 
     Args:
-        counts_E: rows of each expert on this rank, int64; they add up to R.
-        group, traffic: of the expert-parallel ranks.
-        chunks: divides L.
+        counts_E: rows of each expert on this rank, int64; their sum is R.
+        group: the expert-parallel group.
+        traffic: accumulates bytes and seconds.
+        chunks: K; divides L.
     """
 
     def __init__(self, counts_E: Tensor, group: dist.ProcessGroup, traffic: Traffic, chunks: int = 1):
         world = dist.get_world_size(group=group)
-        received_E = torch.empty_like(counts_E)  # [W, L]: from each rank, for each local expert
+        received_E = torch.empty_like(counts_E)  # [W, L]: rows from each rank for each local expert
         dist.all_to_all_single(received_E, counts_E.contiguous(), group=group)
         self._counts_KL = received_E.view(world, -1).sum(0).chunk(chunks)
         sent_WKL, received_WKL = torch.stack((counts_E, received_E)).view(2, world, chunks, -1).tolist()
@@ -120,29 +129,34 @@ class RaggedExchange(Exchange):
             self.back.append(Transfer(group, traffic, receive, send))
 
     def counts(self, chunk: int) -> Tensor:
-        """Of all ranks together."""
+        """Return the rows of each expert of the chunk, summed over ranks, int64 ``[L / K]``."""
         return self._counts_KL[chunk]
 
     def split(self, rows_Rd: Tensor) -> Sequence[Tensor]:
-        """Blocks in the order rank, chunk → for each chunk its blocks of all ranks."""
+        """Regroup blocks in the order (rank, chunk) by chunk."""
         return _transposed(rows_Rd, [[sum(row_L) for row_L in row_KL] for row_KL in self._sent_WKL])
 
     def sort(self, rows_Xd: Tensor, chunk: int) -> Tensor:
-        """Blocks in the order rank, expert → expert, rank."""
+        """Reorder blocks from (rank, expert) to (expert, rank)."""
         return torch.cat(_transposed(rows_Xd, self._received_KWL[chunk]))
 
     def unsort(self, rows_Xd: Tensor, chunk: int) -> Tensor:
-        """Blocks in the order expert, rank → rank, expert."""
+        """Reorder blocks from (expert, rank) to (rank, expert)."""
         return torch.cat(_transposed(rows_Xd, list(zip(*self._received_KWL[chunk], strict=True))))
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """For each chunk its blocks of all ranks → blocks in the order rank, chunk."""
+        """Join blocks grouped by chunk in the order (rank, chunk)."""
         sent_KW = [[sum(row_KL[chunk]) for row_KL in self._sent_WKL] for chunk in range(len(parts))]
         return torch.cat(_transposed(torch.cat(list(parts)), sent_KW))
 
 
 def _transposed(rows: Tensor, counts: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Rows in blocks, row-major in ``counts`` → the blocks of each column, together."""
+    """Return the columns of a matrix of blocks, each concatenated.
+
+    Args:
+        rows: the blocks one after another, in row-major order.
+        counts: rows of each block.
+    """
     blocks = iter(rows.split([count for row in counts for count in row]))
     matrix = [[next(blocks) for _ in row] for row in counts]
     return [torch.cat(column) for column in zip(*matrix, strict=True)]

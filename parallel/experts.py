@@ -1,4 +1,4 @@
-"""The experts of one rank, working for all ranks of the expert-parallel group.
+"""The experts of one rank, which serve all ranks of the expert-parallel group.
 
 Shape suffixes: E = experts of the layer, R = rows on this rank, d = d_model.
 """
@@ -15,12 +15,12 @@ from parallel.exchange import EqualExchange, Exchange, RaggedExchange
 
 
 class ExchangedExperts(Experts):
-    """This rank's share of a layer's experts.
+    """This rank's share of a layer's experts; their rows are exchanged over the expert-parallel group.
 
     Args:
-        config: of the model.
-        group: the ranks that hold the experts, each as many.
-        chunks: parts, of equally many experts, in which rows travel while others are computed.
+        config: the model's; its ``num_experts`` are split equally over ``group``.
+        group: the expert-parallel group.
+        chunks: equal parts of this rank's experts; one part computes while the rows of others are exchanged.
     """
 
     def __init__(self, config: StMoeConfig, group: dist.ProcessGroup, chunks: int):
@@ -29,7 +29,7 @@ class ExchangedExperts(Experts):
         self.group, self.chunks, self.traffic = group, chunks, Traffic()
 
     def forward(self, rows_Rd: Tensor, counts_E: Tensor | None = None) -> Tensor:
-        """As ``Experts.forward``, for the experts of all ranks; collective over the group."""
+        """Run the experts of all ranks on this rank's rows, see ``Experts.forward``; collective over the group."""
         if dist.get_world_size(group=self.group) == 1:
             return super().forward(rows_Rd, counts_E)
         exchange: Exchange
@@ -40,7 +40,7 @@ class ExchangedExperts(Experts):
         if self.chunks == 1:
             return exchange.through(rows_Rd, [super().forward])
         size = self.num_local // self.chunks
-        # split, unlike a slice, has one backward for all chunks.
+        # split, unlike slicing, has one backward node for all chunks.
         weights = zip(self.w1.split(size), self.w2.split(size), self.w3.split(size), strict=True)
         chunks = [functools.partial(self.run, weights=w, first=chunk * size) for chunk, w in enumerate(weights)]
         return exchange.through(rows_Rd, chunks)

@@ -1,8 +1,8 @@
-"""The sparse feed-forward with its experts spread over the ranks of an expert-parallel group.
+"""The sparse feed-forward with its experts split over the ranks of an expert-parallel group.
 
-It is at once the model's layer, which does the computing, and DeepSpeed's ``AutoEPMoELayer``, by which the engine
-knows it: expert gradients are reduced over the expert-data-parallel group, ZeRO partitions expert weights over it,
-and checkpoints hold every expert under its global number.
+The class derives from the model's layer, which computes, and from DeepSpeed's ``AutoEPMoELayer``, by which the engine
+recognizes it: the engine reduces expert gradients over the expert-data-parallel group, and ZeRO partitions expert
+weights and their optimizer state over that group.
 """
 
 import functools
@@ -37,13 +37,20 @@ from parallel.experts import ExchangedExperts
 class ExpertParallelFeedForward(SparseFeedForward, AutoEPMoELayer):
     """``SparseFeedForward`` that holds ``num_experts / expert_parallel_size`` experts.
 
-    Collective: all ranks must build their layers in the same order, after ``deepspeed.init_distributed()``.
+    Construction is collective: all ranks must build their layers in the same order, after
+    ``deepspeed.init_distributed()``.
+
+    Args:
+        config: the model's.
+        expert_parallel_size: ranks that share one copy of the experts; divides ``num_experts`` and the world size.
+        all_to_all_chunks: see ``ExchangedExperts``.
+        decoder: whether the layer is one of the decoder.
     """
 
     def __init__(
         self, config: StMoeConfig, *, expert_parallel_size: int, all_to_all_chunks: int = 1, decoder: bool = False
     ):
-        nn.Module.__init__(self)  # AutoEPMoELayer.__init__ converts a foreign layer; here there is none
+        nn.Module.__init__(self)  # not AutoEPMoELayer.__init__, which converts an existing layer
         self.model_family = config.model_type
         self.ep_size = expert_parallel_size
         self.num_experts = config.num_experts
@@ -63,20 +70,20 @@ class ExpertParallelFeedForward(SparseFeedForward, AutoEPMoELayer):
         self._mark_parameters()
 
     def make_experts(self, config: StMoeConfig) -> Experts:
-        """This rank's share of the experts."""
+        """Build this rank's share of the experts."""
         return ExchangedExperts(config, self.ep_group, self.all_to_all_chunks)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ExpertParallelFeedForward":
-        """Materialising from the meta device makes new parameters, without marks."""
+        """Move or cast the module; mark its parameters again, since materialization from meta replaces them."""
         super()._apply(fn, recurse)
         self._mark_parameters()
         return self
 
     def _mark_parameters(self) -> None:
-        """Tell DeepSpeed which parameters are split over ranks and where each expert is."""
+        """Set the attributes by which DeepSpeed knows split parameters and the global numbers of their experts."""
         local = autoep_experts_for_rank(self.expert_placement_descriptor, self.ep_rank)
-        sharded = (self.experts.w1, self.experts.w2, self.experts.w3)
-        for parameter in sharded:
+        split = (self.experts.w1, self.experts.w2, self.experts.w3)
+        for parameter in split:
             logical_shape = [self.num_experts, *parameter.shape[1:]]
             affine_map = autoep_placement_to_affine_map(self.expert_placement_descriptor, logical_shape)
             meta = {
@@ -95,13 +102,13 @@ class ExpertParallelFeedForward(SparseFeedForward, AutoEPMoELayer):
             ):
                 setattr(parameter, name, value)
         for parameter in self.parameters():
-            if not any(parameter is p for p in sharded):
+            if not any(parameter is p for p in split):
                 setattr(parameter, "allreduce", True)  # noqa: B010 - not an attribute of nn.Parameter
                 setattr(parameter, "ds_zero_placement_family", "replicated")  # noqa: B010
 
 
 def sparse_factory(parallel: ParallelConfig) -> SparseFactory:
-    """What builds a sparse layer whose experts are spread over ``parallel.expert_parallel_size`` ranks."""
+    """Return a factory of sparse layers whose experts are split over ``parallel.expert_parallel_size`` ranks."""
     return functools.partial(
         ExpertParallelFeedForward,
         expert_parallel_size=parallel.expert_parallel_size,
@@ -110,6 +117,6 @@ def sparse_factory(parallel: ParallelConfig) -> SparseFactory:
 
 
 def take_traffic(model: nn.Module) -> tuple[int, float]:
-    """Bytes and seconds of the all-to-alls of all layers of ``model`` since the last call, see ``Traffic.take``."""
+    """Sum ``Traffic.take`` over the layers of ``model``: bytes sent and seconds waited since the last call."""
     taken = [module.traffic.take() for module in model.modules() if isinstance(module, ExchangedExperts)]
     return sum(size for size, _ in taken), sum(seconds for _, seconds in taken)

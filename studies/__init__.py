@@ -1,1 +1,1 @@
-"""The paper's experiments as commands. Every run is the real ``train.py``, started as a user starts it."""
+"""The paper's experiments as commands: ``runner`` is shared, each study adds its runs, tables and figures to it."""

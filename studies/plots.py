@@ -8,7 +8,7 @@ import matplotlib
 
 from studies.runner.divergence import MARGIN_NATS
 from studies.runner.runs import Result, Run
-from studies.runner.statistics import by_variant, mean_of, summarise
+from studies.runner.statistics import by_variant, summarize
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -17,14 +17,14 @@ SMOOTH_ROWS = 10
 
 
 def plot_curves(runs: Sequence[Run], path: Path) -> None:
-    """Training cross-entropy, mean logsumexp² and largest router logit over the steps; a line per run."""
+    """Plot training cross-entropy, mean logsumexp² and largest router logit over the steps, one line per run."""
     quantities = (
         ("cross_entropy", "training cross-entropy, nats"),
         ("router_z_loss", "mean (logsumexp of router logits)²"),
         ("max_router_logit", "largest router logit"),
     )
     figure, axes = pyplot.subplots(1, 3, figsize=(18, 5.5), layout="constrained")
-    colours = _colours([run.variant for run in runs])
+    colors = _colors([run.variant for run in runs])
     for run in runs:
         rows = [row for row in run.rows() if "split" not in row]
         label = run.variant if run.seed == min(r.seed for r in runs if r.variant == run.variant) else None
@@ -33,7 +33,7 @@ def plot_curves(runs: Sequence[Run], path: Path) -> None:
             smooth = SMOOTH_ROWS if key == "cross_entropy" else 1
             steps = [row["step"] for row in rows][smooth - 1 :]
             means = [sum(values[i : i + smooth]) / smooth for i in range(len(values) - smooth + 1)]
-            axis.plot(steps, means, color=colours[run.variant], linewidth=0.9, alpha=0.8, label=label)
+            axis.plot(steps, means, color=colors[run.variant], linewidth=0.9, alpha=0.8, label=label)
     for axis, (key, title) in zip(axes, quantities, strict=True):
         axis.set_xlabel("step")
         axis.set_ylabel(title + (f", mean of {SMOOTH_ROWS} rows" if key == "cross_entropy" else ""))
@@ -45,20 +45,20 @@ def plot_curves(runs: Sequence[Run], path: Path) -> None:
 
 
 def plot_quality_against_stability(results: Sequence[Result], path: Path) -> None:
-    """A point per variant, up and right is better; bars are standard errors."""
+    """Plot one point per variant with its standard error; up and right is better."""
     figure, axis = pyplot.subplots(figsize=(7, 5), layout="constrained")
     grouped = by_variant(results)
-    colours = _colours(list(grouped))
+    colors = _colors(list(grouped))
     for name, of_variant in grouped.items():
-        summary = summarise(of_variant)
+        summary = summarize(of_variant)
         if summary.quality is None:
             continue
         axis.errorbar(
             100 * summary.stable / summary.over, summary.quality.value, yerr=summary.quality.error or 0.0,
-            fmt="o", capsize=3, color=colours[name], label=f"{name} ({summary.fraction})",
+            fmt="o", capsize=3, color=colors[name], label=f"{name} ({summary.fraction})",
         )  # fmt: skip
     axis.set_xlim(-5, 105)
-    axis.set_xlabel(f"stable runs, % (unstable: {MARGIN_NATS} nats above its own level, or not finite)")
+    axis.set_xlabel(f"stable runs, % (unstable: {MARGIN_NATS} nats above the run's level, or not finite)")
     axis.set_ylabel("quality: negative log perplexity")
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small")
@@ -66,7 +66,7 @@ def plot_quality_against_stability(results: Sequence[Result], path: Path) -> Non
 
 
 def plot_sweep(results: Mapping[float, Sequence[Result]], path: Path) -> None:
-    """Quality, final L_Z and largest logit against c_Z; 0 stands at the left end of the logarithmic axis."""
+    """Plot quality, final L_Z and largest logit over c_Z; 0 is at the left end of the logarithmic axis."""
     smallest = min((value for value in results if value), default=1.0)
     figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
     quantities = (
@@ -75,17 +75,17 @@ def plot_sweep(results: Mapping[float, Sequence[Result]], path: Path) -> None:
         ("max_router_logit", "largest router logit"),
     )
     for axis, (key, title) in zip(axes, quantities, strict=True):
-        places, means, errors = [], [], []
+        coefficients, means, errors = [], [], []
         for coefficient, of_value in results.items():
-            values = [getattr(r, key) for r in of_value if r.status == "stable" and getattr(r, key) is not None]
-            mean = mean_of(values)
+            summary = summarize(of_value)
+            mean = summary.quality if key == "quality" else summary.metrics.get(key)
             if mean is not None:
-                places.append(coefficient)
+                coefficients.append(coefficient)
                 means.append(mean.value)
                 errors.append(mean.error or 0.0)
-        axis.errorbar(places, means, yerr=errors, fmt="o-", capsize=3)
+        axis.errorbar(coefficients, means, yerr=errors, fmt="o-", capsize=3)
         axis.set_xscale("symlog", linthresh=smallest)
-        axis.set_xlabel("c_Z, weight of the router z-loss")
+        axis.set_xlabel("c_Z, router z-loss coefficient")
         axis.set_ylabel(title)
         axis.grid(alpha=0.3)
         if key == "router_z_loss":
@@ -93,7 +93,7 @@ def plot_sweep(results: Mapping[float, Sequence[Result]], path: Path) -> None:
     _save(figure, path)
 
 
-def _colours(names: Sequence[str]) -> dict[str, Any]:
+def _colors(names: Sequence[str]) -> dict[str, Any]:
     return {name: f"C{index}" for index, name in enumerate(dict.fromkeys(names))}
 
 

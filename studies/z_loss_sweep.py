@@ -1,4 +1,4 @@
-"""The sweep of the router z-loss's weight c_Z (Zoph et al. 2022, appendix B): quality, final L_Z and largest logit.
+"""Sweep of the router z-loss coefficient c_Z (Zoph et al. 2022, appendix B): quality, final L_Z and largest logit.
 
 python -m studies.z_loss_sweep --config configs/tiny.yaml --coefficients 0 1e-4 1e-3 1e-2
 """
@@ -7,20 +7,21 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from typing import Any
 
 from studies.plots import plot_sweep
 from studies.runner.options import carry_out, common_arguments, exit_code, make_launcher, make_parser, positive, refuse
 from studies.runner.runs import Result
-from studies.runner.statistics import summarise
+from studies.runner.statistics import as_row, summarize
 from training.config.errors import ConfigError
 
 COEFFICIENTS = [0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
+METRICS = ("router_z_loss", "max_router_logit")
 HEADER = "| c_Z | Fraction stable | Quality (↑) | Final L_Z | Largest router logit |\n| --- | --- | --- | --- | --- |"
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = make_parser(__doc__, "runs/z_loss_sweep")
     parser.add_argument(
         "--coefficients",
@@ -28,24 +29,29 @@ def parse_arguments() -> argparse.Namespace:
         type=float,
         default=COEFFICIENTS,
         metavar="C_Z",
-        help=f"c_Z to try ({' '.join(f'{c:g}' for c in COEFFICIENTS)})",
+        help=f"values of c_Z ({' '.join(f'{c:g}' for c in COEFFICIENTS)})",
     )
     parser.add_argument("--seeds", type=int, default=1, help="seeds of every c_Z (%(default)s)")
     return parser.parse_intermixed_args()
 
 
 def format_sweep(results: Mapping[float, Sequence[Result]]) -> str:
-    """A Markdown table, a row per c_Z."""
+    """Format a Markdown table with one row per c_Z."""
     rows = []
     for coefficient, of_value in results.items():
-        s = summarise(of_value)
-        figures = " | ".join(str(mean or "-") for mean in (s.quality, s.router_z_loss, s.max_router_logit))
+        s = summarize(of_value)
+        figures = " | ".join(str(mean or "-") for mean in (s.quality, *map(s.metrics.get, METRICS)))
         rows.append(f"| {coefficient:g} | {s.fraction} | {figures} |")
     return "\n".join([HEADER, *rows]) + "\n"
 
 
+def to_rows(results: Mapping[float, Sequence[Result]]) -> list[dict[str, Any]]:
+    """Return one row per run, for ``table.json``."""
+    return [{"c_z": c, **as_row(result, METRICS)} for c, of_value in results.items() for result in of_value]
+
+
 def main() -> int:
-    """Run what is not finished, then write table and figure; the exit code."""
+    """Execute the unfinished runs, then write table and figure; return the exit code."""
     arguments = parse_arguments()
     coefficients = list(dict.fromkeys(sorted(arguments.coefficients)))
     try:
@@ -67,10 +73,9 @@ def main() -> int:
     results = {c: [result for run, result in outcome if run.variant == f"c_z_{c:g}"] for c in coefficients}
     table, out = format_sweep(results), arguments.out
     (out / "table.md").write_text(table, encoding="utf-8")
-    rows = [{"c_z": c, **asdict(result)} for c, of_value in results.items() for result in of_value]
-    (out / "table.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    (out / "table.json").write_text(json.dumps(to_rows(results), indent=2) + "\n", encoding="utf-8")
     plot_sweep(results, out / "z_loss_sweep.png")
-    print(f"\n{table}\n{out}/z_loss_sweep.png shows it")
+    print(f"\n{table}\n{out}/z_loss_sweep.png plots it")
     return exit_code(arguments, [result for _, result in outcome])
 
 

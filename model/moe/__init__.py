@@ -1,1 +1,1 @@
-"""The sparse layer: router, gatings, dispatch, experts."""
+"""The sparse layer: router, gating, dispatch, experts."""

@@ -1,6 +1,9 @@
-"""Tokens to expert rows and back, by gathers in both directions: neither forward nor backward scatters activations.
+"""Copies tokens into the experts' buffer and combines its rows into tokens.
 
-Shape suffixes: N = choices, T = tokens, R = rows of the buffer (E * G * C), d = d_model.
+Forward and backward pass gather in both directions; neither scatters activations.
+
+Shape suffixes: N = choices of a token, T = tokens, Q = N * T choices of all tokens, R = rows of the buffer (capacity
+slots of all experts), b = rows or tokens of a block, d = d_model.
 """
 
 from collections.abc import Iterator
@@ -14,7 +17,12 @@ CPU_BLOCK = 512  # rows: with d_model 512, 1 MB in float32
 
 
 def tokens_of_rows(slot_NT: Tensor, rows: int) -> Tensor:
-    """The inverse of ``slot_NT``: for each row of the buffer its token, int64 ``[R]``; T for an empty row."""
+    """Invert ``slot_NT``: return the token of each row of the buffer, int64 ``[R]``; T for an empty row.
+
+    Args:
+        slot_NT: row of each choice, int64; ``rows`` where the choice has none.
+        rows: R.
+    """
     choices, tokens = slot_NT.shape
     token_R = torch.full((rows + 1,), tokens, dtype=torch.int64, device=slot_NT.device)
     token_T = torch.arange(tokens, device=slot_NT.device)
@@ -23,22 +31,22 @@ def tokens_of_rows(slot_NT: Tensor, rows: int) -> Tensor:
 
 
 def _take(source: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
-    """Rows of ``source [n, d]``; any row where ``index`` is n: for what is then multiplied by 0."""
+    """Gather rows of ``source``; where ``index`` is its length, any row, which the caller multiplies by 0."""
     if not len(source):  # dropless routing of padding alone
         return source.new_zeros(len(index), source.shape[1]) if out is None else out.zero_()
     return torch.index_select(source, 0, index.clamp(max=len(source) - 1), out=out)
 
 
 def _take_or_zero(source: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
-    """Rows of ``source [n, d]``; zero where ``index`` is n."""
-    taken, nothing = _take(source, index, out), index == len(source)
+    """Gather rows of ``source``; zero where ``index`` is its length."""
+    taken, empty = _take(source, index, out), index == len(source)
     if taken.is_cuda:
-        return taken.masked_fill_(nothing.unsqueeze(-1), 0)
-    return taken.index_fill_(0, nothing.nonzero().squeeze(-1), 0)  # touches these rows alone
+        return taken.masked_fill_(empty.unsqueeze(-1), 0)
+    return taken.index_fill_(0, empty.nonzero().squeeze(-1), 0)  # writes only the empty rows
 
 
 def _blocks(rows: int, device: torch.device) -> Iterator[slice]:
-    """All rows; on a CPU in blocks that stay in the cache from one operation to the next."""
+    """Yield all rows at once; on a CPU in blocks that stay in the cache from one operation to the next."""
     size = CPU_BLOCK if device.type == "cpu" else max(rows, 1)
     return (slice(start, start + size) for start in range(0, rows, size))
 
@@ -82,7 +90,7 @@ class _Combine(torch.autograd.Function):
         rows_Rd, gate_NT, slot_NT, token_R = ctx.saved_tensors
         slot_Q, rows = slot_NT.reshape(-1), len(rows_Rd)
         weight_R = rows_Rd.new_zeros(rows + 1).scatter_(0, slot_Q, gate_NT.to(rows_Rd.dtype).reshape(-1))
-        grad_gate_R = gate_NT.new_zeros(rows + 1)  # the last one is of choices without a row
+        grad_gate_R = gate_NT.new_zeros(rows + 1)  # the last element is for choices without a row
         grad_Rd = torch.empty_like(rows_Rd)
         for block in _blocks(rows, rows_Rd.device):
             grad_bd = _take(grad_Td, token_R[block], out=grad_Rd[block])
@@ -92,7 +100,7 @@ class _Combine(torch.autograd.Function):
 
 
 def dispatch(x_Td: Tensor, slot_NT: Tensor, token_R: Tensor) -> Tensor:
-    """Copy tokens to their rows: ``[T, d]`` → ``[R, d]``, empty rows zero.
+    """Copy tokens to their rows of the buffer: ``[T, d]`` → ``[R, d]``, same dtype; empty rows are zero.
 
     Args:
         x_Td: activations.
@@ -103,8 +111,14 @@ def dispatch(x_Td: Tensor, slot_NT: Tensor, token_R: Tensor) -> Tensor:
 
 
 def combine(rows_Rd: Tensor, gate_NT: Tensor, slot_NT: Tensor, token_R: Tensor) -> Tensor:
-    """Weighted sum of each token's rows: ``[R, d]`` → ``[T, d]`` in the dtype of ``rows_Rd``.
+    """Sum each token's rows with its gates as weights: ``[R, d]`` → ``[T, d]``, in the dtype of ``rows_Rd``.
 
-    A token without any row gets exactly 0, and gives no gradient.
+    A token without a row gets exactly 0 and contributes no gradient.
+
+    Args:
+        rows_Rd: outputs of the experts.
+        gate_NT: weight of each choice, float32.
+        slot_NT: row of each choice, int64; R where the choice has none.
+        token_R: ``tokens_of_rows(slot_NT, R)``.
     """
     return _Combine.apply(rows_Rd, gate_NT, slot_NT, token_R)

@@ -1,6 +1,6 @@
-"""The experts of a sparse layer: stacked feed-forwards, applied to rows that are already sorted by expert.
+"""The experts of a sparse layer: stacked feed-forwards, applied to rows that are sorted by expert.
 
-Shape suffixes: E = experts held here, R = rows of all of them, r = rows of one, d = d_model, F = d_ff.
+Shape suffixes: E = experts on this rank, R = rows of all of them, r = rows of one, d = d_model, F = d_ff.
 """
 
 import torch
@@ -15,10 +15,12 @@ Weights = tuple[Tensor, Tensor, Tensor]
 
 
 class Experts(nn.Module):
-    """``num_local`` of the layer's experts, beginning with the global expert ``first``.
+    """``num_local`` of the layer's experts, starting at the global expert ``first``.
 
-    ``w1`` and ``w3`` are W_in and W_gate, ``w2`` is W_out: the names under which DeepSpeed's checkpoints know the
-    stacked weights of expert-parallel layers. Without a gate (ReLU) ``w1`` and ``w3`` are the two halves of W_in.
+    ``w1 [E, F, d]`` is W_in, ``w3 [E, F, d]`` is W_gate, ``w2 [E, d, F]`` is W_out. With ReLU, ``w1`` and ``w3``, each
+    ``[E, F / 2, d]``, are the two halves of W_in. The names are those of DeepSpeed's ``AutoEPMoELayer``, from which
+    ``parallel.layer`` derives. Of DeepSpeed, only the engine's checkpoint methods look them up, and these are not used;
+    but this project's own checkpoints store the weights under these names.
     """
 
     def __init__(self, config: StMoeConfig, num_local: int, first: int = 0):
@@ -29,7 +31,7 @@ class Experts(nn.Module):
         self.w1 = nn.Parameter(torch.empty(num_local, inner, d))
         self.w2 = nn.Parameter(torch.empty(num_local, d, config.d_ff))
         self.w3 = nn.Parameter(torch.empty(num_local, inner, d))
-        # All experts' vectors on every rank: E x F numbers, small enough to replicate like a dense parameter.
+        # The vectors of all experts on every rank: num_experts x F numbers, replicated like a dense parameter.
         self.hidden_bias = make_hidden_bias(config, config.num_experts)
         self.gradient_memory = tuple(ReusedMemory() for _ in range(3))
 
@@ -39,14 +41,14 @@ class Experts(nn.Module):
         Products are computed in the dtype of the rows; the weights' gradients have the dtype of the weights.
 
         Args:
-            rows_Rd: sorted by expert.
-            counts_E: rows of each expert, integers; rows after the last expert's are nobody's and come out as 0.
-                None: R / E rows each.
+            rows_Rd: rows sorted by expert.
+            counts_E: rows of each expert, integers; rows beyond their sum belong to no expert and come out as 0. None:
+                R / E rows each.
         """
         return self.run(rows_Rd, counts_E, (self.w1, self.w2, self.w3))
 
     def run(self, rows_Rd: Tensor, counts_E: Tensor | None, weights: Weights, first: int = 0) -> Tensor:
-        """``forward`` for a part of the experts: those of ``weights``, from the local expert ``first`` on."""
+        """Run the consecutive experts with ``weights``, starting at the local expert ``first``; see ``forward``."""
         rows, experts, plain = len(rows_Rd), len(weights[0]), self.gated and self.hidden_bias is None
         if plain and can_group(rows_Rd, weights[0]):
             return geglu_grouped(rows_Rd, counts_E, *weights)
@@ -62,7 +64,7 @@ class Experts(nn.Module):
         return torch.cat((*outputs, outputs[0].new_zeros(parts[-1].shape)))
 
     def _one(self, rows_rd: Tensor, w1_Fd: Tensor, w2_dF: Tensor, w3_Fd: Tensor, local: int) -> Tensor:
-        """The variants of the paper's studies: ReLU, or a bias on the hidden activation."""
+        """Run one expert of a variant: ReLU, or a bias on the hidden activation."""
         first, second = functional.linear(rows_rd, w1_Fd), functional.linear(rows_rd, w3_Fd)
         hidden_rF = gelu(first) * second if self.gated else functional.relu(torch.cat((first, second), dim=-1))
         if self.hidden_bias is not None:

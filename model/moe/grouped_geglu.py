@@ -1,7 +1,7 @@
-"""GEGLU of many experts as one differentiable function: per expert on a CPU, as grouped matrix products on a GPU.
+"""GEGLU of several experts as one autograd function: a loop on a CPU, grouped matrix products on a GPU.
 
-Autograd would keep four activations of d_ff per row. These keep the products with W_in and W_gate, on a CPU their GELU
-too, which is slow there, and write every gradient once, where it stays.
+Autograd would keep four activations of width d_ff per row. These functions keep the products with W_in and W_gate (on a
+CPU also the GELU, which is slow there) and write every gradient once, in its final place.
 
 Shape suffixes: E = experts, R = rows of all of them, r = rows of one, d = d_model, F = d_ff.
 """
@@ -19,17 +19,17 @@ GROUPED_ALIGNMENT = 8  # bf16 elements in 16 bytes, to which grouped_mm aligns r
 
 
 class ReusedMemory:
-    """Memory for a tensor that is made again and again, taken again as soon as nobody holds the last one.
+    """Memory for a tensor that every step allocates; reused once the previous tensor is freed.
 
-    The C library maps a block of more than 32 MB afresh each time: for the weight gradients of 64 experts of width
-    512 x 1408 that is 0.2 s of page faults, a third of their forward and backward pass on two cores.
+    The C library maps blocks of more than 32 MB again at every allocation: for the weight gradients of 64 experts of
+    512 x 1408 this costs 0.2 s of page faults, a third of their forward and backward pass on two cores.
     """
 
     def __init__(self) -> None:
         self._storage: torch.UntypedStorage | None = None
 
     def empty_like(self, tensor: Tensor) -> Tensor:
-        """An uninitialised tensor of the shape and dtype of ``tensor``, contiguous, on its device."""
+        """Return an uninitialized contiguous tensor of the shape, dtype and device of ``tensor``."""
         storage, size = self._storage, tensor.numel() * tensor.element_size()
         fits = storage is not None and storage.nbytes() == size and storage.device == tensor.device
         if storage is None or not fits or torch._C._storage_Use_Count(storage._cdata) > 1:
@@ -39,7 +39,7 @@ class ReusedMemory:
         return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(storage, 0, shape, strides)
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
-        return type(self), ()  # a copy begins without memory
+        return type(self), ()  # a copy starts without memory
 
 
 def _gelu(first: Tensor, out: Tensor) -> Tensor:
@@ -49,14 +49,15 @@ def _gelu(first: Tensor, out: Tensor) -> Tensor:
 def _geglu_backward(
     first: Tensor, second: Tensor, gate: Tensor, grad_hidden: Tensor, hidden: Tensor, grad_second: Tensor
 ) -> Tensor:
-    """The gradient of ``first``, which overwrites ``grad_hidden``.
+    """Return the gradient with respect to ``first``; it overwrites ``grad_hidden``.
 
     Args:
-        first, second: the two products.
+        first: product with W_in.
+        second: product with W_gate.
         gate: ``gelu(first)``.
-        grad_hidden: gradient of ``gate * second``.
-        hidden, grad_second: memory for ``gate * second`` again, and its gradient by ``second``; the latter may be
-            that of ``gate``.
+        grad_hidden: gradient with respect to ``gate * second``.
+        hidden: output, ``gate * second``.
+        grad_second: output, the gradient with respect to ``second``; may share the memory of ``gate``.
     """
     torch.mul(gate, second, out=hidden)
     torch.mul(gate, grad_hidden, out=grad_second)
@@ -65,7 +66,7 @@ def _geglu_backward(
 
 
 class _PerExpert(torch.autograd.Function):
-    """A loop over the experts, so that an expert's activations stay in the cache from one product to the next."""
+    """Loop over the experts, so that an expert's activations stay in the cache from one product to the next."""
 
     @staticmethod
     def forward(
@@ -121,7 +122,7 @@ class _PerExpert(torch.autograd.Function):
 
 
 class _Grouped(torch.autograd.Function):
-    """Six grouped matrix products forward and backward each way, whatever the number of experts."""
+    """Three grouped matrix products in the forward and six in the backward pass, for any number of experts."""
 
     @staticmethod
     def forward(ctx: Any, rows_Rd: Tensor, w1_EFd: Tensor, w2_EdF: Tensor, w3_EFd: Tensor, ends_E: Tensor) -> Tensor:
@@ -138,7 +139,7 @@ class _Grouped(torch.autograd.Function):
         w1, w2, w3 = (w.to(rows_Rd.dtype) for w in stacks)
         grad_y_Rd = grad_y_Rd.contiguous()
         grad_hidden_RF = grouped_mm(grad_y_Rd, w2, offs=ends_E)
-        # GELU again: memory is scarcer than time here.
+        # Recompute the GELU: on a GPU memory is scarcer than time.
         gate_RF, hidden_RF = _gelu(first_RF, out=torch.empty_like(first_RF)), torch.empty_like(first_RF)
         grad_first_RF = _geglu_backward(first_RF, second_RF, gate_RF, grad_hidden_RF, hidden_RF, gate_RF)
         grad_second_RF = gate_RF
@@ -162,21 +163,21 @@ class _MaskedGradient(torch.autograd.Function):
 
 
 def can_group(rows_Rd: Tensor, w1_EFd: Tensor) -> bool:
-    """Whether ``geglu_grouped`` is the way: bf16 on a GPU, every row of an operand aligned to 16 bytes."""
+    """Return whether ``geglu_grouped`` applies: bf16 on a GPU, and rows of all operands aligned to 16 bytes."""
     aligned = all(size % GROUPED_ALIGNMENT == 0 for size in w1_EFd.shape[1:])
     return rows_Rd.is_cuda and rows_Rd.dtype == torch.bfloat16 and aligned
 
 
 def geglu_grouped(rows_Rd: Tensor, counts_E: Tensor | None, w1_EFd: Tensor, w2_EdF: Tensor, w3_EFd: Tensor) -> Tensor:
-    """As ``Experts.forward``, by ``torch.nn.functional.grouped_mm``; the host never waits for the counts."""
+    """Compute ``Experts.forward`` with ``torch.nn.functional.grouped_mm``; the counts stay on the device."""
     rows, experts = len(rows_Rd), len(w1_EFd)
     if counts_E is None:
         ends_E = torch.arange(1, experts + 1, dtype=torch.int32, device=rows_Rd.device) * (rows // experts)
         return _Grouped.apply(rows_Rd.contiguous(), w1_EFd, w2_EdF, w3_EFd, ends_E)
     ends_E = counts_E.cumsum(0).to(torch.int32)
-    nobody_R1 = (torch.arange(rows, device=rows_Rd.device) >= ends_E[-1]).unsqueeze(-1)  # grouped_mm leaves them unset
-    rows_Rd = _MaskedGradient.apply(rows_Rd.contiguous(), nobody_R1)
-    return _Grouped.apply(rows_Rd, w1_EFd, w2_EdF, w3_EFd, ends_E).masked_fill(nobody_R1, 0)
+    unused_R1 = (torch.arange(rows, device=rows_Rd.device) >= ends_E[-1]).unsqueeze(-1)  # grouped_mm leaves them unset
+    rows_Rd = _MaskedGradient.apply(rows_Rd.contiguous(), unused_R1)
+    return _Grouped.apply(rows_Rd, w1_EFd, w2_EdF, w3_EFd, ends_E).masked_fill(unused_R1, 0)
 
 
 def geglu_per_expert(
@@ -187,12 +188,15 @@ def geglu_per_expert(
     w3_EFd: Tensor,
     memory: tuple[ReusedMemory, ...],
 ) -> Tensor:
-    """As ``Experts.forward``, one expert after the other.
+    """Compute ``Experts.forward`` one expert at a time.
 
     Args:
-        rows_Rd, w1_EFd, w2_EdF, w3_EFd: as there.
+        rows_Rd: rows sorted by expert.
         counts: rows of each expert.
-        memory: of the three weights' gradients.
+        w1_EFd: W_in.
+        w2_EdF: W_out.
+        w3_EFd: W_gate.
+        memory: for the gradients of the three weights.
     """
     total = sum(counts)
     weights = (w1_EFd, w2_EdF, w3_EFd)

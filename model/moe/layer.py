@@ -1,7 +1,8 @@
-"""The sparse feed-forward: router → dispatch → experts → combine, with all experts on this process.
+"""The sparse feed-forward: router → dispatch → experts → combine, with all experts in this process.
 
-Shape suffixes: B = sequences, L = positions, G = groups, S = tokens of a group, T = B * L = G * S, E = experts,
-C = capacity, R = rows (E * G * C; dropless: as many as requests), d = d_model.
+Shape suffixes: B = sequences, L = positions, G = groups, S = tokens of a group, T = B * L = G * S tokens, E = experts,
+N = choices of a token, R = rows of the experts' buffer (capacity slots of all experts and groups; dropless: one row per
+request), d = d_model.
 """
 
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from model.precision import to_matmul_dtype
 
 
 class SparseFeedForward(nn.Module):
-    """Mixture-of-experts feed-forward (paper, section 2). ``parallel/`` spreads its experts over ranks."""
+    """Mixture-of-experts feed-forward (Zoph et al. 2022, section 2); ``parallel.layer`` splits it over ranks."""
 
     def __init__(self, config: StMoeConfig, *, decoder: bool = False):
         # Not super().__init__(): the expert-parallel layer also derives from a DeepSpeed class whose __init__ it skips.
@@ -25,19 +26,19 @@ class SparseFeedForward(nn.Module):
         self.experts = self.make_experts(config)
 
     def make_experts(self, config: StMoeConfig) -> Experts:
-        """All the layer's experts."""
+        """Build the experts that this process holds: here, all of them."""
         return Experts(config, config.num_experts)
 
     def forward(self, x_BLd: Tensor, mask_BL: Tensor, divisor: Tensor | None = None) -> tuple[Tensor, RouterLosses]:
         """Route and transform the tokens.
 
         Args:
-            x_BLd: normalised activations.
-            mask_BL: True for real tokens; padding uses no expert and comes out as 0.
+            x_BLd: normalized activations.
+            mask_BL: bool, True for real tokens; padding uses no expert and comes out as 0.
             divisor: divisor of the z-loss, see ``LossDivisors``; None: the real tokens of this call.
 
         Returns:
-            ``y_BLd`` in the dtype that matrix products have here (autocast's, or that of ``x_BLd``), and the losses.
+            The output ``[B, L, d]``, in autocast's dtype or else that of ``x_BLd``, and the router losses.
         """
         batch, length, d_model = x_BLd.shape
         size = group_tokens(batch * length, self.config.group_size)
@@ -48,12 +49,12 @@ class SparseFeedForward(nn.Module):
         counts_E = None
         if self.config.capacity == "dropless":
             slot_NT, counts_E = routing.ragged_slots()
-            rows = int(counts_E.sum())  # waits for the device: how many depends on the tokens
+            rows = int(counts_E.sum())  # synchronizes with the device: the number depends on the tokens
         else:
             slot_NT = routing.slots()
             rows = self.config.num_experts * mask_GS.shape[0] * routing.capacity
         token_R = tokens_of_rows(slot_NT, rows)
-        # Cast before the dispatch, so that ranks exchange rows in the dtype that the experts compute in.
+        # Cast before the dispatch, so that ranks exchange rows in the dtype in which the experts compute.
         rows_Rd = dispatch(to_matmul_dtype(x_BLd).reshape(-1, d_model), slot_NT, token_R)
         y_Td = combine(self.experts(rows_Rd, counts_E), routing.gate_NGS.flatten(1), slot_NT, token_R)
 

@@ -1,6 +1,6 @@
-"""The router of a sparse layer: logits, and from them each token's experts, weights and the router's losses.
+"""The router of a sparse layer: logits, and from them each token's experts, gates and the router losses, in float32.
 
-Shape suffixes: G = groups, S = tokens of a group, E = experts. Everything here is float32.
+Shape suffixes: N = choices of a token, G = groups, S = tokens of a group, E = experts, d = d_model.
 """
 
 import torch
@@ -16,20 +16,21 @@ from model.moe.token_choice import choose_by_token
 
 
 def expert_capacity(config: StMoeConfig, size: int, *, training: bool, decoder: bool = False) -> int:
-    """Places per expert in a group of ``size`` tokens.
+    """Return the capacity slots per expert in a group of ``size`` tokens.
 
-    ``max(min(size, int(size * CF / E)), min_capacity)``, not multiplied by top_n (paper's code); for flaxformer
-    ``max(round(size * CF / E), min_capacity)``, halves to even as there; for ``capacity: dropless`` enough for any.
+    As in the paper's code ``max(min(size, int(size * CF / E)), min_capacity)``, not multiplied by top_n; for flaxformer
+    ``max(round(size * CF / E), min_capacity)``, with halves rounded to even as there; for ``capacity: dropless``
+    ``size``, enough for any routing.
     """
     if config.capacity == "dropless":
         return size
-    places = size * (config.train_capacity_factor if training else config.eval_capacity_factor) / config.num_experts
+    slots = size * (config.train_capacity_factor if training else config.eval_capacity_factor) / config.num_experts
     flaxformer = config.stack_gating(decoder=decoder) == "flaxformer"
-    return max(round(places) if flaxformer else min(size, int(places)), config.min_capacity)
+    return max(round(slots) if flaxformer else min(size, int(slots)), config.min_capacity)
 
 
 def group_tokens(tokens: int, group_size: int) -> int:
-    """Tokens of each routing group: the largest divisor of ``tokens`` that is at most ``group_size``."""
+    """Return the tokens per routing group: the largest divisor of ``tokens`` that is at most ``group_size``."""
     return next(size for size in range(min(tokens, group_size), 0, -1) if tokens % size == 0)
 
 
@@ -43,20 +44,21 @@ def route(
     divisor: Tensor | None = None,
     decoder: bool = False,
 ) -> Routing:
-    """Send each token to its experts (paper, appendix G; equations 1-6).
+    """Route each token to its experts and compute the router losses (Zoph et al. 2022, equations 1-5, appendix G).
 
-    L_B counts the best expert of each real token, before capacity, for every token choice (flaxformer's own code counts
-    all top_n); for ``expert_choice``, whose loads are equal by construction, it is 0.
+    With ``top_n`` and ``flaxformer``, L_B counts the first choice of each real token, before capacity is applied
+    (flaxformer's own code counts all top_n choices). With ``expert_choice``, whose loads are equal by construction, it
+    is 0.
 
     Args:
-        logits_GSE: router logits; computed on in float32.
-        mask_GS: 1 or True for real tokens, 0 for padding, which gets no place in any gating.
-        config: gating, policy, capacity factors.
-        training: picks the capacity factor.
+        logits_GSE: router logits, cast to float32.
+        mask_GS: 1 or True for real tokens, 0 for padding, which gets no capacity slot.
+        config: gating, second policy, capacity factors.
+        training: selects the capacity factor.
         generator: source of the random policy's draws; None: torch's global generator of the device.
-        divisor: what the z-loss's sum is divided by; None: the real tokens of this call.
-        decoder: whether to route as a decoder layer: by ``decoder_gating``, and never batch-prioritised, since either
-            expert choice or priorities would tell a token of later ones.
+        divisor: divisor of the z-loss, see ``LossDivisors``; None: the real tokens of this call.
+        decoder: whether to route as a decoder layer: with ``decoder_gating``, and never batch-prioritized, because
+            expert choice and priorities would leak future tokens.
     """
     logits_GSE, mask_GS = logits_GSE.float(), mask_GS.bool()
     probs_GSE = logits_GSE.softmax(dim=-1)
@@ -86,10 +88,10 @@ def route(
 
 
 class Router(nn.Module):
-    """Linear map from the residual stream to one logit per expert; no bias; float32 also under autocast.
+    """Linear map from the residual stream to one logit per expert, without bias; in float32 also under autocast.
 
-    With ``router_precision: bf16`` it is what the paper warns of: a product in bf16, whose round-off grows with the
-    logits.
+    With ``router_precision: bf16`` the product is computed in bf16, whose round-off grows with the logits: the setting
+    that the paper warns of, for studies of instability.
     """
 
     def __init__(self, config: StMoeConfig):
@@ -99,7 +101,7 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.d_model))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x [..., d]`` → logits ``[..., E]``, float32."""
+        """Compute logits ``[..., E]``, float32, from ``x [..., d]``; jitter applies in training mode."""
         with torch.autocast(x.device.type, enabled=False):
             if self.training and self.jitter:
                 x = x.float()

@@ -1,6 +1,6 @@
-"""The router's product in float32 of inputs in low precision, without a float32 copy of them.
+"""The router's matrix product in float32 for inputs of lower precision, without a float32 copy of all inputs.
 
-Shape suffixes: T = tokens, d = d_model, E = experts, b = tokens of a block.
+Shape suffixes: T = tokens, d = d_model, E = experts.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-CPU_BLOCK, DEVICE_BLOCK = 1 << 9, 1 << 14  # tokens: what stays in a core's cache; what bounds the scratch
+CPU_BLOCK = 1 << 9  # tokens: fits a core's cache
+DEVICE_BLOCK = 1 << 14  # tokens: bounds the scratch memory
 
 
 class _RouterProduct(torch.autograd.Function):
@@ -35,10 +36,10 @@ class _RouterProduct(torch.autograd.Function):
 
 
 def router_product(x: Tensor, weight_Ed: Tensor) -> Tensor:
-    """Logits ``[..., E]`` in the dtype of the weight, float32.
+    """Compute logits ``[..., E]`` in the dtype of the weight, float32.
 
-    Inputs of a lower precision are cast a block at a time, forward and backward: their copy in float32 would be kept
-    by every sparse layer from forward to backward, and so would, for a moment, its gradient.
+    Inputs of lower precision are cast block by block, in the forward and the backward pass: autograd would keep a
+    float32 copy of them in every sparse layer until the backward pass, and then allocate a float32 gradient.
 
     Args:
         x: ``[..., d]``.

@@ -1,13 +1,15 @@
-"""Token choice: each token asks its best experts for a place, as named stages. Everything here is float32.
+"""Token-choice routing in stages: each token requests a capacity slot of its most probable experts. All in float32.
 
-``top_n`` is the paper's gating (appendix G) as its Mesh-TensorFlow code has it (``transformer/moe.py``,
-``_top_n_gating``). ``flaxformer`` is that of google/flaxformer (``architectures/moe/routing.py``,
-``TokensChooseMaskedRouter``), of which it takes: all top_n experts requested by every real token, without sampling;
-the raw probability as weight; capacity by ``round``. The order of places is the same in both: every first choice
-before any second one, tokens from left to right or, batch-prioritised, by descending best probability.
+``top_n`` is the paper's gating (Zoph et al. 2022, appendix G), as in its Mesh-TensorFlow code (``transformer/moe.py``,
+``_top_n_gating``). ``flaxformer`` follows google/flaxformer (``architectures/moe/routing.py``,
+``TokensChooseMaskedRouter``): every real token requests all top_n experts, without sampling; gates are the raw
+probabilities; capacity is computed with ``round``. Both fill expert capacity in the same order: all first choices
+before any second choice, and tokens from left to right or, if batch-prioritized, by descending top-1 probability.
 
-Shape suffixes: N = choices (top_n), G = groups, S = tokens of a group, E = experts, Q = N * S requests of a group.
-A *request* is a token's wish for a place at its n-th best expert; a request beyond the capacity is dropped.
+A *request* is a token's claim to a capacity slot of its n-th expert; requests beyond the capacity are dropped.
+
+Shape suffixes: N = choices of a token (top_n), G = groups, S = tokens of a group, E = experts, Q = N * S requests of a
+group.
 """
 
 import torch
@@ -18,10 +20,10 @@ from model.moe.routing import Choices
 
 
 def choose_experts(probs_GSE: Tensor, top_n: int) -> tuple[Tensor, Tensor]:
-    """The ``top_n`` most probable experts, ties to the lower index.
+    """Return the ``top_n`` most probable experts of each token; the lower index wins ties.
 
     Returns:
-        ``expert_NGS`` int64 and their probabilities ``prob_NGS`` float32.
+        Experts ``[N, G, S]``, int64, most probable first, and their probabilities ``[N, G, S]``, float32.
     """
     rest_GSE = probs_GSE.detach().clone()
     experts = []
@@ -33,16 +35,16 @@ def choose_experts(probs_GSE: Tensor, top_n: int) -> tuple[Tensor, Tensor]:
     return expert_NGS, probs_GSE.gather(-1, expert_NGS.movedim(0, -1)).movedim(-1, 0)
 
 
-def normalise_gates(prob_NGS: Tensor) -> Tensor:
-    """Weights of the ``top_n`` gating: probabilities over the sum of the chosen; raw ones for a single choice."""
+def normalize_gates(prob_NGS: Tensor) -> Tensor:
+    """Divide the probabilities of a token's choices by their sum; a single choice keeps its raw probability."""
     return prob_NGS if len(prob_NGS) == 1 else prob_NGS / prob_NGS.sum(dim=0)
 
 
 def request_experts(gate_NGS: Tensor, config: StMoeConfig, generator: Generator | None) -> Tensor:
-    """Which choices ask for a place, bool ``[N, G, S]``: the best always, the others by ``config.second_policy``.
+    """Decide which choices become requests, bool ``[N, G, S]``: the first always, others by ``config.second_policy``.
 
-    Policies (training and evaluation alike): ``random`` with probability min(1, gate / second_threshold), ``all``,
-    ``none``, ``threshold`` if gate > second_threshold.
+    Policies, the same in training and evaluation: ``random``: with probability min(1, gate / second_threshold);
+    ``threshold``: if gate > second_threshold; ``all``; ``none``.
     """
     requested_NGS = torch.ones_like(gate_NGS, dtype=torch.bool)
     others = gate_NGS[1:].detach()
@@ -59,20 +61,20 @@ def request_experts(gate_NGS: Tensor, config: StMoeConfig, generator: Generator 
 def assign_positions(
     expert_NGS: Tensor, requested_NGS: Tensor, num_experts: int, priority_GS: Tensor | None = None
 ) -> Tensor:
-    """Place of each request in its expert's queue of the group, from 0, int64 ``[N, G, S]``.
+    """Return the position of each request in its expert's queue of the group, from 0, int64 ``[N, G, S]``.
 
-    All first choices come before any second choice; within one choice, tokens from left to right.
+    All first choices come before any second choice; among the n-th choices, tokens are ordered from left to right.
 
     Args:
-        expert_NGS: int64, the experts asked.
-        requested_NGS: bool, False where nothing is asked.
+        expert_NGS: chosen experts, int64.
+        requested_NGS: bool, False where the choice is no request; its position is undefined.
         num_experts: E.
-        priority_GS: if given, within one choice tokens of greater priority come first, equals from left to right
-            (batch-prioritised routing, Riquelme et al. 2021).
+        priority_GS: if given, n-th choices are ordered by descending priority, ties from left to right
+            (batch-prioritized routing, Riquelme et al. 2021).
     """
     choices, groups, size = expert_NGS.shape
-    nobody = num_experts
-    queue_NGS = torch.where(requested_NGS, expert_NGS, nobody)
+    no_expert = num_experts
+    queue_NGS = torch.where(requested_NGS, expert_NGS, no_expert)
     if priority_GS is not None:
         token_NGS = priority_GS.argsort(dim=-1, descending=True, stable=True).expand_as(queue_NGS)
         queue_NGS = queue_NGS.gather(-1, token_NGS)
@@ -100,22 +102,22 @@ def choose_by_token(
     prioritized: bool,
     generator: Generator | None,
 ) -> Choices:
-    """All stages: experts, weights, requests, places.
+    """Run all stages: choose experts, compute gates, make requests, assign capacity slots.
 
     Args:
         probs_GSE: router probabilities, float32.
-        mask_GS: True for real tokens; padding requests nothing.
-        capacity: places per expert and group.
+        mask_GS: True for real tokens; padding makes no request.
+        capacity: capacity slots per expert and group.
         config: ``top_n``, ``second_policy``, ``second_threshold``.
-        raw_gates: flaxformer's rules in place of the paper's.
-        prioritized: places by descending best probability in place of left to right.
-        generator: source of the random policy's draws.
+        raw_gates: whether to follow flaxformer: raw probabilities as gates, and all choices requested.
+        prioritized: whether to fill expert capacity by descending top-1 probability in place of left to right.
+        generator: source of the random policy's draws; None: torch's global generator of the device.
     """
     expert_NGS, prob_NGS = choose_experts(probs_GSE, config.top_n)
     if raw_gates:
         gate_NGS, requested_NGS = prob_NGS, torch.ones_like(prob_NGS, dtype=torch.bool)
     else:
-        gate_NGS = normalise_gates(prob_NGS)
+        gate_NGS = normalize_gates(prob_NGS)
         requested_NGS = request_experts(gate_NGS, config, generator)
     requested_NGS &= mask_GS
     priority_GS = prob_NGS[0].detach() if prioritized else None

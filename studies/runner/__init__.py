@@ -1,1 +1,1 @@
-"""Runs of a study: making, starting, resuming and judging them."""
+"""The runs of a study, each a call of ``train.py``: define, start, resume, judge and summarize them."""

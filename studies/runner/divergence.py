@@ -1,13 +1,13 @@
-"""When a run counts as unstable: the one definition, on the training cross-entropy of its logged steps.
+"""The definition of an unstable run, on the training cross-entropy of its logged steps.
 
-- A *window* is 5 % of the run's steps, of at least 5 logged rows. The *level* of a run at a row is the lowest median of
-  all windows so far: what the run had already reached.
-- A run has **diverged** if a loss or gradient was ever not finite, or if the median of a window is more than 0.3 nats
-  above the level: the loss was that high for more than half of the time, so that one good batch does not hide it.
-- A **spike** is an unbroken succession of rows more than 0.5 nats above the level, in a run that has not diverged.
+- A *window* is 5 % of the run's steps, and at least 5 logged rows. The *level* of a run at a row is the lowest median
+  of all windows up to that row.
+- A run has **diverged** if a loss or gradient was not finite, or if the median of a window exceeds the level by more
+  than 0.3 nats: the loss was too high for more than half of the window, so that one good batch does not hide it.
+- A **spike** is a sequence of consecutive rows more than 0.5 nats above the level, in a run that has not diverged.
 
-The paper says of its runs only that they diverged; margins and time are this project's. A spike between two logged
-steps is not seen, and a run that never learns has not diverged.
+The paper states only that runs diverged; margins and window are choices of this project. A spike between two logged
+steps goes unnoticed, and a run that never learns has not diverged.
 """
 
 import math
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-DURATION = 0.05  # of the run's steps
+DURATION = 0.05  # window, as a fraction of the run's steps
 MIN_WINDOW_ROWS = 5
 MARGIN_NATS = 0.3
 SPIKE_NATS = 0.5
@@ -24,9 +24,9 @@ SPIKE_NATS = 0.5
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a run's curve says."""
+    """Judgment of a run by its loss curve."""
 
-    diverged_at: int | None  # the step from which the loss was too high, or at which something was not finite
+    diverged_at: int | None  # first step at which the loss was too high or a value not finite; None: stable
     reason: str  # empty for a stable run
     spikes: int
 
@@ -40,9 +40,9 @@ def judge(rows: Iterable[Mapping[str, Any]], steps: int) -> Verdict:
     """Apply the definition above.
 
     Args:
-        rows: of training, as ``metrics.jsonl`` has them: ``step``, ``cross_entropy``, ``grad_norm``, ``skipped_steps``
-            (updates left out because their gradient was not finite).
-        steps: of the whole run.
+        rows: training rows of ``metrics.jsonl``: ``step``, ``cross_entropy`` (nats per token), ``grad_norm``,
+            ``skipped_steps`` (optimizer steps skipped because of a gradient that was not finite).
+        steps: steps of the complete run.
     """
     rows = list(rows)
     window = _window_rows(rows, steps)
@@ -67,7 +67,7 @@ def judge(rows: Iterable[Mapping[str, Any]], steps: int) -> Verdict:
 
 
 def _is_finite(row: Mapping[str, Any]) -> bool:
-    """Whether loss and gradient of a row are, and no update before it was left out."""
+    """Return whether loss and gradient of a row are finite and no optimizer step was skipped for the gradient."""
     finite = math.isfinite(row["cross_entropy"]) and math.isfinite(row["grad_norm"])
     return finite and not row["skipped_steps"]
 

@@ -1,4 +1,4 @@
-"""Runs a study's unfinished runs, some at a time, and says how far it is."""
+"""Executes the unfinished runs of a study, several at a time, and reports progress."""
 
 import contextlib
 import fcntl
@@ -18,12 +18,12 @@ from studies.runner.runs import Run
 from training.config.errors import ConfigError
 
 POLL_SECONDS = 0.5
-GRACE_SECONDS = 60  # the deepspeed launcher kills its ranks after 30
+GRACE_SECONDS = 60  # more than the 30 s after which the deepspeed launcher kills its ranks
 
 
 @dataclass
 class Job:
-    """A run that is being trained."""
+    """A run in training."""
 
     run: Run
     slot: int
@@ -32,17 +32,17 @@ class Job:
 
 
 def run_locally(runs: list[Run], launcher: Local, minutes: float | None) -> None:
-    """Train what is not finished yet; a run that fails is reported and left.
+    """Train the unfinished runs; report a run that fails, and continue with the next.
 
     Args:
-        runs: of the study, in the order in which they are started.
-        launcher: how, and how many at a time.
-        minutes: after this time no further run is started; None: all are.
+        runs: the study's runs, in the order in which to start them.
+        launcher: how to start a run, and how many at a time.
+        minutes: start no further run after this time; None: no limit.
     """
     waiting = deque(run for run in runs if run.result().status == "unfinished")
     total, done = len(runs), len(runs) - len(waiting)
     if done:
-        print(f"{done} of {total} runs are finished already", flush=True)
+        print(f"{done} of {total} runs are already finished", flush=True)
     began = time.monotonic()
     seconds: list[float] = []
     jobs: list[Job] = []
@@ -62,13 +62,17 @@ def run_locally(runs: list[Run], launcher: Local, minutes: float | None) -> None
                 left = sum(seconds) / len(seconds) * (total - done) / launcher.jobs
                 print(f"[{done}/{total}] {_describe(job, taken)}; {left / 60:.0f} min left", flush=True)
     if waiting:
-        print(f"{len(waiting)} runs are left: repeat the command to go on", flush=True)
+        print(f"{len(waiting)} runs are left: repeat the command to continue", flush=True)
 
 
 def submit(runs: list[Run], launcher: Slurm) -> None:
-    """Submit a job for every unfinished run. Raises ConfigError without ``sbatch``, or when it refuses one."""
+    """Submit a Slurm job for every unfinished run.
+
+    Raises:
+        ConfigError: ``sbatch`` is not installed, or rejects a job.
+    """
     if shutil.which("sbatch") is None:
-        raise ConfigError("--launcher slurm: sbatch is not on this machine; submit from a login node, or add --dry-run")
+        raise ConfigError("--launcher slurm: sbatch is not installed here; submit from a login node, or add --dry-run")
     waiting = [run for run in runs if run.result().status == "unfinished"]
     for run in waiting:
         script = launcher.script_path(run)
@@ -77,22 +81,27 @@ def submit(runs: list[Run], launcher: Slurm) -> None:
         script.write_text(launcher.script(run), encoding="utf-8")
         answer = subprocess.run(launcher.command(run), capture_output=True, text=True)  # noqa: S603
         if answer.returncode:
-            raise ConfigError(f"sbatch refused {script}: {' '.join(answer.stderr.split())}")
+            raise ConfigError(f"sbatch rejected {script}: {' '.join(answer.stderr.split())}")
         print(f"{run.name}: {answer.stdout.strip()}", flush=True)
     if waiting:
-        print("repeat the command when the jobs have ended: it writes the table", flush=True)
+        print("repeat the command when the jobs have ended, to write the table", flush=True)
 
 
 @contextlib.contextmanager
 def alone_in(out: Path) -> Iterator[None]:
-    """Hold the study's folder, so that no run is trained twice at once. Raises ConfigError if it is held."""
+    """Lock the study's folder, so that no run is trained twice at the same time.
+
+    Raises:
+        ConfigError: another process holds the lock.
+    """
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ConfigError(
-                f"--out {out}: a study, or a run that it left, is at work there: wait for it, or set another --out"
+                f"--out {out}: another study, or a run that it started, is using this folder: wait for it to end, or "
+                "set another --out"
             ) from None
         os.set_inheritable(file.fileno(), True)
         yield
@@ -111,7 +120,7 @@ def _start(run: Run, slot: int, launcher: Local) -> Job:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            close_fds=False,  # it holds the folder's lock, also when this process is killed
+            close_fds=False,  # the run inherits the folder's lock, and keeps it if this process is killed
             start_new_session=True,
         )
     return Job(run, slot, process, time.monotonic())
@@ -129,15 +138,15 @@ def _describe(job: Job, seconds: float) -> str:
 
 
 def last_words(log: Path) -> str:
-    """The line of a log that says why the run ended: the last error, else the last line."""
+    """Return the line of a log that says why the run ended: the last error, else the last line."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ") or "Error: " in line]
-    return (errors or lines or ["it said nothing"])[-1][:300]
+    return (errors or lines or ["its log is empty"])[-1][:300]
 
 
 @contextlib.contextmanager
 def _ended_with_us(jobs: list[Job]) -> Iterator[None]:
-    """End the jobs when this process is told to end; their checkpoints stay."""
+    """Stop the jobs when this process ends, also on SIGTERM; their checkpoints stay."""
 
     def leave(number: int, _: object) -> None:
         raise SystemExit(128 + number)

@@ -1,4 +1,4 @@
-"""How runs are started: on this machine by the deepspeed launcher, or on a cluster as Slurm jobs."""
+"""Launchers of runs: the deepspeed launcher on this machine, or Slurm jobs on a cluster."""
 
 import os
 import shlex
@@ -14,9 +14,9 @@ class Local:
     """``deepspeed --num_gpus N train.py …``, several runs at a time.
 
     Args:
-        ranks: processes of a run.
+        ranks: processes per run.
         jobs: runs at a time.
-        gpus: of this machine; 0: on the CPU, whose cores the jobs share.
+        gpus: GPUs of this machine; 0: the jobs share the cores of the CPU.
     """
 
     ranks: int
@@ -24,23 +24,26 @@ class Local:
     gpus: int
 
     def command(self, run: Run, slot: int, port: int) -> list[str]:
-        """The command line of a run.
+        """Return the command line of a run.
 
         Args:
-            run: what to start.
-            slot: which of the jobs at a time it is, from 0; each has its own GPUs.
-            port: for the ranks to find each other.
+            run: the run to start, or to resume if it has a checkpoint.
+            slot: index among the concurrent jobs, from 0; each slot has its own GPUs.
+            port: TCP port of the rendezvous.
         """
-        place = ["--num_gpus", str(self.ranks)]
+        devices = ["--num_gpus", str(self.ranks)]
         if self.gpus:
             first = slot * self.ranks
-            place = ["--include", f"localhost:{','.join(str(first + rank) for rank in range(self.ranks))}"]
+            devices = ["--include", f"localhost:{','.join(str(first + rank) for rank in range(self.ranks))}"]
         deepspeed = Path(sys.executable).with_name("deepspeed")
         program = str(deepspeed) if deepspeed.exists() else "deepspeed"
-        return [program, *place, "--master_port", str(port), "train.py", *train_arguments(run, run.can_resume())]
+        return [program, *devices, "--master_port", str(port), "train.py", *train_arguments(run, run.can_resume())]
 
     def environment(self) -> dict[str, str]:
-        """What is set beside this process's environment; the cores are shared out unless it says how many threads."""
+        """Return the variables to add to this process's environment; on a CPU jobs share its cores equally.
+
+        ``OMP_NUM_THREADS`` is kept if it is set.
+        """
         if self.gpus:
             return {}
         threads = str(max(1, len(os.sched_getaffinity(0)) // (self.jobs * self.ranks)))
@@ -48,7 +51,7 @@ class Local:
         return {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": threads}
 
     def describe(self, runs: list[Run]) -> str:
-        """Every command line, for ``--dry-run``; the port is chosen when a run starts."""
+        """Format all command lines, for ``--dry-run``; the real port is chosen when a run starts."""
         settings = [f"{key}={shlex.quote(value)}" for key, value in self.environment().items()]
         return "\n\n".join(
             f"# {run.name} > {shlex.quote(str(run.log))}\n"
@@ -62,10 +65,10 @@ class Slurm:
     """One job per run, torchrun on every node.
 
     Args:
-        nodes: of a run.
-        gpus_per_node: one process each.
-        time: limit of a job, as ``sbatch --time`` takes it; None: the partition's.
-        options: further lines for ``#SBATCH``, such as ``--partition=gpu``.
+        nodes: nodes per run.
+        gpus_per_node: GPUs per node, with one process each.
+        time: time limit of a job in the format of ``sbatch --time``; None: the partition's default.
+        options: further ``#SBATCH`` options, e.g. ``--partition=gpu``.
     """
 
     nodes: int
@@ -74,10 +77,10 @@ class Slurm:
     options: tuple[str, ...]
 
     def script(self, run: Run) -> str:
-        """The job script of a run.
+        """Return the job script of a run.
 
-        The job goes on from the run's newest checkpoint, so that it may be requeued and submitted again; two jobs of
-        the same run wait for each other (``singleton``), and the later one finds nothing to do.
+        The job resumes from the run's newest checkpoint, so it may be requeued or submitted again. Two jobs of one run
+        execute one after the other (``singleton``), and a job of a finished run exits at once.
         """
         study = run.dir.parent.parent
         options = [
@@ -115,20 +118,20 @@ class Slurm:
         )
 
     def script_path(self, run: Run) -> Path:
-        """Where the job script is written."""
+        """Return the path of the job script."""
         return run.log.parent.parent / "jobs" / f"{run.name}.sbatch"
 
     def command(self, run: Run) -> list[str]:
-        """What submits the job."""
+        """Return the command line that submits the job."""
         return ["sbatch", str(self.script_path(run))]
 
     def describe(self, runs: list[Run]) -> str:
-        """Every job script and the command that submits it, for ``--dry-run``."""
+        """Format all job scripts and the commands that submit them, for ``--dry-run``."""
         return "\n".join(
             f"# {self.script_path(run)}\n{self.script(run)}\n{shlex.join(self.command(run))}\n" for run in runs
         )
 
 
 def train_arguments(run: Run, resume: bool) -> list[str]:
-    """What follows ``train.py``."""
+    """Return the arguments of ``train.py``."""
     return ["--config", run.config_file, *run.overrides, *(["--resume"] if resume else [])]

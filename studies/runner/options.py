@@ -1,4 +1,4 @@
-"""What the commands of the studies have in common: their options, their runs' checks, and how they go on."""
+"""The command line that all studies share: options, checks, execution of a plan, exit code."""
 
 import argparse
 import math
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from common.exit_codes import USER_ERROR
 from studies.runner.execute import alone_in, run_locally, submit
 from studies.runner.launcher import Local, Slurm
 from studies.runner.runs import Result, Run, make_run
@@ -17,45 +18,57 @@ from training.config.errors import ConfigError
 from training.config.run import RunConfig, load_config
 
 DEFAULT_STEPS = 250
-EXIT_USER_ERROR = 2
 
 
 def make_parser(description: str, out: str) -> argparse.ArgumentParser:
-    """The options that every study has."""
+    """Make a parser with the options that every study has.
+
+    Args:
+        description: text of ``--help``.
+        out: default of ``--out``.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--config", default="configs/tiny.yaml", help="configuration that all runs start from (%(default)s)")
-    add("--steps", type=int, default=DEFAULT_STEPS, help="updates of each run; a decay ends there (%(default)s)")
-    add("--out", type=Path, default=Path(out), help="folder of the runs and of the outcome (%(default)s)")
+    add("--config", default="configs/tiny.yaml", help="base configuration of all runs (%(default)s)")
+    add("--steps", type=int, default=DEFAULT_STEPS, help="steps of each run; a decay ends there (%(default)s)")
+    add("--out", type=Path, default=Path(out), help="folder for the runs and the results (%(default)s)")
     add(
         "--launcher", choices=("local", "slurm"), default="local", help="this machine, or one job per run (%(default)s)"
     )
-    add("--dry-run", action="store_true", help="print every command line and job script; run and write nothing")
+    add("--dry-run", action="store_true", help="print all command lines or job scripts; run and write nothing")
     local = parser.add_argument_group("--launcher local").add_argument
-    local("--ranks", type=int, default=1, help="processes of a run, one per GPU where there are GPUs (%(default)s)")
-    local("--jobs", type=int, help="runs at a time (as many as the GPUs are enough for; 2 on a CPU)")
-    local("--minutes", type=float, help="start no further run after this time; repeat the command to go on")
+    local("--ranks", type=int, default=1, help="processes per run, one per GPU if there are GPUs (%(default)s)")
+    local("--jobs", type=int, help="runs at a time (as many as fit on the GPUs; 2 on a CPU)")
+    local("--minutes", type=float, help="start no further run after this time; repeat the command to continue")
     slurm = parser.add_argument_group("--launcher slurm").add_argument
-    slurm("--nodes", type=int, default=1, help="nodes of a run (%(default)s)")
-    slurm("--gpus-per-node", type=int, default=8, help="GPUs, and processes, of a node (%(default)s)")
-    slurm("--time", help="time limit of a job, such as 2-00:00:00")
-    slurm("--sbatch", action="append", default=[], metavar="OPTION", help="a further option, as --sbatch=--partition=x")
-    add("overrides", nargs="*", metavar="key=value", help="overrides for all runs, such as training.precision=fp32")
+    slurm("--nodes", type=int, default=1, help="nodes per run (%(default)s)")
+    slurm("--gpus-per-node", type=int, default=8, help="GPUs, and processes, per node (%(default)s)")
+    slurm("--time", help="time limit of a job, e.g. 2-00:00:00")
+    slurm("--sbatch", action="append", default=[], metavar="OPTION", help="sbatch option, e.g. --sbatch=--partition=x")
+    add("overrides", nargs="*", metavar="key=value", help="overrides for all runs, e.g. training.precision=fp32")
     return parser
 
 
 def positive(arguments: argparse.Namespace, *names: str) -> None:
-    """Check that these options are 1 or more. Raises ConfigError."""
+    """Check that the named options are 1 or greater.
+
+    Raises:
+        ConfigError: one is not.
+    """
     for name in names:
         value = getattr(arguments, name)
         if value is not None and value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {value} must be 1 or more")
+            raise ConfigError(f"--{name.replace('_', '-')} {value} must be 1 or greater")
 
 
 def make_launcher(arguments: argparse.Namespace) -> Local | Slurm:
-    """The launcher that the options ask for. Raises ConfigError."""
+    """Make the launcher that the options describe.
+
+    Raises:
+        ConfigError: an option is out of range, or the runs need more GPUs than there are.
+    """
     positive(arguments, "steps", "ranks", "jobs", "nodes", "gpus_per_node")
     if arguments.launcher == "slurm":
         return Slurm(arguments.nodes, arguments.gpus_per_node, arguments.time, tuple(arguments.sbatch))
@@ -67,7 +80,11 @@ def make_launcher(arguments: argparse.Namespace) -> Local | Slurm:
 
 
 def common_arguments(arguments: argparse.Namespace, launcher: Local | Slurm) -> tuple[list[str], RunConfig]:
-    """The ``key=value`` arguments of all runs, and the configuration that they give. Raises ConfigError."""
+    """Return the ``key=value`` arguments of all runs, and the resulting configuration.
+
+    Raises:
+        ConfigError: the configuration is not valid, or does not fit the launcher's number of ranks.
+    """
     ranks = launcher.ranks if isinstance(launcher, Local) else launcher.nodes * launcher.gpus_per_node
     own = [f"training.steps={arguments.steps}", "optimizer.decay_steps=null"]  # a decay ends with the run
     config = load_config(arguments.config, [*own, *arguments.overrides])
@@ -86,10 +103,16 @@ def carry_out(
     common: Sequence[str],
     plan: Sequence[tuple[str, int, dict[str, Any]]],
 ) -> list[tuple[Run, Result]] | None:
-    """Make the runs of ``plan`` (name, seed, overrides), run those that are not finished, and read what came out.
+    """Execute the unfinished runs of a plan and read the results of all.
+
+    Args:
+        arguments: options of ``make_parser``.
+        launcher: see ``make_launcher``.
+        common: ``key=value`` arguments of all runs.
+        plan: variant, seed and overrides of each run.
 
     Returns:
-        None after ``--dry-run``.
+        Each run with its result, in the order of the plan; None after ``--dry-run``.
 
     Raises:
         ConfigError: a run's configuration is not valid, or the folder holds runs of another study.
@@ -109,12 +132,12 @@ def carry_out(
 
 
 def exit_code(arguments: argparse.Namespace, results: Iterable[Result]) -> int:
-    """1 if a run failed: it is not finished, though there was no limit of time and nobody else trains it; else 0."""
+    """Return 1 if a local run failed, i.e. is unfinished although there was no time limit; else 0."""
     failed = arguments.launcher == "local" and any(result.status == "unfinished" for result in results)
     return int(failed and arguments.minutes is None)
 
 
 def refuse(error: ValueError) -> int:
-    """Print a user's mistake on one line; the exit code."""
+    """Print a user's mistake on one line; return the exit code."""
     print(f"error: {error}", file=sys.stderr)
-    return EXIT_USER_ERROR
+    return USER_ERROR

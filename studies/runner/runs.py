@@ -1,4 +1,4 @@
-"""One run of a study: where it is, how far it came, and what came out. A run is a call of ``train.py``."""
+"""A run of a study, which is a call of ``train.py``: its folder, its progress and its result."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from studies.runner.divergence import Verdict, judge
 from training.config.errors import ConfigError
 from training.config.run import RunConfig, load_config
 
-LOGGED_ROWS = 100  # at least, where the run has as many steps: a spike between two rows is not seen
+LOGGED_ROWS = 100  # at least, if the run has as many steps: a spike between two rows goes unnoticed
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,11 @@ class Run:
     """A run of ``variant`` with ``seed``.
 
     Args:
-        config_file: what ``train.py --config`` is given.
-        overrides: ``section.key=value`` arguments; they name the run's folder too.
-        config: what both give.
+        variant: name of the variant.
+        seed: ``training.seed``.
+        config_file: the argument of ``train.py --config``.
+        overrides: ``section.key=value`` arguments, among them the name of the run's folder.
+        config: the resulting configuration.
     """
 
     variant: str
@@ -34,7 +36,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of its folder and its log."""
+        """The name of the run's folder and log."""
         return self.config.training.name
 
     @property
@@ -44,11 +46,11 @@ class Run:
 
     @property
     def log(self) -> Path:
-        """Where its output goes."""
+        """The file of the run's output."""
         return self.dir.parent.parent / "logs" / f"{self.name}.log"
 
     def rows(self) -> list[dict[str, Any]]:
-        """All rows of its metrics so far."""
+        """Read all rows of metrics written so far."""
         path = self.dir / "metrics.jsonl"
         if not path.is_file():
             return []
@@ -56,16 +58,16 @@ class Run:
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 rows.append(json.loads(line))
-            except ValueError:  # the line that a kill cut off
+            except ValueError:  # a line truncated by a kill
                 continue
         return rows
 
     def can_resume(self) -> bool:
-        """Whether it left a checkpoint."""
+        """Return whether the run has a checkpoint."""
         return (self.dir / "checkpoints" / "latest").is_file()
 
     def result(self) -> "Result":
-        """What came out, from the run's files alone: the same whoever ran it, in however many parts."""
+        """Read the result from the run's files alone; interruptions of the run make no difference."""
         rows = self.rows()
         training = [row for row in rows if "split" not in row]
         verdict = judge(training, self.config.training.steps)
@@ -83,24 +85,27 @@ class Run:
             status="unfinished" if not over else "stable" if verdict.stable else "diverged",
             verdict=verdict,
             quality=_negative(last.get("cross_entropy")),
-            router_z_loss=last.get("router_z_loss"),
-            max_router_logit=last.get("max_router_logit"),
+            metrics={k: v for k, v in last.items() if k != "step" and isinstance(v, int | float)},
         )
 
     def clear_the_way(self) -> None:
-        """Remove what an attempt without a checkpoint left, which ``train.py`` would not overwrite."""
+        """Remove the folder of an attempt without a checkpoint, which ``train.py`` would not overwrite."""
         if self.dir.exists() and not self.can_resume():
             shutil.rmtree(self.dir)
 
     def check_same(self) -> None:
-        """Refuse a folder whose run had other settings. Raises ConfigError."""
+        """Check that the folder, if it exists, holds a run with the same settings.
+
+        Raises:
+            ConfigError: a setting differs.
+        """
         path = self.dir / "config.yaml"
         if not path.is_file():
             return
         there = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         for section, keys in self.config.model_dump().items():
             for key, value in keys.items():
-                before = there.get(section, {}).get(key, value)  # an older version of the app may lack the key
+                before = there.get(section, {}).get(key, value)  # a run of an older version may lack the key
                 if before != value:
                     raise ConfigError(
                         f"{self.dir} holds a run with {section}.{key} = {before}, not {value}: set another --out"
@@ -109,28 +114,35 @@ class Run:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run gave; figures on the held-out text after the last step, None where it did not get there."""
+    """Result of a run: its status, and the metrics on held-out text after the last step."""
 
     variant: str
     seed: int
     status: Literal["stable", "diverged", "unfinished"]
     verdict: Verdict
-    quality: float | None  # negative log perplexity: minus the cross-entropy, nats per target token
-    router_z_loss: float | None  # mean (logsumexp of the router logits)^2, unweighted
-    max_router_logit: float | None
+    quality: float | None  # negative log perplexity: minus the cross-entropy, nats per target token; None: not finished
+    metrics: dict[str, float]  # numbers of the last validation row of metrics.jsonl; empty if the run is not finished
 
 
 def make_run(
     config_file: str, arguments: Sequence[str], variant: str, seed: int, out: Path, overrides: Mapping[str, Any]
 ) -> Run:
-    """A run of a study with output folder ``out``: the config, the user's ``key=value`` arguments, then ``overrides``.
+    """Define a run of a study from the config, the user's ``key=value`` arguments, and the study's ``overrides``.
 
-    What the study sets beside ``overrides``: ``training.seed`` (of initial weights and of all randomness in training;
-    the order of the text is the same in all runs), one evaluation, at the end, rows often enough to see a spike, a
-    gradient that is not finite ends the run, and no guard takes a run back from a spike.
+    Besides ``overrides``, the study sets ``training.seed`` (for initial weights and all randomness in training; the
+    order of the text is the same in all runs), a single evaluation at the end, and an interval of logging short enough
+    to see spikes. A gradient that is not finite ends the run, and the guard does not roll back spikes.
+
+    Args:
+        config_file: path of the configuration.
+        arguments: the user's ``key=value`` arguments.
+        variant: name of the variant.
+        seed: ``training.seed``.
+        out: output folder of the study.
+        overrides: settings of the variant.
 
     Raises:
-        ConfigError: what they give is no valid configuration.
+        ConfigError: the resulting configuration is not valid.
     """
     arguments = [*arguments, *to_arguments(overrides)]
     base = load_config(config_file, arguments)
@@ -149,7 +161,7 @@ def make_run(
 
 
 def to_arguments(overrides: Mapping[str, Any]) -> list[str]:
-    """``{"training.steps": 5}`` → ``["training.steps=5"]``, values as YAML."""
+    """Convert ``{"training.steps": 5}`` to ``["training.steps=5"]``, with values as YAML."""
     return [f"{key}={_as_yaml(value)}" for key, value in overrides.items()]
 
 

@@ -1,15 +1,16 @@
-"""What several seeds of one configuration gave together."""
+"""Statistics over the seeds of a variant."""
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from studies.runner.runs import Result
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean and its standard error, None of a single value."""
+    """A mean and its standard error, which is None for a single value."""
 
     value: float
     error: float | None
@@ -20,70 +21,56 @@ class Mean:
 
 @dataclass(frozen=True)
 class Summary:
-    """The seeds of one variant. Means are over the stable runs; None without one."""
+    """The runs of one variant; means are over the stable ones."""
 
     runs: int
-    over: int
+    over: int  # runs that are stable or diverged
     stable: int
-    quality: Mean | None
-    router_z_loss: Mean | None
-    max_router_logit: Mean | None
-    spikes: int
+    quality: Mean | None  # see Result; None without a stable run
+    metrics: dict[str, Mean]  # of every metric that a stable run has
+    spikes: int  # of all runs
 
     @property
     def fraction(self) -> str:
-        """``4/6``, of the runs that are over; with what is missing, if anything is."""
+        """Stable runs out of the finished ones, as ``4/6``, and the number of unfinished ones, if any."""
         missing = self.runs - self.over
         return f"{self.stable}/{self.over}" + (f" ({missing} unfinished)" if missing else "")
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two runs that differ in one thing, at the same seed."""
-
-    seed: int
-    cross_entropy: tuple[float, float]
-    router_z_loss: tuple[float, float]
-
-
 def mean_of(values: Sequence[float]) -> Mean | None:
-    """Mean and standard error (sample standard deviation over the root of the count)."""
+    """Return the mean and its standard error (sample standard deviation / sqrt(count)); None without values."""
     if not values:
         return None
     error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
     return Mean(statistics.fmean(values), error)
 
 
-def summarise(results: Sequence[Result]) -> Summary:
-    """The seeds of one variant together."""
+def summarize(results: Sequence[Result]) -> Summary:
+    """Summarize the runs of one variant."""
     stable = [result for result in results if result.status == "stable"]
+    keys = dict.fromkeys(key for result in stable for key in result.metrics)
+    means = {key: mean_of([result.metrics[key] for result in stable if key in result.metrics]) for key in keys}
     return Summary(
         runs=len(results),
         over=sum(result.status != "unfinished" for result in results),
         stable=len(stable),
         quality=mean_of([result.quality for result in stable if result.quality is not None]),
-        router_z_loss=mean_of([result.router_z_loss for result in stable if result.router_z_loss is not None]),
-        max_router_logit=mean_of([result.max_router_logit for result in stable if result.max_router_logit is not None]),
+        metrics={key: mean for key, mean in means.items() if mean is not None},
         spikes=sum(result.verdict.spikes for result in results),
     )
 
 
 def by_variant(results: Iterable[Result]) -> dict[str, list[Result]]:
-    """Results of each variant, in the order of their first appearance."""
+    """Group results by variant, in the order of first appearance."""
     grouped: dict[str, list[Result]] = {}
     for result in results:
         grouped.setdefault(result.variant, []).append(result)
     return grouped
 
 
-def pairs(results: Sequence[Result], first: str, second: str) -> list[Pair]:
-    """The seeds at which both variants ran to the end, stable or not."""
-    found = []
-    complete = {(r.variant, r.seed): r for r in results if r.quality is not None and r.router_z_loss is not None}
-    for (variant, seed), one in complete.items():
-        other = complete.get((second, seed))
-        if variant == first and other is not None:
-            assert one.quality is not None and other.quality is not None
-            assert one.router_z_loss is not None and other.router_z_loss is not None
-            found.append(Pair(seed, (-one.quality, -other.quality), (one.router_z_loss, other.router_z_loss)))
-    return sorted(found, key=lambda pair: pair.seed)
+def as_row(record: Result | Summary, metrics: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of ``record`` for JSON, with the named metrics (None if missing) in place of the dict."""
+    row: dict[str, Any] = {}
+    for key, value in asdict(record).items():
+        row |= {name: value.get(name) for name in metrics} if key == "metrics" else {key: value}
+    return row

@@ -1,1 +1,1 @@
-"""The stability study of section 3 and tables 2-4."""
+"""The stability study (Zoph et al. 2022, section 3, tables 2-4)."""

@@ -1,4 +1,4 @@
-"""``python -m studies.stability``; see ``study``."""
+"""Entry point of ``python -m studies.stability``; see ``study``."""
 
 import sys
 

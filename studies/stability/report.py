@@ -1,4 +1,4 @@
-"""The report page of the stability study: tables, figures, and what a study of this scale can and cannot show."""
+"""The report of the stability study: tables, figures, and what a study of this scale can and cannot show."""
 
 import json
 from collections.abc import Sequence
@@ -8,7 +8,8 @@ from typing import Any
 from studies.runner.divergence import DURATION, MARGIN_NATS
 from studies.runner.execute import last_words
 from studies.runner.runs import Result, Run
-from studies.runner.statistics import Pair, by_variant, pairs, summarise
+from studies.runner.statistics import by_variant, summarize
+from studies.stability.pairs import Pair, pairs
 from studies.stability.table import format_tables
 from studies.stability.variants import BASELINE, VARIANTS
 
@@ -16,7 +17,7 @@ CONFIDENCE = 0.95
 
 
 def write_report(runs: Sequence[Run], results: Sequence[Result], config_file: str, path: Path) -> None:
-    """Write the page beside ``curves.png`` and ``quality_stability.png``."""
+    """Write the report as Markdown, in the folder of ``curves.png`` and ``quality_stability.png``."""
     sections = [
         f"# Stability study of {config_file}",
         _what_was_run(runs),
@@ -31,20 +32,20 @@ def write_report(runs: Sequence[Run], results: Sequence[Result], config_file: st
 
 
 def least_stable_fraction(seeds: int) -> float:
-    """The true fraction of stable seeds below which ``seeds`` out of ``seeds`` come out in less than 5 % of studies."""
+    """Return the true fraction of stable seeds with which ``seeds`` of ``seeds`` are stable in 5 % of studies."""
     return (1 - CONFIDENCE) ** (1 / seeds)
 
 
 def _what_was_run(runs: Sequence[Run]) -> str:
     t = runs[0].config.training
     summary = next((s for s in map(_summary, runs) if s), {})
-    size = f"{summary['parameters_total']:,} parameters, {summary['tokens']:,} tokens" if summary else "no run is over"
+    size = f"{summary['parameters_total']:,} parameters, {summary['tokens']:,} tokens" if summary else "none finished"
     return (
         f"{len(runs)} runs of {t.steps:,} steps ({size} in the first). All runs see the same text in the same order; a "
         "seed sets the initial weights and the randomness of training. Each variant changes one thing of the baseline, "
-        "which has no router z-loss. A run counts as unstable if a number is not finite, or if the median of its "
-        f"training cross-entropy over {DURATION:.0%} of the steps is more than {MARGIN_NATS} nats above what it had "
-        "reached before (`studies/runner/divergence.py`); shorter excursions are spikes."
+        "which has no router z-loss. A run counts as unstable if a loss or gradient is not finite, or if the median of "
+        f"its training cross-entropy over {DURATION:.0%} of the steps is more than {MARGIN_NATS} nats above the lowest "
+        "median before (`studies/runner/divergence.py`); shorter excursions are spikes."
     )
 
 
@@ -77,25 +78,25 @@ def _unstable(runs: Sequence[Run], results: Sequence[Result]) -> str:
             lines.append(f"- `{run.name}` diverged at step {result.verdict.diverged_at}: {result.verdict.reason}")
         elif result.status == "unfinished" and run.log.is_file():
             lines.append(f"- `{run.name}` is not finished: {last_words(run.log)}")
-    return "\n".join(["## Runs that did not hold", "", *lines]) if lines else ""
+    return "\n".join(["## Diverged and unfinished runs", "", *lines]) if lines else ""
 
 
 def _limits(runs: Sequence[Run], results: Sequence[Result]) -> str:
-    """What follows from the number of seeds and from the size; nothing that was not computed from the runs."""
+    """Write what follows from the number of seeds and from the scale, computed from the runs alone."""
     lines = ["## What this can and cannot show", ""]
-    summaries = {name: summarise(of_variant) for name, of_variant in by_variant(results).items()}
+    summaries = {name: summarize(of_variant) for name, of_variant in by_variant(results).items()}
     whole = {s.stable for s in summaries.values() if s.stable and s.stable == s.over}
     for n in sorted(whole):
         lines.append(
-            f"- {n} of {n} seeds stable: a variant that is stable on {least_stable_fraction(n):.0%} of seeds does "
-            "that in 1 of 20 studies. So few seeds prove no stability; one that fails disproves it."
+            f"- {n} of {n} seeds stable: a variant that is stable on {least_stable_fraction(n):.0%} of seeds gives "
+            "this result in 1 of 20 studies. So few seeds do not prove stability; a single failure disproves it."
         )
     baseline = summaries.get(BASELINE)
     if baseline and baseline.over and baseline.stable == baseline.over:
         lines.append(
-            "- The baseline was stable on every seed, so this study does not say which technique stabilises: only "
-            "what each costs in quality, and what it does to the router logits. `docs/stability.md` has settings in "
-            "which small models fail."
+            "- The baseline was stable on every seed, so this study does not show which technique stabilizes training: "
+            "only what each costs in quality, and what it does to the router logits. `docs/stability.md` has settings "
+            "in which small models diverge."
         )
     if baseline and baseline.quality and baseline.quality.error:
         close = [
@@ -107,11 +108,11 @@ def _limits(runs: Sequence[Run], results: Sequence[Result]) -> str:
         ]  # fmt: skip
         if close:
             lines.append(
-                f"- Within two standard errors of the baseline's quality, so not told apart: {', '.join(close)}."
+                f"- Within two standard errors of the baseline's quality, so not distinguishable: {', '.join(close)}."
             )
     lines.append(
-        "- The paper's figures are of models of billions of parameters on a multilingual mixture, after many more "
-        "steps: the fractions and the order of the qualities compare with ours, the qualities themselves do not."
+        "- The paper's figures are for models with billions of parameters on a multilingual mixture, after many more "
+        "steps: the fractions and the ranking by quality compare with ours, the qualities themselves do not."
     )
     return "\n".join(lines)
 

@@ -1,9 +1,9 @@
-"""The stability study (Zoph et al. 2022, tables 2-4): which techniques keep sparse models stable, and at what cost.
+"""The stability study (Zoph et al. 2022, tables 2-4): which techniques stabilize sparse models, and at what cost.
 
 python -m studies.stability --config configs/tiny.yaml --seeds 3
 python -m studies.stability --config configs/my_run.yaml --steps 100000 --launcher slurm --nodes 8 --dry-run
 
-Finished runs are kept: the same command goes on after an interruption, with the same table.
+Finished runs are kept: after an interruption the same command continues and gives the same table.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from training.config.run import RunConfig
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = make_parser(__doc__, "runs/stability")
     parser.add_argument(
         "--variants", nargs="+", default=list(VARIANTS), metavar="NAME", help=f"of {', '.join(VARIANTS)}"
@@ -32,11 +32,15 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def plan(arguments: argparse.Namespace, config: RunConfig) -> list[tuple[str, int, dict[str, Any]]]:
-    """Variant, seed and overrides of every run, seed by seed, so that a part of them compares. Raises ConfigError."""
+    """Return variant, seed and overrides of every run, seed by seed, so that an incomplete study compares variants.
+
+    Raises:
+        ConfigError: an unknown variant, a number that is not positive, or a variant that equals the baseline.
+    """
     positive(arguments, "seeds", "baseline_seeds")
     for name in arguments.variants:
         if "=" in name:
-            raise ConfigError(f"{name} follows --variants and is taken for one: put key=value in front of --variants")
+            raise ConfigError(f"{name} follows --variants and is read as one: put key=value before --variants")
         if name not in VARIANTS:
             raise ConfigError(f"--variants {name}: no such variant; choose from {', '.join(VARIANTS)}")
     names = list(dict.fromkeys(arguments.variants))
@@ -52,7 +56,7 @@ def plan(arguments: argparse.Namespace, config: RunConfig) -> list[tuple[str, in
 
 
 def main() -> int:
-    """Run what is not finished, then write tables, figures and report; the exit code."""
+    """Execute the unfinished runs, then write tables, figures and report; return the exit code."""
     arguments = parse_arguments()
     try:
         launcher = make_launcher(arguments)
@@ -69,7 +73,7 @@ def main() -> int:
     plot_curves(runs, out / "curves.png")
     plot_quality_against_stability(results, out / "quality_stability.png")
     write_report(runs, results, arguments.config, out / "report.md")
-    print(f"\n{tables}\n{out}/report.md holds the figures, and what they can and cannot show")
+    print(f"\n{tables}\n{out}/report.md holds the figures, and what the study can and cannot show")
     return exit_code(arguments, results)
 
 

@@ -1,13 +1,14 @@
-"""The stability study's tables: the paper's tables 2-4, ours beside theirs."""
+"""Tables of the stability study: tables 2-4 of Zoph et al. 2022, our figures beside theirs."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from studies.runner.runs import Result
-from studies.runner.statistics import by_variant, pairs, summarise
+from studies.runner.statistics import as_row, by_variant, summarize
+from studies.stability.pairs import pairs
 from studies.stability.variants import BASELINE, VARIANTS
 
+METRICS = ("router_z_loss", "max_router_logit")
 TITLES = {
     2: "Table 2: remove multiplicative interactions",
     3: "Table 3: add noise",
@@ -18,9 +19,9 @@ ROUTER_HEADER = "| Model | Mean logsumexp² of the routers | Largest router logi
 
 
 def format_tables(results: Sequence[Result]) -> str:
-    """Markdown: each of the paper's tables of which a variant was run, and the routers' state.
+    """Format as Markdown each of the paper's tables of which a variant was run, and a table of the routers.
 
-    Quality is the negative log perplexity, minus the cross-entropy in nats per target token, on held-out text after the
+    Quality is the negative log perplexity (minus the cross-entropy in nats per target token) on held-out text after the
     last step: mean ± standard error over the stable runs, as in the paper.
     """
     grouped = by_variant(results)
@@ -39,19 +40,19 @@ def format_tables(results: Sequence[Result]) -> str:
 
 
 def to_json(results: Sequence[Result]) -> dict[str, Any]:
-    """The same with every run, for programs."""
+    """Return the same figures and those of every run, for ``table.json``."""
     return {
         "variants": {
-            name: {**asdict(summarise(of_variant)), "paper": VARIANTS[name].paper._asdict()}
+            name: {**as_row(summarize(of_variant), METRICS), "paper": VARIANTS[name].paper._asdict()}
             for name, of_variant in by_variant(results).items()
         },
-        "z_loss_against_baseline": [asdict(pair) for pair in pairs(results, BASELINE, "router_z_loss")],
-        "runs": [asdict(result) for result in results],
+        "z_loss_against_baseline": [pair._asdict() for pair in pairs(results, BASELINE, "router_z_loss")],
+        "runs": [as_row(result, METRICS) for result in results],
     }
 
 
 def _row(name: str, results: Sequence[Result]) -> str:
-    ours, paper = summarise(results), VARIANTS[name].paper
+    ours, paper = summarize(results), VARIANTS[name].paper
     return (
         f"| {VARIANTS[name].title} | {ours.fraction} | {ours.quality or '-'} | {paper.stable}/{paper.seeds} "
         f"| {paper.quality:.3f} ± {paper.error:.2f} |"
@@ -59,5 +60,6 @@ def _row(name: str, results: Sequence[Result]) -> str:
 
 
 def _router_row(name: str, results: Sequence[Result]) -> str:
-    ours = summarise(results)
-    return f"| {VARIANTS[name].title} | {ours.router_z_loss or '-'} | {ours.max_router_logit or '-'} | {ours.spikes} |"
+    ours = summarize(results)
+    figures = " | ".join(str(ours.metrics.get(key, "-")) for key in METRICS)
+    return f"| {VARIANTS[name].title} | {figures} | {ours.spikes} |"

@@ -1,7 +1,7 @@
-"""The variants of the stability study: what each changes of the baseline, and what the paper measured of it.
+"""The variants of the stability study: the change of each to the baseline, and the paper's results.
 
-Zoph et al. 2022, section 3 and tables 2-4: sparse models on the multilingual mixture, six seeds of the baseline and
-three of each variant. The baseline is the configuration without router z-loss; every variant changes one thing of it.
+Zoph et al. 2022, section 3 and tables 2-4: sparse models on a multilingual mixture, six seeds of the baseline and three
+of each variant. The baseline is the configuration without router z-loss; every variant changes one thing.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,10 +20,10 @@ class PaperFigures(NamedTuple):
     """A row of the paper's tables 2-4."""
 
     table: int  # 0: the baseline, which is in all three
-    stable: int
+    stable: int  # number of stable seeds
     seeds: int
     quality: float  # negative log perplexity, nats per token
-    error: float
+    error: float  # standard error of the quality
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Variant:
     """One technique.
 
     Args:
-        title: as the tables name it.
-        change: the config overrides that turn the baseline's configuration into the variant's.
-        paper: what the paper measured.
+        title: name in the tables.
+        change: returns the overrides that turn the baseline's configuration into the variant's.
+        paper: results of the paper.
     """
 
     title: str
@@ -46,12 +46,15 @@ def _set(key: str, value: float | bool) -> Callable[[RunConfig], Overrides]:
 
 
 def _relu_of_equal_size(config: RunConfig) -> Overrides:
-    """ReLU has two matrices where GEGLU has three: 1.5 times the width has the same parameters and FLOPs."""
+    """Return overrides for ReLU with 1.5 times the width, which has the parameters and FLOPs of GEGLU.
+
+    ReLU has two matrices in place of three.
+    """
     width = config.model.d_ff  # type: ignore[attr-defined]
     if width * 3 % 4:
         raise ConfigError(
-            f"model.d_ff = {width}: no even width is 1.5 times it, which no_geglu needs: set a multiple of 4, or leave "
-            "no_geglu out of --variants"
+            f"model.d_ff = {width}: no_geglu needs an even width of 1.5 times that: set a multiple of 4, or remove "
+            "no_geglu from --variants"
         )
     return {"model.feed_forward": "relu", "model.d_ff": width * 3 // 2}
 
@@ -76,15 +79,19 @@ VARIANTS: Mapping[str, Variant] = {
 
 
 def variant_overrides(name: str, config: RunConfig) -> Overrides:
-    """All overrides of a variant of ``config``, those of the baseline first. Raises ConfigError."""
+    """Return all overrides of a variant of ``config``, those of the baseline first.
+
+    Raises:
+        ConfigError: the model is dense, or the variant equals the baseline.
+    """
     if not config.st_moe_config().num_experts:
         raise ConfigError("model.num_experts = 0: the study is of sparse models; set 2 or more")
     change = VARIANTS[name].change(config)
     for key, value in change.items():
         if key not in BASELINE_OVERRIDES and _get(config, key) == value:
             raise ConfigError(
-                f"{key} = {value} already, so {name} would be the baseline again: leave it out of --variants, or set "
-                "another value"
+                f"{key} = {value} already, so {name} equals the baseline: remove it from --variants, or set another "
+                "value"
             )
     return BASELINE_OVERRIDES | change
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.config import StMoeConfig
-from model.initialisation import initialise_weights
+from model.initialization import initialize_weights
 from model.losses import LossDivisors, cross_entropy_and_z, load_balance_loss, max_router_logit, router_z_loss
 from model.moe.layer import SparseFeedForward
 from model.moe.router import Router
@@ -199,7 +199,7 @@ def make_model(**options: Any) -> StMoeForConditionalGeneration:
     moe = {"sparse_step": 2, "group_size": 8, "second_policy": "all", "min_capacity": 2, "router_z_coefficient": 0.1}
     config = StMoeConfig(**sizes | moe | {"load_balance_coefficient": 0.1, "output_z_coefficient": 0.01} | options)
     model = StMoeForConditionalGeneration(config).train()
-    initialise_weights(model, config, seed=0)
+    initialize_weights(model, config, seed=0)
     return model
 
 

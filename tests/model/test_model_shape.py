@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from common.project import ROOT
 from model.config import StMoeConfig, documented_fields
-from model.initialisation import initialise_weights
+from model.initialization import initialize_weights
 from model.moe.experts import Experts
 from model.moe.layer import SparseFeedForward
 from model.st_moe import StMoeForConditionalGeneration
@@ -34,7 +34,7 @@ SMALL: dict[str, Any] = {
 def make_model(**options: Any) -> StMoeForConditionalGeneration:
     config = StMoeConfig(**SMALL | options)
     model = StMoeForConditionalGeneration(config)
-    initialise_weights(model, config, seed=options.get("seed", 0))
+    initialize_weights(model, config, seed=options.get("seed", 0))
     return model
 
 
@@ -82,7 +82,7 @@ def test_extra_feed_forward_runs_in_its_place(place: str) -> None:
         "none": ["feed_forward"],
     }
     assert order == expected[place]
-    # Each sub-layer reads the normalised stream and adds to it.
+    # Each sub-layer reads the normalized stream and adds to it.
     z = x + block.self_attention(slow_norm(x), None)
     for name in expected[place]:
         normed = slow_norm(z)
@@ -220,18 +220,18 @@ SIGMA = {
 TRUNCATED = math.sqrt(1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2)))
 
 
-@pytest.mark.parametrize("path", ["initialise_weights", "post_init"])
+@pytest.mark.parametrize("path", ["initialize_weights", "post_init"])
 def test_initial_spreads(path: str) -> None:
     assert pytest.approx(0.8796, abs=1e-4) == TRUNCATED
     torch.manual_seed(0)
     # d_ff and heads * d_kv differ from d_model, so that a fan-in of the wrong side is seen.
     config = StMoeConfig(**SMALL | {"d_ff": 40, "num_layers": 8, "feed_forward_bias": "multiplicative"})
     model = StMoeForConditionalGeneration(config)
-    if path == "initialise_weights":
+    if path == "initialize_weights":
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.fill_(float("nan"))  # so that one left out is seen
-        initialise_weights(model, config, seed=0)
+        initialize_weights(model, config, seed=0)
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     seen = set()
     for ending, sigma in SIGMA.items():
@@ -256,7 +256,7 @@ def test_initial_spreads(path: str) -> None:
 
 def test_seeds_and_experts() -> None:
     first, same, other = make_model(), make_model(), make_model()
-    initialise_weights(other, other.config, seed=1)
+    initialize_weights(other, other.config, seed=1)
     for (name, a), b, c in zip(first.named_parameters(), same.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b), name
         if "norm.scale" not in name:
@@ -279,7 +279,7 @@ class UpperHalf(SparseFeedForward):
 def test_half_of_the_experts_begin_as_in_the_full_model() -> None:
     full = make_model()
     half = StMoeForConditionalGeneration(StMoeConfig(**SMALL), make_sparse=UpperHalf)
-    initialise_weights(half, half.config, seed=0)
+    initialize_weights(half, half.config, seed=0)
     for (name, a), b in zip(full.named_parameters(), half.parameters(), strict=True):
         if "experts.w" in name:
             assert b.shape[0] == 4
@@ -288,9 +288,9 @@ def test_half_of_the_experts_begin_as_in_the_full_model() -> None:
             assert torch.equal(a, b), name
 
 
-def test_initialisation_of_a_bf16_model_rounds_the_same_numbers() -> None:
+def test_initialization_of_a_bf16_model_rounds_the_same_numbers() -> None:
     full, half = make_model(), make_model().to(torch.bfloat16)
-    initialise_weights(half, half.config, seed=0)
+    initialize_weights(half, half.config, seed=0)
     for a, b in zip(full.parameters(), half.parameters(), strict=True):
         assert torch.equal(a.to(torch.bfloat16), b)
 
@@ -299,4 +299,4 @@ def test_unknown_parameters_are_refused() -> None:
     model = make_model()
     model.surprise = nn.Conv1d(2, 2, 1)
     with pytest.raises(TypeError, match="Conv1d"):
-        initialise_weights(model, model.config, seed=0)
+        initialize_weights(model, model.config, seed=0)

@@ -10,7 +10,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from transformers.models.t5 import modeling_t5
 
 from model.config import StMoeConfig
-from model.initialisation import initialise_weights
+from model.initialization import initialize_weights
 from model.st_moe import StMoeForConditionalGeneration
 
 # heads * d_kv != d_model, and stacks of different depth, so that no mix-up of sizes can go unseen.
@@ -195,7 +195,7 @@ def make_model(num_experts: int) -> StMoeForConditionalGeneration:
         **SIZES, num_experts=num_experts, sparse_step=2, second_policy="all", eval_capacity_factor=100.0
     )
     model = StMoeForConditionalGeneration(config).eval()
-    initialise_weights(model, config, seed=3)
+    initialize_weights(model, config, seed=3)
     with torch.no_grad():
         # The router's initial spread makes near-uniform gates; larger ones make a wrong expert visible.
         for name, weight in model.named_parameters():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from model.config import StMoeConfig
-from model.initialisation import initialise_weights
+from model.initialization import initialize_weights
 from parallel.all_to_all import Traffic
 from parallel.config import ParallelConfig
 from parallel.exchange import EqualExchange, Exchange, RaggedExchange
@@ -89,7 +89,7 @@ def _layer(chunks: int, capacity: str) -> dict[str, Any]:
     config = StMoeConfig(d_model=16, d_ff=24, num_experts=8, group_size=32, capacity=capacity)
     make = sparse_factory(ParallelConfig(expert_parallel_size=2, all_to_all_chunks=chunks))
     layers = nn.ModuleList(make(config, decoder=False) for _ in range(2))
-    initialise_weights(layers, config, seed=0)
+    initialize_weights(layers, config, seed=0)
     x = torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(dist.get_rank())).requires_grad_()
     mask = torch.ones(4, 16, dtype=torch.bool)
     torch.manual_seed(dist.get_rank())

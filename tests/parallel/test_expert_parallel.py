@@ -10,7 +10,7 @@ import torch
 from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 
 from model.config import StMoeConfig
-from model.initialisation import initialise_weights
+from model.initialization import initialize_weights
 from model.st_moe import StMoeForConditionalGeneration
 from parallel.config import ParallelConfig
 from tests.support.ranks import run_ranks
@@ -112,7 +112,7 @@ def _expert_weights() -> dict[str, torch.Tensor]:
 
 def test_experts_begin_the_same_at_every_expert_parallel_size(tmp_path: Path):
     plain = StMoeForConditionalGeneration(StMoeConfig(**SMALL_MODEL))
-    initialise_weights(plain, plain.config, seed=3)
+    initialize_weights(plain, plain.config, seed=3)
     for world_size in (2, 4):
         ranks = run_ranks(_expert_weights, world_size, tmp_path)
         together = {name: weight for rank in ranks for name, weight in rank.items()}

@@ -6,7 +6,7 @@ import deepspeed
 import torch
 
 from model.config import StMoeConfig
-from model.initialisation import initialise_weights
+from model.initialization import initialize_weights
 from model.st_moe import StMoeForConditionalGeneration
 from optim.adafactor import Adafactor
 from optim.build import build_optimizer
@@ -27,7 +27,7 @@ def build_model(config: StMoeConfig, parallel: ParallelConfig, seed: int, device
     with torch.device("meta"):
         model = StMoeForConditionalGeneration(config, sparse_factory(parallel))
     model.to_empty(device=device)
-    initialise_weights(model, config, seed)
+    initialize_weights(model, config, seed)
     return model
 
 

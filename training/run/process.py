@@ -26,7 +26,7 @@ class Process:
         return cls(int(read("RANK", "0")), int(read("LOCAL_RANK", "0")), world, int(local_world))
 
 
-def initialise_distributed(process: Process, timeout_seconds: float) -> str:
+def initialize_distributed(process: Process, timeout_seconds: float) -> str:
     """Start DeepSpeed's communication, NCCL on GPUs and gloo on a CPU, and give this process its device.
 
     Returns:

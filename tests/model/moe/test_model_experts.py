@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.config import StMoeConfig
-from model.initialisation import initialise_weights
+from model.initialization import initialize_weights
 from model.moe.experts import Experts
 from model.moe.grouped_geglu import ReusedMemory, geglu_grouped
 
@@ -20,7 +20,7 @@ RAGGED = [5, 0, 11, 2]
 def make_experts(**options: Any) -> Experts:
     config = StMoeConfig(d_model=D, d_ff=F, num_experts=E, initializer_scale=2.0, **options)
     experts = Experts(config, E)
-    initialise_weights(experts, config, seed=0)
+    initialize_weights(experts, config, seed=0)
     return experts
 
 

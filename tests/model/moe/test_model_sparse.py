@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from model.config import StMoeConfig
-from model.initialisation import initialise_weights
+from model.initialization import initialize_weights
 from model.moe.dispatch import combine, dispatch, tokens_of_rows
 from model.moe.layer import SparseFeedForward
 from model.moe.router import Router
@@ -19,7 +19,7 @@ SIZES: dict[str, Any] = {"d_model": 16, "d_ff": 24, "num_experts": 4, "group_siz
 def make_layer(**options: Any) -> SparseFeedForward:
     config = StMoeConfig(**SIZES | {"second_policy": "all"} | options)
     layer = SparseFeedForward(config)
-    initialise_weights(layer, config, seed=0)
+    initialize_weights(layer, config, seed=0)
     with torch.no_grad():
         layer.router.weight.mul_(30)  # gates far from 1/2, so that swapped gates are seen
         if layer.experts.hidden_bias is not None:

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import model.moe.layer
 from model.config import StMoeConfig
-from model.initialisation import initialise_weights
+from model.initialization import initialize_weights
 from model.moe.layer import SparseFeedForward
 from model.moe.router import Routing, group_tokens, route
 from model.st_moe import StMoeForConditionalGeneration
@@ -22,7 +22,7 @@ def make_layer(kind: str, **options: Any) -> SparseFeedForward:
     config = StMoeConfig(d_model=16, d_ff=24, num_experts=4, **{"group_size": 12, "min_capacity": 1} | options
                          | GATINGS[kind])  # fmt: skip
     layer = SparseFeedForward(config).train()
-    initialise_weights(layer, config, seed=0)
+    initialize_weights(layer, config, seed=0)
     with torch.no_grad():
         layer.router.weight.mul_(30)
     return layer
@@ -140,7 +140,7 @@ def test_checkpointing_repeats_the_same_routing(kind: str, monkeypatch: pytest.M
 
     def run(*, checkpointing: bool, seed: int) -> tuple[Tensor, list[Tensor], list[Routing]]:
         network = StMoeForConditionalGeneration(config).train()
-        initialise_weights(network, config, seed=0)
+        initialize_weights(network, config, seed=0)
         if checkpointing:
             network.activation_checkpointing_enable()
         routings: list[Routing] = []

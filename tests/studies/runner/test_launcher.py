@@ -39,7 +39,7 @@ def test_cores_are_divided_among_jobs_and_ranks():
     assert Local(2, 3 * cores, 0).environment()["OMP_NUM_THREADS"] == "1"
 
 
-def test_a_run_with_a_checkpoint_goes_on(config_file: str, tmp_path: Path):
+def test_a_run_with_a_checkpoint_resumes(config_file: str, tmp_path: Path):
     run = a_run(config_file, tmp_path / "study")
     assert Local(1, 1, 0).command(run, 0, 1)[-1] != "--resume"
     (run.dir / "checkpoints").mkdir(parents=True)
@@ -104,7 +104,7 @@ def test_unfinished_runs_are_submitted_and_a_refusal_is_one_line(
     sbatch.chmod(0o755)
     runs, slurm = [finished("baseline", 0, 4.0), a_run(config_file, tmp_path / "study")], Slurm(1, 8, None, ())
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(ConfigError, match="sbatch is not on this machine"):
+    with pytest.raises(ConfigError, match="sbatch is not installed here"):
         submit(runs, slurm)
     monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
     submit(runs, slurm)
@@ -112,5 +112,5 @@ def test_unfinished_runs_are_submitted_and_a_refusal_is_one_line(
     assert Path(script).read_text() == slurm.script(runs[1])
     assert runs[1].log.parent.is_dir()
     sbatch.write_text("#!/usr/bin/env bash\necho 'error: no such partition' >&2; exit 1\n")
-    with pytest.raises(ConfigError, match=r"refused .*baseline-3\.sbatch: error: no such partition"):
+    with pytest.raises(ConfigError, match=r"rejected .*baseline-3\.sbatch: error: no such partition"):
         submit(runs, slurm)

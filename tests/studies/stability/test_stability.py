@@ -44,7 +44,7 @@ def test_two_variants_end_in_a_table_and_are_not_run_again(corpus: dict[str, Any
     assert {"curves.png", "quality_stability.png", "report.md"} <= {path.name for path in out.iterdir()}
 
     again = run(start)
-    assert "2 of 2 runs are finished already" in again.stdout
+    assert "2 of 2 runs are already finished" in again.stdout
     assert (out / "table.md").read_text() == table
     other = run([*start, "training.global_batch_size=16"])
     assert other.returncode == 2
@@ -78,7 +78,7 @@ def test_dry_run_of_the_sweep_changes_only_the_weight_of_the_z_loss(tmp_path: Pa
     ("options", "message"),
     [
         (["--variants", "baselin"], "--variants baselin: no such variant"),
-        (["--seeds", "0"], "--seeds 0 must be 1 or more"),
+        (["--seeds", "0"], "--seeds 0 must be 1 or greater"),
         (["training.stepz=1"], "training.stepz = 1: unknown key"),
         (["--ranks", "3"], "training.global_batch_size = 16 is not divisible"),
     ],

@@ -8,7 +8,8 @@ import pytest
 from studies.plots import plot_sweep
 from studies.runner.divergence import Verdict
 from studies.runner.runs import Result, Run
-from studies.runner.statistics import mean_of, pairs, summarise
+from studies.runner.statistics import mean_of, summarize
+from studies.stability.pairs import pairs
 from studies.stability.report import least_stable_fraction, write_report
 from studies.stability.table import format_tables, to_json
 from studies.z_loss_sweep import format_sweep
@@ -18,7 +19,8 @@ STABLE, UNSTABLE = Verdict(None, "", 0), Verdict(5, "more than 0.5 nats above 4.
 
 def result(variant: str, seed: int, quality: float | None, *, stable: bool = True, z: float = 4.0) -> Result:
     status = "unfinished" if quality is None else "stable" if stable else "diverged"
-    return Result(variant, seed, status, STABLE if stable else UNSTABLE, quality, z, 2.0)  # type: ignore[arg-type]
+    metrics = {} if quality is None else {"cross_entropy": -quality, "router_z_loss": z, "max_router_logit": 2.0}
+    return Result(variant, seed, status, STABLE if stable else UNSTABLE, quality, metrics)  # type: ignore[arg-type]
 
 
 # Baseline: qualities -4.0 and -4.2, mean -4.1, standard error 0.1414 / sqrt(2) = 0.1; two diverged, one is unfinished.
@@ -44,7 +46,7 @@ def test_mean_and_standard_error():
 
 
 def test_diverged_and_unfinished_runs_are_not_in_the_means():
-    summary = summarise(RESULTS[:5])
+    summary = summarize(RESULTS[:5])
     assert (summary.runs, summary.over, summary.stable, summary.spikes) == (5, 4, 2, 2)
     assert summary.fraction == "2/4 (1 unfinished)"
     assert str(summary.quality) == "-4.100 ± 0.100"
@@ -60,7 +62,12 @@ def test_tables_have_the_papers_figures_beside_ours():
     assert not any("Table 2" in line for line in lines)
     as_json = to_json(RESULTS)
     assert as_json["variants"]["baseline"]["quality"] == {"value": pytest.approx(-4.1), "error": pytest.approx(0.1)}
+    assert as_json["variants"]["baseline"]["router_z_loss"] == {"value": 4.0, "error": 0.0}
     assert len(as_json["runs"]) == 8
+    assert list(as_json["runs"][4]) == [
+        "variant", "seed", "status", "verdict", "quality", "router_z_loss", "max_router_logit"
+    ]  # fmt: skip
+    assert [(r["router_z_loss"], r["max_router_logit"]) for r in as_json["runs"][4:6]] == [(None, None), (0.5, 2.0)]
 
 
 def test_pairs_are_of_equal_seeds():
@@ -96,6 +103,6 @@ def test_report_says_what_it_cannot_show(finished: Callable[..., Run], tmp_path:
     assert "6 runs of 10 steps (1,000 parameters, 500 tokens in the first)" in report
     assert "| mean | 4.4000 | 0.4000 | 11.0 | 4.0100 | 4.0100 | +0.0000 |" in report
     assert "3 of 3 seeds stable: a variant that is stable on 37% of seeds" in report
-    assert "does not say which technique stabilises" in report
-    assert "not told apart: Router z-loss (1e-3)" in report
-    assert "did not hold" not in report
+    assert "does not show which technique stabilizes" in report
+    assert "not distinguishable: Router z-loss (1e-3)" in report
+    assert "Diverged and unfinished" not in report

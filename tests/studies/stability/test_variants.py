@@ -54,8 +54,8 @@ def test_relu_has_the_parameters_of_geglu(config_file: str):
     assert sizes[0] == sizes[1]
 
 
-def test_a_variant_that_would_not_be_one_is_refused(config_file: str):
-    with pytest.raises(ConfigError, match=r"model\.router_jitter = 0\.01 already.*input_jitter.*baseline again"):
+def test_a_variant_that_does_not_apply_is_refused(config_file: str):
+    with pytest.raises(ConfigError, match=r"model\.router_jitter = 0\.01 already.*input_jitter.*equals the baseline"):
         variant_overrides("input_jitter", load_config(config_file, ["model.router_jitter=0.01"]))
     with pytest.raises(ConfigError, match=r"model\.d_ff = 50.*multiple of 4"):
         variant_overrides("no_geglu", load_config(config_file, ["model.d_ff=50"]))

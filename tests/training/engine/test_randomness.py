@@ -8,7 +8,7 @@ from torch import Tensor
 
 import model.moe.layer
 from model.config import StMoeConfig
-from model.initialisation import initialise_weights
+from model.initialization import initialize_weights
 from model.moe.router import Router, route
 from model.st_moe import StMoeForConditionalGeneration
 from tests.support.small import SMALL_MODEL, global_batch
@@ -20,7 +20,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> Any:
     """What the random policy requests in each sparse layer, after seeding from a key; every gate is 1/2."""
     config = StMoeConfig(**SMALL_MODEL | {"sparse_step": 2, "second_threshold": 0.9, "train_capacity_factor": 9.0})
     network = StMoeForConditionalGeneration(config).train()
-    initialise_weights(network, config, seed=0)
+    initialize_weights(network, config, seed=0)
     for module in network.modules():
         if isinstance(module, Router):
             torch.nn.init.zeros_(module.weight)

@@ -1,10 +1,10 @@
-"""Initial weights, a function of (seed, parameter name, global expert id) alone: the same in every parallel layout.
+"""Initial weights, a function of (seed, parameter name, global expert number) alone: equal in every parallel layout.
 
-Truncated normal at two standard deviations with sigma = sqrt(initializer_scale / fan_in) (Fedus et al. 2021), token
-embedding N(0, 1), router N(0, 0.02), norms 1; the query's sigma carries T5's 1/sqrt(d_kv).
+Matrices: normal with sigma = sqrt(initializer_scale / fan_in), truncated at two sigma (Fedus et al. 2021). Query
+projection: the same sigma times 1/sqrt(d_kv), which T5 leaves out of the attention logits. Token embedding: N(0, 1).
+Router: N(0, 0.02). Norm scales: 1.
 """
 
-import hashlib
 from collections.abc import Callable
 
 import torch
@@ -16,6 +16,7 @@ from model.feed_forward import HiddenBias
 from model.moe.experts import Experts
 from model.moe.router import Router
 from model.norm import RMSNorm
+from model.seeding import seed_of
 
 Fill = Callable[[Tensor, Generator | None], Tensor]
 ROUTER_STD = 0.02
@@ -35,7 +36,7 @@ def _constant(value: float) -> Fill:
 
 
 def _fill_for(module: nn.Module, name: str, config: StMoeConfig) -> Fill:
-    """How the parameter ``name`` that ``module`` itself owns begins."""
+    """Return the initializer of the parameter ``name``, which ``module`` itself owns."""
     if isinstance(module, RMSNorm):
         return _constant(1.0)
     if isinstance(module, HiddenBias):
@@ -52,23 +53,35 @@ def _fill_for(module: nn.Module, name: str, config: StMoeConfig) -> Fill:
         return _truncated(config.initializer_scale, module.in_features, config.d_kv**-0.5)
     if isinstance(module, nn.Linear):
         return _truncated(config.initializer_scale, module.in_features)
-    raise TypeError(f"no initialiser for parameter {name} of {type(module).__name__}")
+    raise TypeError(f"no initializer for parameter {name} of {type(module).__name__}")
 
 
 @torch.no_grad()
-def initialise_module(module: nn.Module, config: StMoeConfig) -> None:
-    """Fill the parameters that ``module`` itself owns from torch's global generator (Hugging Face's path)."""
+def initialize_module(module: nn.Module, config: StMoeConfig) -> None:
+    """Fill the parameters that ``module`` itself owns from torch's global generator (called by Hugging Face).
+
+    Raises:
+        TypeError: a parameter has no initializer.
+    """
     for name, parameter in module.named_parameters(recurse=False):
         if not getattr(parameter, "_is_hf_initialized", False):
             _fill_for(module, name, config)(parameter, None)
 
 
 @torch.no_grad()
-def initialise_weights(model: nn.Module, config: StMoeConfig, seed: int) -> None:
-    """Fill every parameter of ``model`` in place, whatever device, dtype or share of the experts it has.
+def initialize_weights(model: nn.Module, config: StMoeConfig, seed: int) -> None:
+    """Fill every parameter of ``model`` in place, on any device, in any dtype and for any share of the experts.
 
-    Numbers are drawn on the CPU in float32, so that they do not depend on the device, one parameter (of the experts:
-    one expert) at a time.
+    Numbers are drawn on the CPU in float32, so that they do not depend on the device, for one parameter at a time and
+    of a stacked expert weight for one expert at a time.
+
+    Args:
+        model: the model, or a part of it; parameter names are relative to it.
+        config: ``initializer_scale`` and the widths.
+        seed: ``training.seed``.
+
+    Raises:
+        TypeError: a parameter has no initializer.
     """
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -76,12 +89,11 @@ def initialise_weights(model: nn.Module, config: StMoeConfig, seed: int) -> None
             full_name = f"{module_name}.{name}"
             if isinstance(module, Experts):
                 for local, expert in enumerate(parameter):
-                    _fill_from(expert, fill, f"{seed}/{full_name}/{module.first + local}")
+                    _fill_from(expert, fill, seed_of(seed, full_name, module.first + local))
             else:
-                _fill_from(parameter, fill, f"{seed}/{full_name}")
+                _fill_from(parameter, fill, seed_of(seed, full_name))
 
 
-def _fill_from(target: Tensor, fill: Fill, key: str) -> None:
-    digest = hashlib.sha256(key.encode()).digest()
-    generator = Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+def _fill_from(target: Tensor, fill: Fill, seed: int) -> None:
+    generator = Generator().manual_seed(seed)
     target.copy_(fill(torch.empty(target.shape, dtype=torch.float32), generator))

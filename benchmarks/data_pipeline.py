@@ -51,7 +51,7 @@ def parts_of(config: DataConfig) -> dict[str, Iterator[int]]:
     """What is compared: endless work on the same text with the same tokenizer, each yield a number of tokens done."""
     tokenizer, texts = Tokenizer(config.vocabulary), rows_of(config)
     packs = [texts[i : i + config.documents_per_pack] for i in range(0, len(texts), config.documents_per_pack)]
-    processor = tokenizer._pieces
+    processor = tokenizer._processor
     tokens = [np.concatenate(tokenizer.encode_batch(pack)) for pack in packs]
     objective = make_objective(config, tokenizer)
 

@@ -1,6 +1,7 @@
-"""T5's span corruption as an objective.
+"""Span corruption as an objective: masks, inputs and labels for all chunks of a pack.
 
-Shape suffixes: N tokens of a pack, P pieces of it, R raw tokens of a full piece, L inputs_length, T targets_length.
+Shape suffixes: N tokens of a pack, C chunks of it, F chunks corrupted together, R raw tokens of each of these, L
+inputs_length, T targets_length.
 """
 
 import numpy as np
@@ -13,7 +14,11 @@ from data.tokenizer import Tokenizer
 
 
 class SpanCorruption:
-    """T5's denoising objective (Raffel et al. 2020, section 3.1.4); see `data.span_corruption`."""
+    """T5's denoising objective (Raffel et al. 2020, section 3.1.4); see ``data.span_corruption``.
+
+    Raises:
+        ValueError: full-length examples need more sentinels than the vocabulary has.
+    """
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer) -> None:
         self._density, self._mean_span = config.noise_density, config.mean_noise_span_length
@@ -25,27 +30,31 @@ class SpanCorruption:
         self._tokenizer = tokenizer
 
     def examples(self, tokens_N: NDArray[np.int32], rng: np.random.Generator) -> Examples:
-        """See `Objective`. Full pieces are corrupted together: half the time of one after the other."""
-        pieces = -(-len(tokens_N) // self.raw_length)
-        inputs_PL = np.full((pieces, self._inputs_length), self._tokenizer.pad_id, np.int32)
-        labels_PT = np.full((pieces, self.targets_length), IGNORED_LABEL, np.int32)
+        """See ``Objective``. All full chunks are corrupted together, in half the time of one by one."""
+        chunks = -(-len(tokens_N) // self.raw_length)
+        inputs_CL = np.full((chunks, self._inputs_length), self._tokenizer.pad_id, np.int32)
+        labels_CT = np.full((chunks, self.targets_length), IGNORED_LABEL, np.int32)
         full = len(tokens_N) // self.raw_length
-        whole, rest = tokens_N[: full * self.raw_length], tokens_N[full * self.raw_length :]
-        for tokens_PR, rows in (
-            (whole.reshape(full, self.raw_length), slice(0, full)),
-            (rest.reshape(1, -1), slice(full, None)),
+        head, tail = tokens_N[: full * self.raw_length], tokens_N[full * self.raw_length :]
+        for tokens_FR, rows in (
+            (head.reshape(full, self.raw_length), slice(0, full)),
+            (tail.reshape(1, -1), slice(full, None)),
         ):
-            if tokens_PR.size:
-                masks_PR = random_spans_masks(*tokens_PR.shape, self._density, self._mean_span, rng)
-                ids = self._tokenizer.first_sentinel_id, self._tokenizer.eos_id
-                inputs, targets = corrupt(tokens_PR, masks_PR, *ids)
-                _fill(inputs_PL[rows], inputs)
-                _fill(labels_PT[rows], targets)
-        return inputs_PL, labels_PT
+            if tokens_FR.size:
+                masks_FR = random_spans_masks(*tokens_FR.shape, self._density, self._mean_span, rng)
+                inputs, targets = corrupt(
+                    tokens_FR, masks_FR, self._tokenizer.first_sentinel_id, self._tokenizer.eos_id
+                )
+                _copy_truncated(inputs, inputs_CL[rows])
+                _copy_truncated(targets, labels_CT[rows])
+        return inputs_CL, labels_CT
 
 
-def _fill(out: IntArray, ids: IntArray) -> None:
-    """Cuts before the EOS, as T5 does: at a few lengths float32 rounding masks one token more than was planned."""
+def _copy_truncated(ids: IntArray, out: IntArray) -> None:
+    """Copy rows of ids to ``out``, truncated before the EOS as in T5.
+
+    At a few lengths float32 rounding masks one token more than the float64 arithmetic of the lengths allows for.
+    """
     length = min(ids.shape[1], out.shape[1])
     out[:, : length - 1] = ids[:, : length - 1]
     out[:, length - 1] = ids[:, -1]

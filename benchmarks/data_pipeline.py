@@ -5,7 +5,7 @@
 Two cases: documents of C4's mean length with a vocabulary of T5's size, and the short documents of configs/tiny.yaml
 with its small vocabulary. The workloads of a case alternate in slices of a fraction of a second, so that other load on
 the machine affects all of them alike. Rates are per CPU second of this process. The text is that of
-``python -m data.prepare --source wikipedia``.
+``python -m data.prepare --source wikipedia --vocab-size 1000``.
 """
 
 import argparse

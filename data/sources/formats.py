@@ -1,4 +1,4 @@
-"""File formats: decode the rows of a file by its ending. JSON lines, plain text (both plain or gzip) and Parquet."""
+"""File formats: decodes a file's rows by its ending, JSON lines or plain text, with or without gzip, or Parquet."""
 
 from collections.abc import Iterator
 from itertools import islice

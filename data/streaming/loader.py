@@ -13,8 +13,8 @@ from data.sources.base import ShardSource
 from data.sources.open import open_shards
 from data.sources.rows import BadRow
 from data.streaming.group import StreamGroup
+from data.streaming.identity import check_identity, describe_identity
 from data.streaming.schedule import Schedule, check_ranks, check_streams
-from data.streaming.state import check_identity, describe_identity
 from data.streaming.stream import BAD_KINDS, DOCUMENTS, ROWS, SPLIT_DOCUMENTS, TOKENS
 from data.streaming.worker import WorkerPool
 from data.tokenizer import Tokenizer
@@ -191,3 +191,24 @@ class PretrainingLoader:
         self.close()
         self._states = {stream: state["streams"][str(stream)] for stream in own}
         self._next_example = state["next_example"]
+
+
+def merge_states(states: list[dict[str, Any]]) -> dict[str, Any]:
+    """Merge ``PretrainingLoader.state_dict`` of all ranks, taken after the same step, into one state.
+
+    Raises:
+        ValueError: there is no state, or the states differ in step or settings or share streams.
+    """
+    if not states:
+        raise ValueError("there is no data state to merge: pass the state of every rank")
+    streams: dict[str, Any] = {}
+    for state in states:
+        for key in ("identity", "next_example"):
+            if state[key] != states[0][key]:
+                raise ValueError(f"data states of different runs or steps: {key} = {state[key]} and {states[0][key]}")
+        repeated = streams.keys() & state["streams"].keys()
+        if repeated:
+            raise ValueError(f"two data states hold the streams {sorted(repeated)}: pass the state of every rank once")
+        streams.update(state["streams"])
+    ordered = {stream: streams[stream] for stream in sorted(streams, key=int)}
+    return {"identity": states[0]["identity"], "next_example": states[0]["next_example"], "streams": ordered}

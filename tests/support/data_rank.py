@@ -13,8 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from data.config import DataConfig
-from data.streaming.loader import PretrainingLoader
-from data.streaming.state import merge_states
+from data.streaming.loader import PretrainingLoader, merge_states
 from data.tokenizer import Tokenizer
 from tests.support.examples import raw_tokens
 

@@ -14,7 +14,7 @@ import deepspeed.comm as dist
 import torch
 from torch import Tensor
 
-from data.streaming.state import merge_states
+from data.streaming.loader import merge_states
 from training.checkpoint.adafactor_state import INDEX_FILE as OPTIMIZER_INDEX_FILE
 from training.checkpoint.adafactor_state import load_optimizer_state, optimizer_file, optimizer_index, optimizer_tensors
 from training.checkpoint.element_state import Part, join, owners, part_of, read_ranges

@@ -12,8 +12,7 @@ from data.config import DataConfig
 from data.sources.files import FileShards
 from data.sources.retry import DataError, Retries
 from data.sources.rows import Row
-from data.streaming.loader import Batch, PretrainingLoader
-from data.streaming.state import merge_states
+from data.streaming.loader import Batch, PretrainingLoader, merge_states
 from data.tokenizer import Tokenizer
 
 MakeConfig = Callable[..., DataConfig]

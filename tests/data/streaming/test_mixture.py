@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.config import DataConfig
-from data.streaming.loader import PretrainingLoader
+from data.streaming.loader import PretrainingLoader, merge_states
 from data.streaming.mixture import MixtureStream
-from data.streaming.state import merge_states
 from data.tokenizer import Tokenizer
 from tests.support.examples import raw_tokens
 

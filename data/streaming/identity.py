@@ -1,4 +1,4 @@
-"""Data states in checkpoints: the identity under which a state is valid, and merging the states of all ranks."""
+"""The identity of the training examples: a data state can only be loaded under the identity it was saved with."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +12,6 @@ EXAMPLES_VERSION = 2
 
 def describe_identity(config: DataConfig, sources: Sequence[ShardSource], fingerprint: str) -> dict[str, Any]:
     """Return everything that determines order and content of the examples, as JSON values.
-
-    A state can only be loaded under the identity it was saved with.
 
     Args:
         config: the ``data`` section.
@@ -52,24 +50,3 @@ def check_identity(saved: dict[str, Any], current: dict[str, Any]) -> None:
                 f"{key} = {current.get(key)!r}, but the checkpoint was made with {saved.get(key)!r}: restore that "
                 "value to resume, or start a new run"
             )
-
-
-def merge_states(states: list[dict[str, Any]]) -> dict[str, Any]:
-    """Merge ``PretrainingLoader.state_dict`` of all ranks, taken after the same step, into one state.
-
-    Raises:
-        ValueError: there is no state, or the states differ in step or settings or share streams.
-    """
-    if not states:
-        raise ValueError("there is no data state to merge: pass the state of every rank")
-    streams: dict[str, Any] = {}
-    for state in states:
-        for key in ("identity", "next_example"):
-            if state[key] != states[0][key]:
-                raise ValueError(f"data states of different runs or steps: {key} = {state[key]} and {states[0][key]}")
-        repeated = streams.keys() & state["streams"].keys()
-        if repeated:
-            raise ValueError(f"two data states hold the streams {sorted(repeated)}: pass the state of every rank once")
-        streams.update(state["streams"])
-    ordered = {stream: streams[stream] for stream in sorted(streams, key=int)}
-    return {"identity": states[0]["identity"], "next_example": states[0]["next_example"], "streams": ordered}

@@ -1,11 +1,11 @@
-"""Throughput of the data pipeline on one core, beside its limit, SentencePiece encoding alone; there is no peer.
+"""Throughput of the data pipeline on one core, compared with its upper bound, SentencePiece encoding alone.
 
     python benchmarks/data_pipeline.py [--metrics runs/tiny/metrics.jsonl] [--out benchmarks/results/data_pipeline.json]
 
 Two cases: documents of C4's mean length with a vocabulary of T5's size, and the short documents of configs/tiny.yaml
-with its small vocabulary. The stages of a case take turns in slices of a fraction of a second, so that other load on
-the machine affects all of them alike; CPU time of this process is measured. The text is that of
-``python -m data.prepare --source wikipedia``.
+with its small vocabulary. The workloads of a case alternate in slices of a fraction of a second, so that other load on
+the machine affects all of them alike. Rates are per CPU second of this process. The text is that of
+``python -m data.prepare --source wikipedia --vocab-size 1000``.
 """
 
 import argparse
@@ -34,24 +34,24 @@ from data.streaming.group import StreamGroup
 from data.streaming.loader import PretrainingLoader
 from data.tokenizer import Tokenizer, train_vocabulary
 
-JOINED = 5  # lead sections per document: 2.4 kB, the mean length of C4 English
+JOINED = 5  # lead sections per document: 2.4 kB, the mean length in C4 English
 T5_PIECES = 32_000
 SLICES = 40
-TOKENS_OF_A_SLICE = 500_000
+TOKENS_PER_SLICE = 500_000
 BATCH = 8
 
 
-def rows_of(config: DataConfig) -> list[str]:
+def read_documents(config: DataConfig) -> list[str]:
     """Read all documents of the training files."""
     shards = open_shards(config, config.train_sources()[0])
     return [row for shard in range(shards.num_shards) for row in shards.rows(shard, 0) if isinstance(row, str)]
 
 
-def parts_of(config: DataConfig) -> dict[str, Iterator[int]]:
-    """Return the stages to compare: endless work on the same text with the same tokenizer, yielding token counts."""
-    tokenizer, texts = Tokenizer(config.vocabulary), rows_of(config)
+def make_workloads(config: DataConfig) -> dict[str, Iterator[int]]:
+    """Return endless workloads on the same text with the same tokenizer. Each step yields its number of tokens."""
+    tokenizer, texts = Tokenizer(config.vocabulary), read_documents(config)
     packs = [texts[i : i + config.documents_per_pack] for i in range(0, len(texts), config.documents_per_pack)]
-    processor = tokenizer._pieces
+    processor = tokenizer._processor
     tokens = [np.concatenate(tokenizer.encode_batch(pack)) for pack in packs]
     objective = make_objective(config, tokenizer)
 
@@ -89,16 +89,16 @@ def parts_of(config: DataConfig) -> dict[str, Iterator[int]]:
     }
 
 
-def slice_rate(work: Iterator[int]) -> tuple[int, float]:
-    """Do a slice of the work; return its tokens and the CPU seconds of this process."""
+def run_slice(work: Iterator[int]) -> tuple[int, float]:
+    """Run one slice of a workload; return (tokens, CPU seconds of this process)."""
     tokens, start = 0, time.process_time()
-    while tokens < TOKENS_OF_A_SLICE:
+    while tokens < TOKENS_PER_SLICE:
         tokens += next(work)
     return tokens, time.process_time() - start
 
 
-def with_workers(config: DataConfig, workers: int, seconds: float = 4.0) -> float:
-    """Measure raw tokens per second of wall time with ``workers`` data workers and a process that only reads."""
+def measure_loader(config: DataConfig, workers: int, seconds: float = 4.0) -> float:
+    """Return the raw tokens per second of wall time that an otherwise idle process receives from its loader."""
     settings = config.model_copy(update={"num_workers": workers, "num_streams": 8})
     loader = PretrainingLoader(settings, Tokenizer(config.vocabulary), rank=0, world_size=1, batch_size=BATCH)
     try:
@@ -113,33 +113,33 @@ def with_workers(config: DataConfig, workers: int, seconds: float = 4.0) -> floa
 
 
 def run_case(config: DataConfig) -> dict[str, Any]:
-    """Measure the tokens per second of each stage, and the ratios to the limit."""
-    parts = parts_of(config)
-    slices: dict[str, list[tuple[int, float]]] = {name: [] for name in parts}
+    """Measure all workloads of one case; return tokens per second and ratios as JSON values."""
+    workloads = make_workloads(config)
+    slices: dict[str, list[tuple[int, float]]] = {name: [] for name in workloads}
     for turn in range(SLICES + 1):
-        for name, work in parts.items():
-            measured = slice_rate(work)
-            if turn:  # the first warms up
+        for name, work in workloads.items():
+            measured = run_slice(work)
+            if turn:  # the first slice is the warm-up
                 slices[name].append(measured)
-    rates = {name: sum(t for t, _ in all_) / sum(s for _, s in all_) for name, all_ in slices.items()}
-    each = {name: [t / s for t, s in all_] for name, all_ in slices.items()}
-    texts = rows_of(config)
+    rates = {name: sum(t for t, _ in measured) / sum(s for _, s in measured) for name, measured in slices.items()}
+    slice_rates = {name: [t / s for t, s in measured] for name, measured in slices.items()}
+    texts = read_documents(config)
     return {
         "documents": len(texts),
         "bytes_per_document": round(sum(len(text.encode()) for text in texts) / len(texts)),
         "pieces": Tokenizer(config.vocabulary).num_pieces,
         "tokens_per_second_and_core": {name: round(rate) for name, rate in rates.items()},
         "quartiles_of_slices": {
-            name: [round(value) for value in statistics.quantiles(values)] for name, values in each.items()
+            name: [round(value) for value in statistics.quantiles(values)] for name, values in slice_rates.items()
         },
         "pipeline_of_sentencepiece_lists": round(rates["pipeline"] / rates["sentencepiece_lists"], 3),
         "pipeline_of_sentencepiece_arrays": round(rates["pipeline"] / rates["sentencepiece_arrays"], 3),
-        "tokens_per_second_of_workers": {count: round(with_workers(config, count)) for count in (0, 1, 2)},
+        "tokens_per_second_of_workers": {count: round(measure_loader(config, count)) for count in (0, 1, 2)},
     }
 
 
 def write_c4_like(texts: list[str], folder: Path) -> None:
-    """Write longer documents with the keys of C4, in 8 shards."""
+    """Write longer documents with C4's keys to 8 shards."""
     documents = ["\n".join(texts[i : i + JOINED]) for i in range(0, len(texts), JOINED)]
     for shard in range(8):
         lines = (
@@ -150,7 +150,7 @@ def write_c4_like(texts: list[str], folder: Path) -> None:
 
 
 def waiting_share(metrics: Path) -> dict[str, float]:
-    """Compute the fraction of step time that a run waited for data, over all its logged steps."""
+    """Return the fraction of step time that a run waited for data, over all logged steps."""
     rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     rows = [row for row in rows if "data_seconds" in row]
     waited, stepped = (sum(row[key] for row in rows) for key in ("data_seconds", "step_seconds"))
@@ -158,12 +158,16 @@ def waiting_share(metrics: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure both cases; print and write the results."""
+    """Measure all cases, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", default=DataConfig().train_files, help="text, in the form of data.train_files")
-    parser.add_argument("--vocabulary", default=DataConfig().vocabulary, help="folder of the small vocabulary")
-    parser.add_argument("--metrics", type=Path, help="metrics.jsonl of a run, to report how long it waited for data")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/data_pipeline.json"))
+    parser.add_argument("--files", default=DataConfig().train_files, help="Text, in the form of data.train_files.")
+    parser.add_argument(
+        "--vocabulary", default=DataConfig().vocabulary, help="Small vocabulary, in the form of data.vocabulary."
+    )
+    parser.add_argument("--metrics", type=Path, help="metrics.jsonl of a run, to report its time waiting for data.")
+    parser.add_argument(
+        "--out", type=Path, default=Path("benchmarks/results/data_pipeline.json"), help="JSON file for the results."
+    )
     options = parser.parse_args()
     small = DataConfig(
         train_files=options.files, vocabulary=options.vocabulary, num_streams=1, num_workers=0, inputs_length=512
@@ -174,7 +178,7 @@ def main() -> None:
         "cases": {},
     }
     with tempfile.TemporaryDirectory() as folder:
-        texts = rows_of(small)
+        texts = read_documents(small)
         write_c4_like(texts, Path(folder))
         train_vocabulary(texts, T5_PIECES, Path(folder))
         long = small.model_copy(update={"train_files": f"{folder}/*.json.gz", "vocabulary": folder})

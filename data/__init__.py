@@ -1,1 +1,1 @@
-"""Text to batches: corpora, vocabulary, span corruption, resumable loading. Knows nothing of the model."""
+"""Text to batches: sources, vocabulary, objectives, resumable streams. Does not depend on the model."""

@@ -1,7 +1,7 @@
-"""T5 span corruption: which tokens are masked, and the (inputs, targets) pair that follows.
+"""T5 span corruption in numpy: draws the noise mask and builds inputs and targets from it.
 
 Source: the published T5 code (google-research/text-to-text-transfer-transformer, t5/data/preprocessors.py:
-`random_spans_helper`, `random_spans_noise_mask`, `noise_span_to_unique_sentinel`), in numpy.
+``random_spans_helper``, ``random_spans_noise_mask``, ``noise_span_to_unique_sentinel``).
 """
 
 from collections.abc import Callable
@@ -17,15 +17,15 @@ Rng = np.random.Generator | np.random.RandomState
 
 
 def raw_and_target_lengths(inputs_length: int, density: float, mean_span: float) -> tuple[int, int]:
-    """Longest raw text that fills `inputs_length` once corrupted, and the length of its targets.
+    """Return the longest raw length that fits ``inputs_length`` after corruption, and its target length.
 
-    One sentinel per span and one EOS are counted on either side: 512 -> (568, 114) at density 0.15, mean span 3.
-    Source: T5 `random_spans_helper`, float64 arithmetic and its density-0.5 special case included.
+    Inputs and targets each hold one sentinel per span and one EOS: 512 -> (568, 114) at density 0.15, mean span 3.
+    Source: T5 ``random_spans_helper``, including its float64 arithmetic and its special case for density 0.5.
 
     Args:
-        inputs_length: tokens in the encoder inputs, EOS included.
-        density: fraction of masked tokens, in [0, 1).
-        mean_span: mean tokens per masked span.
+        inputs_length: encoder tokens, EOS included.
+        density: fraction of tokens to mask, in [0, 1).
+        mean_span: mean length of a masked span, in tokens.
 
     Returns:
         (raw tokens, target tokens).
@@ -46,25 +46,26 @@ def raw_and_target_lengths(inputs_length: int, density: float, mean_span: float)
 
 
 def noise_counts(length: int, density: float, mean_span: float) -> tuple[int, int]:
-    """(masked tokens, masked spans) of a text of `length` >= 2 tokens, rounded in float32 as T5 does."""
+    """Return (masked tokens, masked spans) for a text of ``length`` >= 2 tokens, rounded in float32 as T5 does."""
     noise = int(np.rint(np.float32(length) * np.float32(density)))
     noise = min(max(noise, 1), length - 1)
     spans = int(np.rint(np.float32(noise) / np.float32(mean_span)))
-    # A span needs one masked token and one kept token before it: at high density there are too few to keep.
+    # Each span needs a masked token and a kept token before it; at high density the kept tokens are the limit.
     return noise, min(max(spans, 1), noise, length - noise)
 
 
 def random_spans_mask(length: int, density: float, mean_span: float, rng: Rng) -> BoolArray:
-    """Random spans to mask in one text; kept and masked spans alternate, the first is kept, the last masked.
+    """Draw a mask of random spans for one text; kept and masked spans alternate, the first kept, the last masked.
 
-    Draws as the published code does: two shuffles, masked lengths first. Another implementation that shuffles the same
-    arrays in the same order gives the same mask. A text of one token is not masked (T5: the mask of two, cut to one).
+    Draws like the published code: two shuffles, that of the masked lengths first, so another implementation that
+    shuffles the same arrays in the same order gives the same mask. A text of one token is not masked: T5 draws the mask
+    of two tokens and truncates it.
 
     Args:
         length: tokens in the text, >= 0.
-        density: fraction of masked tokens; 0 masks nothing.
-        mean_span: mean tokens per masked span.
-        rng: `np.random.Generator` or `np.random.RandomState`.
+        density: fraction of tokens to mask; 0 masks nothing.
+        mean_span: mean length of a masked span, in tokens.
+        rng: ``np.random.Generator`` or ``np.random.RandomState``.
 
     Returns:
         bool [length], True where masked.
@@ -81,25 +82,25 @@ def random_spans_mask(length: int, density: float, mean_span: float, rng: Rng) -
 def random_spans_masks(
     texts: int, length: int, density: float, mean_span: float, rng: np.random.Generator
 ) -> BoolArray:
-    """Independent masks of `texts` texts of one length, each distributed as that of `random_spans_mask`.
+    """Draw independent masks for ``texts`` texts of equal length, each distributed as in ``random_spans_mask``.
 
-    Drawn together, at a fraction of the time of two shuffles for each.
+    Vectorized over texts: takes a fraction of the time of two shuffles per text.
 
     Returns:
-        bool [texts, length], True where masked; all rows have as many masked tokens and as many spans.
+        bool [texts, length], True where masked; all rows have the same number of masked tokens and of spans.
     """
 
     def drawn(items: int, segments: int) -> IntArray:
         if segments == 1:
             return np.empty((texts, 0), np.int64)
-        # The places of the smallest of independent uniform numbers: every set of places is as likely. The last bits
-        # make the numbers differ.
+        # Cut at the indices of the smallest of independent uniform numbers: all sets of indices are equally likely.
+        # The low bits hold the index, so that no two numbers are equal.
         numbers = rng.integers(2**64, size=(texts, items - 1), dtype=np.uint64)
         numbers <<= np.uint64(items.bit_length())
         numbers |= np.arange(items - 1, dtype=np.uint64)
         is_cut = numbers <= np.partition(numbers, segments - 2, axis=1)[:, segments - 2 : segments - 1]
-        places = np.flatnonzero(is_cut).reshape(texts, segments - 1)
-        return places - np.arange(texts)[:, None] * (items - 1) + 1
+        indices = np.flatnonzero(is_cut).reshape(texts, segments - 1)
+        return indices - np.arange(texts)[:, None] * (items - 1) + 1
 
     return _masks(length, density, mean_span, texts, drawn)
 
@@ -107,17 +108,21 @@ def random_spans_masks(
 def _masks(
     length: int, density: float, mean_span: float, texts: int, cuts: Callable[[int, int], IntArray]
 ) -> BoolArray:
-    """Masks, bool [texts, length]; `cuts(items, segments)` gives where a line of items is cut into that many segments,
-    int [texts, segments - 1], ascending and within [1, items)."""
+    """Build masks, bool [texts, length], from random cuts.
+
+    Args:
+        cuts: ``cuts(items, segments)`` returns where to cut a sequence of ``items`` tokens into ``segments`` segments,
+            int [texts, segments - 1], ascending and within [1, items).
+    """
     if density == 0.0:
         return np.zeros((texts, length), np.bool_)
-    # T5 lengthens degenerate texts to two tokens, and cuts the mask back.
+    # T5 pads texts of less than two tokens to two and truncates the mask.
     padded = max(length, 2)
     noise, spans = noise_counts(padded, density, mean_span)
-    ends = np.empty((2, texts, spans + 1), np.int64)  # of masked and of kept spans, each set end to end
+    ends = np.empty((2, texts, spans + 1), np.int64)  # of the masked and of the kept spans, each concatenated
     for own, items in zip(ends, (noise, padded - noise), strict=True):
         own[:, 0], own[:, 1:-1], own[:, -1] = 0, cuts(items, spans), items
-    # Each masked span has one more kept span before it than masked ones.
+    # Masked span i starts after i masked and i + 1 kept spans.
     rows = np.arange(texts)[:, None] * padded
     changes = np.zeros(texts * padded, np.int8)
     changes[ends[0, :, :-1] + ends[1, :, 1:] + rows] = 1
@@ -126,7 +131,7 @@ def _masks(
 
 
 def _replace_spans(tokens: IntArray, inside: BoolArray, first_sentinel_id: int, eos_id: int) -> IntArray:
-    """Replaces each run of `inside` in each row by one descending sentinel, and appends EOS."""
+    """Replace each run of ``inside`` in each row by one sentinel, descending, and append EOS."""
     start = inside.copy()
     start[:, 1:] &= ~inside[:, :-1]
     kept = start | ~inside
@@ -139,23 +144,23 @@ def _replace_spans(tokens: IntArray, inside: BoolArray, first_sentinel_id: int, 
 
 
 def corrupt(tokens: IntArray, mask: BoolArray, first_sentinel_id: int, eos_id: int) -> tuple[IntArray, IntArray]:
-    """Inputs and targets of masked texts.
+    """Build inputs and targets from masked texts.
 
-    Inputs keep the unmasked tokens and put one sentinel in place of each masked span. Targets mirror them (T5): the
-    masked tokens, and one sentinel in place of each kept span. A mask of `random_spans_masks` starts kept and ends
-    masked, so each masked span follows its sentinel and no sentinel closes the targets.
+    Inputs are the unmasked tokens, with one sentinel for each masked span. Targets mirror them (T5): the masked tokens,
+    with one sentinel for each kept span. A mask of ``random_spans_masks`` starts with a kept and ends with a masked
+    span, so each masked span follows its sentinel and no sentinel closes the targets.
 
     Args:
         tokens: int [texts, length], texts >= 1, without EOS.
         mask: bool [texts, length], True where masked; rows with equal numbers of masked tokens and of spans.
-        first_sentinel_id: id of a text's first sentinel; the following ones descend by 1.
+        first_sentinel_id: id of a text's first sentinel; later ones descend by 1.
         eos_id: appended once to inputs and once to targets.
 
     Returns:
-        (inputs, targets), int [texts, …], of the dtype of `tokens`, without padding.
+        (inputs, targets), int [texts, …], with the dtype of ``tokens`` and without padding.
 
     Raises:
-        ValueError: the shapes differ, or the rows' masked tokens or spans do.
+        ValueError: the shapes differ, or the rows differ in masked tokens or spans.
     """
     if tokens.shape != mask.shape:
         raise ValueError(f"a mask of shape {mask.shape} does not fit texts of shape {tokens.shape}")
@@ -165,10 +170,11 @@ def corrupt(tokens: IntArray, mask: BoolArray, first_sentinel_id: int, eos_id: i
 
 
 def check_sentinels(inputs_length: int, density: float, mean_span: float, num_sentinels: int = NUM_SENTINELS) -> None:
-    """Refuses a setting whose full-length examples need more sentinels than the vocabulary has.
+    """Check that the vocabulary has enough sentinels for full-length examples.
 
     Raises:
-        ValueError: naming data.inputs_length, the sentinels it needs and the largest length that fits.
+        ValueError: too few sentinels; names ``data.inputs_length``, the sentinels needed and the largest length that
+            fits.
     """
 
     def needed(length: int) -> int:

@@ -1,13 +1,12 @@
-"""SentencePiece vocabulary with the T5 sentinels on top: training, loading, export to Hugging Face.
+"""SentencePiece vocabulary with T5's sentinels: training, loading, export to Hugging Face.
 
-Ids: the pieces of `spiece.model` first (pad 0, eos 1, unk 2), then 100 sentinels. Sentinel k, written <extra_id_k>, has
-id `vocab_size - 1 - k`, where vocab_size = pieces + 100; a model pads this size up to a multiple of 128.
+Ids: the pieces of ``spiece.model`` (pad 0, eos 1, unk 2), followed by 100 sentinels. Sentinel k, <extra_id_k>, has id
+``vocab_size - 1 - k``, where vocab_size = pieces + 100. A model pads this size to a multiple of 128.
 """
 
 import hashlib
 import io
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,21 +15,23 @@ import numpy as np
 import sentencepiece
 from numpy.typing import NDArray
 
+from common.files import write_atomically
+from data.config import RUN_PREPARE
 from data.span_corruption import NUM_SENTINELS
 
 MODEL_FILE = "spiece.model"
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
-# Model vocabularies are padded to this, for the matrix multiplication of the output head.
+# Models pad the vocabulary to a multiple of this, for the matrix multiplication of the output head.
 VOCABULARY_MULTIPLE = 128
-# Longer sentences are left out of the training by SentencePiece, without an error.
+# SentencePiece silently skips longer sentences in training.
 MAX_SENTENCE_BYTES = 16384
-# The expectation step sums over threads, in order: the same number everywhere gives the same vocabulary everywhere.
+# The E-step sums over threads in order, so the vocabulary depends on their number: fix it on all machines.
 TRAINING_THREADS = 4
-MAKE_VOCABULARY = "run `bash launch/quickstart.sh` or `python -m data.prepare`, or set data.vocabulary"
+MAKE_VOCABULARY = f"{RUN_PREPARE}, or set data.vocabulary"
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:
-    """Lines of the texts, none longer than SentencePiece takes (a character has at most 4 bytes)."""
+    """Yield lines of the texts, cut to at most MAX_SENTENCE_BYTES (a character has at most 4 bytes)."""
     limit = MAX_SENTENCE_BYTES // 4
     for text in texts:
         for line in text.splitlines():
@@ -39,17 +40,17 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
 
 
 def train_vocabulary(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
-    """Trains a unigram SentencePiece model and writes `folder/spiece.model`, whole or not at all.
+    """Train a unigram SentencePiece model and write ``folder/spiece.model`` atomically.
 
     The same texts in the same order give the same file.
 
     Args:
         texts: documents.
-        vocab_size: pieces, pad, eos and unk included, the 100 sentinels excluded.
+        vocab_size: number of pieces, including pad, eos and unk, excluding the 100 sentinels.
         folder: created if missing.
 
     Raises:
-        ValueError: the texts cannot give so many pieces, or so few.
+        ValueError: vocab_size is too large or too small for the texts.
     """
     model = io.BytesIO()
     try:
@@ -68,19 +69,23 @@ def train_vocabulary(texts: Iterable[str], vocab_size: int, folder: Path) -> Non
         )
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"no vocabulary of vocab_size = {vocab_size} pieces from these texts: {reason}") from error
+        raise ValueError(f"vocab_size = {vocab_size} does not suit these texts: {reason}") from error
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{MODEL_FILE}.{os.getpid()}.partial"
-    partial.write_bytes(model.getvalue())
-    partial.replace(folder / MODEL_FILE)
+    write_atomically(folder / MODEL_FILE, model.getvalue())
 
 
 class Tokenizer:
-    """Text to ids and back.
+    """Encodes text to ids and decodes ids to text.
+
+    Attributes:
+        num_pieces: pieces of the SentencePiece model.
+        vocab_size: pieces and sentinels.
+        first_sentinel_id: id of <extra_id_0>.
+        fingerprint: hash of the model file, independent of its path.
 
     Raises:
-        ValueError: `folder` has no spiece.model, the file is no SentencePiece model, its pad, eos or unk ids are not
-            0, 1, 2, or the ids above its pieces are not free for the 100 sentinels.
+        ValueError: ``folder`` has no spiece.model, the file is not a SentencePiece model, its pad, eos and unk ids are
+            not 0, 1, 2, or the ids above its pieces are not available for the 100 sentinels.
     """
 
     num_sentinels = NUM_SENTINELS
@@ -95,11 +100,11 @@ class Tokenizer:
             content = path.read_bytes()
         except OSError as error:
             raise ValueError(f"data.vocabulary = {str(folder)!r} has no {MODEL_FILE}: {MAKE_VOCABULARY}") from error
-        self._pieces = sentencepiece.SentencePieceProcessor()
+        self._processor = sentencepiece.SentencePieceProcessor()
         try:
             # An empty file loads without an error, as a model without pieces.
-            self._pieces.LoadFromSerializedProto(content)
-            pieces = self._pieces.get_piece_size() if content else 0
+            self._processor.LoadFromSerializedProto(content)
+            pieces = self._processor.get_piece_size() if content else 0
         except RuntimeError:
             pieces = 0
         if pieces == 0:
@@ -109,13 +114,12 @@ class Tokenizer:
         self.num_pieces: int = pieces
         self.vocab_size: int = pieces + self.num_sentinels
         self.first_sentinel_id: int = self.vocab_size - 1
-        #: Identifies the vocabulary's content, wherever its folder lies.
         self.fingerprint: str = hashlib.sha256(content).hexdigest()[:16]
         self._check_special_ids()
         self._check_sentinels()
 
     def _check_special_ids(self) -> None:
-        found = (self._pieces.pad_id(), self._pieces.eos_id(), self._pieces.unk_id())
+        found = (self._processor.pad_id(), self._processor.eos_id(), self._processor.unk_id())
         if found != (PAD_ID, EOS_ID, UNK_ID):
             raise ValueError(
                 f"data.vocabulary = {str(self.folder)!r} has pad, eos, unk ids {found}, not {(PAD_ID, EOS_ID, UNK_ID)}"
@@ -123,13 +127,13 @@ class Tokenizer:
             )
 
     def _check_sentinels(self) -> None:
-        """Refuses sentinels among the pieces (as in mT5), and a tokenizer config beside that declares others."""
+        """Refuse sentinels among the pieces (as in mT5) and a tokenizer config that declares another number."""
         where = f"data.vocabulary = {str(self.folder)!r}"
-        inside = sum(self._pieces.id_to_piece(i).startswith("<extra_id_") for i in range(self.num_pieces))
+        inside = sum(self._processor.id_to_piece(i).startswith("<extra_id_") for i in range(self.num_pieces))
         if inside:
             raise ValueError(
                 f"{where} has {inside} <extra_id_*> among its pieces, so the {self.num_sentinels} ids above them are "
-                "not its sentinels: use a model trained without them (`python -m data.prepare` makes one)"
+                "not its sentinels: use a model trained without them (as `python -m data.prepare` does)"
             )
         path = self.folder / "tokenizer_config.json"
         try:
@@ -144,10 +148,10 @@ class Tokenizer:
             )
 
     def check_fits(self, model_vocab_size: int) -> None:
-        """Checks that a model's embedding has a row for each id.
+        """Check that a model's embedding has a row for each id.
 
         Raises:
-            ValueError: naming model.vocab_size and the smallest multiple of 128 that fits.
+            ValueError: it does not; names ``model.vocab_size`` and the smallest multiple of 128 that fits.
         """
         if model_vocab_size < self.vocab_size:
             smallest = -(-self.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
@@ -157,32 +161,43 @@ class Tokenizer:
             )
 
     def encode_batch(self, texts: list[str]) -> list[NDArray[np.int32]]:
-        """Ids of each text, int32 [its length], without EOS. Sentinels written in a text are read as plain text."""
+        """Encode texts to ids.
+
+        Args:
+            texts: documents; sentinels written out in a text are plain text.
+
+        Returns:
+            One int32 [tokens] per text, without EOS.
+        """
         # One thread: a node runs one such process per accelerator.
-        ids: list[NDArray[np.int32]] = self._pieces.encode(texts, return_type="numpy", num_threads=1)
+        ids: list[NDArray[np.int32]] = self._processor.encode(texts, return_type="numpy", num_threads=1)
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids (list or 1-D array). Sentinels become <extra_id_k>; pad, eos and negative ids are dropped; ids
-        above the vocabulary, which only a padded model vocabulary holds, read as unknown."""
-        parts: list[str] = []
+        """Decode ids to text.
+
+        Args:
+            ids: list or 1-D array. Sentinels become <extra_id_k>; pad, eos and negative ids are dropped; ids above the
+                vocabulary, which exist in a padded model vocabulary, decode as unknown.
+        """
+        texts: list[str] = []
         run: list[int] = []
         for i in map(int, ids):
             if self.num_pieces <= i < self.vocab_size:
-                parts += [self._pieces.decode(run), f"<extra_id_{self.first_sentinel_id - i}>"]
+                texts += [self._processor.decode(run), f"<extra_id_{self.first_sentinel_id - i}>"]
                 run = []
             elif i >= self.vocab_size:
                 run.append(UNK_ID)
             elif i > EOS_ID:
                 run.append(i)
-        parts.append(self._pieces.decode(run))
-        return " ".join(part for part in parts if part)
+        texts.append(self._processor.decode(run))
+        return " ".join(text for text in texts if text)
 
     def save_hugging_face_tokenizer(self, folder: str | Path) -> None:
-        """Writes the same vocabulary as a `transformers.T5Tokenizer`: spiece.model and its configuration files.
+        """Write the vocabulary as a ``transformers.T5Tokenizer``: spiece.model and its configuration files.
 
         Raises:
-            RuntimeError: transformers gives the sentinels other ids than ours.
+            RuntimeError: transformers assigns other ids to the sentinels.
         """
         from transformers import T5Tokenizer
 
@@ -191,7 +206,7 @@ class Tokenizer:
         source, copy = self.folder / MODEL_FILE, folder / MODEL_FILE
         if not (copy.exists() and copy.samefile(source)):
             shutil.copyfile(source, copy)
-        # Only from_pretrained reads spiece.model; given as an argument, it is ignored or its sentinels are reversed.
+        # Only from_pretrained reads spiece.model correctly: as an argument it is ignored or its sentinels are reversed.
         exported = T5Tokenizer.from_pretrained(str(folder), extra_ids=self.num_sentinels)
         first = exported.convert_tokens_to_ids("<extra_id_0>")
         if (len(exported), first) != (self.vocab_size, self.first_sentinel_id):

@@ -1,19 +1,19 @@
-"""Cross-entropy of the best guess that ignores all context: what a model must beat to have learned anything."""
+"""Unigram baseline: the cross-entropy of predicting each target from token frequencies alone, without context."""
 
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-IGNORED_LABEL = -100
+from data.objectives.base import IGNORED_LABEL
 
 
 def count_targets(batches: Iterable[Mapping[str, NDArray[np.integer]]], vocab_size: int) -> NDArray[np.int64]:
-    """How often each id is a target.
+    """Count how often each id is a target.
 
     Args:
-        batches: each with `labels`, int [batch, targets_length], -100 where ignored.
-        vocab_size: ids are below it.
+        batches: each with ``labels``, int [batch, targets_length], ``IGNORED_LABEL`` where ignored.
+        vocab_size: upper bound of the ids, exclusive.
 
     Returns:
         int64 [vocab_size].
@@ -26,16 +26,16 @@ def count_targets(batches: Iterable[Mapping[str, NDArray[np.integer]]], vocab_si
 
 
 def unigram_cross_entropy(train_counts: NDArray[np.int64], validation_counts: NDArray[np.int64]) -> float:
-    """Nats per validation target under the unigram distribution of the training targets.
+    """Return the nats per validation target under the unigram distribution of the training targets.
 
-    Add-one smoothing over the vocabulary: p(i) = (train_counts[i] + 1) / (sum(train_counts) + vocabulary).
+    Add-one smoothing over the vocabulary: p(i) = (train_counts[i] + 1) / (sum(train_counts) + vocab_size).
 
     Args:
-        train_counts: int64 [vocabulary].
-        validation_counts: int64 [vocabulary].
+        train_counts: int64 [vocab_size].
+        validation_counts: int64 [vocab_size].
 
     Raises:
-        ValueError: there is no validation target.
+        ValueError: there are no validation targets.
     """
     total = int(validation_counts.sum())
     if total == 0:

@@ -1,1 +1,1 @@
-"""Pretraining objectives: from packed tokens to examples."""
+"""Pretraining objectives: turn packs of tokens into examples."""

@@ -1,6 +1,6 @@
-"""Pretraining objectives: from the tokens of a pack to (inputs, labels) of fixed shape.
+"""The interface of a pretraining objective.
 
-Shape suffixes: N tokens of a pack, P pieces of it, R raw tokens of a full piece, L inputs_length, T targets_length.
+Shape suffixes: N tokens of a pack, C chunks of it, L inputs_length, T targets_length.
 """
 
 from typing import Protocol
@@ -8,25 +8,30 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-IGNORED_LABEL = -100
+IGNORED_LABEL = -100  # equals model.losses.IGNORED_LABEL: packages data and model do not import each other
 
 Examples = tuple[NDArray[np.int32], NDArray[np.int32]]
 
 
 class Objective(Protocol):
-    """What a model is to learn from raw text."""
+    """Turns the tokens of a pack into (inputs, labels) of fixed shape.
+
+    Attributes:
+        raw_length: tokens of a full chunk.
+        targets_length: target tokens per example, EOS included.
+    """
 
     raw_length: int
     targets_length: int
 
     def examples(self, tokens_N: NDArray[np.int32], rng: np.random.Generator) -> Examples:
-        """The examples of a pack, which is cut every `raw_length` tokens; the last piece may be shorter.
+        """Cut a pack into chunks of ``raw_length`` tokens, the last one possibly shorter, and corrupt each.
 
         Args:
             tokens_N: int32, without EOS.
-            rng: of this pack alone.
+            rng: generator for this pack only.
 
         Returns:
-            inputs_PL int32, padded with pad; labels_PT int32, padded with -100.
+            inputs_CL int32, padded with the pad id; labels_CT int32, padded with ``IGNORED_LABEL``.
         """
         ...

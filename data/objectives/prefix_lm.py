@@ -1,6 +1,6 @@
-"""T5's prefix language modelling.
+"""Prefix language modeling as an objective.
 
-Shape suffixes: N tokens of a pack, P pieces of it, R raw tokens of a full piece, L inputs_length, T targets_length.
+Shape suffixes: N tokens of a pack, C chunks of it, L inputs_length, T targets_length.
 """
 
 import numpy as np
@@ -12,29 +12,29 @@ from data.tokenizer import Tokenizer
 
 
 class PrefixLm:
-    """T5's prefix language modelling objective (Raffel et al. 2020, section 3.3.1; `prefix_lm` of the T5 code).
+    """T5's prefix language modeling objective (Raffel et al. 2020, section 3.3.1; ``prefix_lm`` in the T5 code).
 
-    A piece of up to inputs_length - 1 tokens is split after a number of tokens drawn uniformly from [1, its length):
-    inputs are those, targets are the others, each with EOS and no sentinel. T5 takes its pieces from single documents,
-    this project from packs of them, as for span corruption.
+    A chunk of up to inputs_length - 1 tokens is split after a number of tokens drawn uniformly from [1, its length):
+    the first part becomes the inputs, the rest the targets, each with EOS and without sentinels. T5 cuts its chunks
+    from single documents, this project cuts them from packs, as for span corruption.
     """
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer) -> None:
         self.raw_length = config.inputs_length - 1
-        self.targets_length = config.inputs_length - 1  # one token less than the piece, and EOS
+        self.targets_length = config.inputs_length - 1  # at most raw_length - 1 tokens, and EOS
         self._inputs_length = config.inputs_length
         self._tokenizer = tokenizer
 
     def examples(self, tokens_N: NDArray[np.int32], rng: np.random.Generator) -> Examples:
-        """See `Objective`. A piece of one token has empty inputs, as in T5."""
-        pieces = -(-len(tokens_N) // self.raw_length)
-        inputs_PL = np.full((pieces, self._inputs_length), self._tokenizer.pad_id, np.int32)
-        labels_PT = np.full((pieces, self.targets_length), IGNORED_LABEL, np.int32)
-        for i in range(pieces):
-            piece = tokens_N[i * self.raw_length : (i + 1) * self.raw_length]
-            split = int(rng.integers(1, len(piece))) if len(piece) > 1 else 0
-            inputs_PL[i, :split] = piece[:split]
-            inputs_PL[i, split] = self._tokenizer.eos_id
-            labels_PT[i, : len(piece) - split] = piece[split:]
-            labels_PT[i, len(piece) - split] = self._tokenizer.eos_id
-        return inputs_PL, labels_PT
+        """See ``Objective``. A chunk of one token gives empty inputs, as in T5."""
+        chunks = -(-len(tokens_N) // self.raw_length)
+        inputs_CL = np.full((chunks, self._inputs_length), self._tokenizer.pad_id, np.int32)
+        labels_CT = np.full((chunks, self.targets_length), IGNORED_LABEL, np.int32)
+        for i in range(chunks):
+            chunk = tokens_N[i * self.raw_length : (i + 1) * self.raw_length]
+            split = int(rng.integers(1, len(chunk))) if len(chunk) > 1 else 0
+            inputs_CL[i, :split] = chunk[:split]
+            inputs_CL[i, split] = self._tokenizer.eos_id
+            labels_CT[i, : len(chunk) - split] = chunk[split:]
+            labels_CT[i, len(chunk) - split] = self._tokenizer.eos_id
+        return inputs_CL, labels_CT

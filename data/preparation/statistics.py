@@ -1,4 +1,4 @@
-"""What a data set holds: documents, bytes, tokens, and how long the documents are."""
+"""Statistics of a dataset: documents, bytes, tokens and the distribution of document lengths."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,21 +10,21 @@ from tqdm import tqdm
 
 from data.tokenizer import UNK_ID, Tokenizer
 
-DOCUMENTS_AT_A_TIME = 256
+BATCH_DOCUMENTS = 256
 
 
 def token_lengths(texts: Sequence[str], tokenizer: Tokenizer) -> tuple[NDArray[np.int64], int]:
-    """(tokens of each document, int64 [documents]; unknown tokens in all)."""
+    """Return (tokens per document, int64 [documents]; total number of unknown tokens)."""
     lengths, unknown = [], 0
-    for start in tqdm(range(0, len(texts), DOCUMENTS_AT_A_TIME), unit="batch", desc="counting tokens", disable=None):
-        for ids in tokenizer.encode_batch(list(texts[start : start + DOCUMENTS_AT_A_TIME])):
+    for start in tqdm(range(0, len(texts), BATCH_DOCUMENTS), unit="batch", desc="counting tokens", disable=None):
+        for ids in tokenizer.encode_batch(list(texts[start : start + BATCH_DOCUMENTS])):
             lengths.append(len(ids))
             unknown += int((ids == UNK_ID).sum())
     return np.array(lengths, np.int64), unknown
 
 
 def describe(texts: Sequence[str], lengths: NDArray[np.int64], unknown: int) -> dict[str, Any]:
-    """Plain JSON: totals, UTF-8 bytes per token, and the distribution of the tokens per document."""
+    """Return totals, UTF-8 bytes per token and the distribution of tokens per document as JSON values."""
     size = sum(len(text.encode("utf-8")) for text in texts)
     tokens = int(lengths.sum())
     quantiles = np.percentile(lengths, [5, 50, 95]).tolist()
@@ -43,7 +43,7 @@ def describe(texts: Sequence[str], lengths: NDArray[np.int64], unknown: int) -> 
 
 
 def plot_lengths(lengths: NDArray[np.int64], path: Path) -> None:
-    """A histogram of the tokens per document, both axes logarithmic, as PNG."""
+    """Write a histogram of the tokens per document as PNG, with logarithmic axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")

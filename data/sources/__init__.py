@@ -1,1 +1,1 @@
-"""Where text comes from: files, URLs and the Hub, as shards of rows."""
+"""Sources of text as shards of rows: local files, URLs and the Hugging Face Hub."""

@@ -1,4 +1,4 @@
-"""What every source of text is: shards of rows in a fixed order."""
+"""The interface of a source of text."""
 
 from collections.abc import Iterator
 from typing import Protocol
@@ -8,24 +8,24 @@ from data.sources.rows import Row
 
 
 class ShardSource(Protocol):
-    """Shards of rows, in an order that never changes. Can be pickled while nothing is being read."""
+    """Shards of rows in a fixed order. Picklable while no rows are being read."""
 
     retries: Retries
 
     @property
     def num_shards(self) -> int:
-        """How many shards there are."""
+        """Number of shards."""
         ...
 
     @property
     def key(self) -> str:
-        """`key = value` of the setting that chose this source, for error messages."""
+        """``key = value`` of the setting that selected this source, for error messages."""
         ...
 
     def describe(self, shard: int) -> str:
-        """A shard's name, for error messages."""
+        """Return the name of a shard, for error messages."""
         ...
 
     def rows(self, shard: int, start: int) -> Iterator[Row]:
-        """Rows of a shard, from row `start` on; good or bad, each counts as one."""
+        """Yield the rows of a shard from row ``start``; bad rows count like good ones."""
         ...

@@ -1,4 +1,4 @@
-"""Shards that are files: on this host, mounted, or behind URLs."""
+"""File sources: local or mounted files and URLs, one shard per file."""
 
 import glob
 import re
@@ -7,7 +7,7 @@ from typing import Self
 
 import fsspec
 
-from data.config import FILE_ENDINGS
+from data.config import FILE_ENDINGS, RUN_PREPARE
 from data.sources.formats import file_format, read_rows
 from data.sources.remote import is_remote, open_bytes
 from data.sources.retry import DataError, Retries, reason
@@ -15,15 +15,18 @@ from data.sources.rows import BadRow, DamagedFileError, Row
 
 
 def find_files(pattern: str) -> list[str]:
-    """Paths or URLs that a pattern names, in the order of the pattern's numbers and then of their names.
+    """Return the paths or URLs that match a pattern, ordered by the pattern's numbers, then by name.
 
-    A glob is matched where the place can list its files: locally, s3, gs, hf, …; http(s) cannot.
+    Globs work on file systems that can list files: local, s3, gs, hf, …; not http(s).
     """
-    return [path for one in expand_numbers(pattern) for path in _match(one)]
+    return [path for glob_pattern in expand_numbers(pattern) for path in _match(glob_pattern)]
 
 
 def expand_numbers(pattern: str) -> list[str]:
-    """`a-{00..02}.gz` to `a-00.gz`, `a-01.gz`, `a-02.gz`, every range expanded; a text without one to itself."""
+    """Expand every range of numbers: ``a-{00..02}.gz`` to ``a-00.gz``, ``a-01.gz``, ``a-02.gz``.
+
+    A pattern without a range expands to itself.
+    """
     found = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if not found:
         return [pattern]
@@ -45,14 +48,14 @@ def _match(pattern: str) -> list[str]:
 
 
 class FileShards:
-    """Files, one shard each. A row number is the whole state of a reader.
+    """Files, one per shard. The row number is the complete state of a reader.
 
     Args:
-        key: `setting = value` that named the files, for messages.
-        paths: paths or URLs of formats that `read_rows` knows.
+        key: ``setting = value`` that selected the files, for error messages.
+        paths: paths or URLs in formats that ``read_rows`` supports.
         text_column: JSON key or Parquet column of the text.
-        retries: policy for failures.
-        block_bytes: per request to a remote file.
+        retries: retry policy.
+        block_bytes: bytes per request to a remote file.
     """
 
     def __init__(self, key: str, paths: list[str], text_column: str, retries: Retries, block_bytes: int) -> None:
@@ -71,14 +74,16 @@ class FileShards:
         retries: Retries,
         block_bytes: int,
     ) -> Self:
-        """The files that a pattern names; see `find_files`.
+        """Open the files that match a pattern; see ``find_files``.
 
         Args:
-            setting: the key that gave the pattern.
+            setting: config key that holds the pattern.
+            pattern: glob or URL.
+            text_column, retries, block_bytes: see the class.
 
         Raises:
-            ValueError: the pattern matches no file, or one of an unknown format.
-            DataError: the place of the files cannot be listed.
+            ValueError: no file matches, or a file has an unknown format.
+            DataError: the files cannot be listed.
         """
         key = f"{setting} = {pattern!r}"
         try:
@@ -86,9 +91,7 @@ class FileShards:
         except Exception as error:
             raise DataError(f"{key} cannot be listed: check the address and packages ({reason(error)})") from error
         if not paths:
-            raise ValueError(
-                f"{key} matches no file: run `bash launch/quickstart.sh` or `python -m data.prepare`, or set {setting}"
-            )
+            raise ValueError(f"{key} matches no file: {RUN_PREPARE}, or set {setting}")
         for path in paths:
             if file_format(path) is None:
                 raise ValueError(f"{key}: {path} has an unknown file ending: use {FILE_ENDINGS}")
@@ -96,15 +99,15 @@ class FileShards:
 
     @property
     def num_shards(self) -> int:
-        """Files."""
+        """Number of files."""
         return len(self.paths)
 
     def describe(self, shard: int) -> str:
-        """See `ShardSource`."""
+        """See ``ShardSource``."""
         return f"{self.key}: shard {shard} ({self.paths[shard]})"
 
     def rows(self, shard: int, start: int) -> Iterator[Row]:
-        """See `ShardSource`. A damaged local file ends at the damage, with one bad row; a remote one is read anew.
+        """See ``ShardSource``. A damaged local file ends with one bad row at the damage; a remote one is read again.
 
         Raises:
             DataError: the file cannot be read, or a Parquet file lacks the column.

@@ -1,4 +1,4 @@
-"""From the bytes of a shard to its rows, by file ending: JSON lines, plain text, Parquet; gzip or not."""
+"""File formats: decodes a file's rows by its ending, JSON lines or plain text, with or without gzip, or Parquet."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -11,15 +11,15 @@ from isal import isal_zlib
 from data.sources.retry import DataError
 from data.sources.rows import BadRow, DamagedFileError, Row, check_text, parse_json_line, parse_text_line
 
-CHUNK_BYTES = 1 << 18
-PARQUET_ROWS = 256  # decoded at a time
-GZIP = 31  # wbits of a gzip member
+BLOCK_BYTES = 1 << 18
+PARQUET_BATCH_ROWS = 256
+GZIP_WBITS = 31
 TEXT_ENDINGS, PARQUET_ENDINGS = (".txt",), (".parquet",)
 LINE_ENDINGS = (".json", ".jsonl", *TEXT_ENDINGS)
 
 
 def file_format(name: str) -> tuple[str, bool] | None:
-    """(ending without .gz, whether it is gzip) of a path or URL; None when the ending is none that can be read."""
+    """Return (ending without .gz, whether the file is gzip) of a path or URL, or None for an unknown ending."""
     suffixes = [suffix.lower() for suffix in PurePosixPath(urlsplit(name).path if "://" in name else name).suffixes]
     gzipped = suffixes[-1:] == [".gz"]
     ending = "".join(suffixes[:-1][-1:] if gzipped else suffixes[-1:])
@@ -28,16 +28,16 @@ def file_format(name: str) -> tuple[str, bool] | None:
 
 
 def read_rows(file: BinaryIO, name: str, text_column: str, start: int) -> Iterator[Row]:
-    """Rows of a file from row `start` on; a row is a line, or a row of the Parquet table.
+    """Yield the rows of a file from row ``start``; a row is a line, or a row of the Parquet table.
 
     Args:
-        file: open for reading bytes; seekable if it is Parquet.
-        name: path or URL; its ending gives the format.
+        file: binary file; seekable if Parquet.
+        name: path or URL; its ending determines the format.
         text_column: JSON key or Parquet column of the text.
-        start: rows to leave out.
+        start: number of rows to skip.
 
     Raises:
-        DamagedFileError: the bytes are cut off or changed; all whole rows before were given.
+        DamagedFileError: the file is truncated or corrupt; raised after all intact rows.
         DataError: a Parquet file has no such column.
     """
     found = file_format(name)
@@ -46,7 +46,7 @@ def read_rows(file: BinaryIO, name: str, text_column: str, start: int) -> Iterat
     if ending in PARQUET_ENDINGS:
         yield from _parquet_rows(file, name, text_column, start)
         return
-    lines = islice(_lines(_gunzip(file) if gzipped else _chunks(file)), start, None)
+    lines = islice(_lines(_gunzip(file) if gzipped else _blocks(file)), start, None)
     if ending in TEXT_ENDINGS:
         yield from map(parse_text_line, lines)
     else:
@@ -54,36 +54,36 @@ def read_rows(file: BinaryIO, name: str, text_column: str, start: int) -> Iterat
             yield parse_json_line(line, text_column)
 
 
-def _chunks(file: BinaryIO) -> Iterator[bytes]:
-    while chunk := file.read(CHUNK_BYTES):
-        yield chunk
+def _blocks(file: BinaryIO) -> Iterator[bytes]:
+    while block := file.read(BLOCK_BYTES):
+        yield block
 
 
 def _gunzip(file: BinaryIO) -> Iterator[bytes]:
-    """Decompressed chunks of all gzip members, with ISA-L: at a third of the cost of zlib."""
-    member = isal_zlib.decompressobj(GZIP)
-    fresh = True  # nothing of this member was read yet
+    """Yield decompressed blocks of all gzip members. ISA-L takes a third of the time of zlib."""
+    member = isal_zlib.decompressobj(GZIP_WBITS)
+    empty = True  # for an empty file, which is not a gzip stream
     try:
-        for chunk in _chunks(file):
-            while chunk:
+        for block in _blocks(file):
+            while block:
                 if member.eof:
-                    member = isal_zlib.decompressobj(GZIP)
-                out = member.decompress(chunk)
-                chunk = member.unused_data.lstrip(b"\0") if member.eof else b""  # zeros may pad a member
-                fresh = False
+                    member = isal_zlib.decompressobj(GZIP_WBITS)
+                out = member.decompress(block)
+                block = member.unused_data.lstrip(b"\0") if member.eof else b""  # members may be zero-padded
+                empty = False
                 if out:
                     yield out
     except isal_zlib.error as error:  # type: ignore[misc]  # the stub declares an instance
         raise DamagedFileError(str(error)) from error
-    if fresh or not member.eof:
-        raise DamagedFileError("the gzip stream is cut off")
+    if empty or not member.eof:
+        raise DamagedFileError("the gzip stream is truncated")
 
 
-def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Lines without their ends. Split at newlines alone: JSON text may hold any other separator."""
-    rest: list[bytes] = []  # of a line longer than a chunk: joined once, not once per chunk
-    for chunk in chunks:
-        first, *others = chunk.split(b"\n")
+def _lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield lines without line ends. Only newlines split: JSON text may contain any other separator."""
+    rest: list[bytes] = []  # start of the current line; joined once, also for a line of several blocks
+    for block in blocks:
+        first, *others = block.split(b"\n")
         rest.append(first)
         if others:
             yield b"".join(rest)
@@ -114,7 +114,7 @@ def _parquet_rows(file: BinaryIO, name: str, column: str, start: int) -> Iterato
         else:
             groups.append(group)
     try:
-        for batch in table.iter_batches(PARQUET_ROWS, row_groups=groups, columns=[column], use_threads=False):
+        for batch in table.iter_batches(PARQUET_BATCH_ROWS, row_groups=groups, columns=[column], use_threads=False):
             if start >= len(batch):
                 start -= len(batch)
                 continue
@@ -123,7 +123,7 @@ def _parquet_rows(file: BinaryIO, name: str, column: str, start: int) -> Iterato
             if not is_text:
                 yield from (check_text(value) for value in values.to_pylist())
                 continue
-            # As bytes: Arrow's own decoding loses the whole batch at the first wrong byte.
+            # Decode here: Arrow's own decoding fails for the whole batch at the first invalid byte.
             for value in values.cast(pyarrow.large_binary()).to_pylist():
                 yield _utf8(value)
     except (pyarrow.ArrowInvalid, OSError) as error:

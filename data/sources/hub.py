@@ -1,4 +1,4 @@
-"""Rows of data sets on the Hugging Face Hub: `datasets` resolves them, and streams them shard by shard."""
+"""Hugging Face Hub sources: ``datasets`` resolves a dataset and streams it shard by shard."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,14 +10,14 @@ from data.sources.formats import file_format
 from data.sources.retry import DataError, Retries, reason
 from data.sources.rows import Row, check_record
 
-ROWS_AT_A_TIME = 256
+BATCH_ROWS = 256
 
 
 def import_datasets() -> Any:
-    """The `datasets` package with its own retries off.
+    """Import ``datasets`` with its own retries switched off.
 
-    They go on in the middle of the decompressed data after a broken read of the compressed, which gives an error at
-    best; `Retries` opens the shard anew.
+    After a failed read of compressed data they continue in the middle of the decompressed data, which is an error at
+    best. ``Retries`` opens the shard again instead.
     """
     import datasets
 
@@ -28,10 +28,11 @@ def import_datasets() -> Any:
 
 
 def open_hub(source: TextSource, retries: Retries, block_bytes: int) -> ShardSource:
-    """The shards of a split of a Hub data set at its revision; reads its list of files only.
+    """Open the shards of a split of a Hub dataset at its revision. Reads the list of files only.
 
-    JSON lines are read by `FileShards` from the `hf://` files that `datasets` resolved: its own JSON reader loses 10 MB
-    around one malformed line, and its text reader cannot read bytes that are no UTF-8. All else streams by `datasets`.
+    ``FileShards`` reads JSON lines from the ``hf://`` files that ``datasets`` resolves: the JSON reader of ``datasets``
+    loses 10 MB around one malformed line, and its text reader fails on invalid UTF-8. ``datasets`` streams all other
+    formats.
 
     Raises:
         DataError: no such dataset, configuration or split, or the Hub cannot be reached.
@@ -49,14 +50,14 @@ def open_hub(source: TextSource, retries: Retries, block_bytes: int) -> ShardSou
             f"{key} cannot be opened: check hub_dataset, hub_config, hub_revision and split ({reason(error)})"
         ) from error
     except Exception as error:
-        # The Hub's own client has already tried several times.
+        # The Hub's client has already retried.
         raise DataError(
             f"{key} cannot be reached: check the network and HF_TOKEN, or set source=files ({reason(error)})"
         ) from error
 
 
 def _json_lines(builder: Any, split: str) -> list[str]:
-    """URLs of the files of a split if they are JSON lines that `read_rows` knows, else none."""
+    """Return the URLs of a split's files if all are JSON lines that ``read_rows`` supports, else an empty list."""
     from datasets.packaged_modules.json.json import Json
 
     if not isinstance(builder, Json) or builder.config.field is not None:
@@ -66,16 +67,16 @@ def _json_lines(builder: Any, split: str) -> list[str]:
 
 
 class HubShards:
-    """One streamed file per shard, read from its start and skipped to a row: a row number is the whole state.
+    """One streamed file per shard, read from its start with rows skipped: the row number is the complete state.
 
-    The shuffling and `state_dict` of `datasets` are not used: the former loses and repeats rows on resume, the latter
-    restarts from zero without a word when the epoch differs, and neither is tied to a single shard.
+    The shuffling and ``state_dict`` of ``datasets`` are not used. The former loses and repeats rows on resume; the
+    latter silently restarts from zero if the epoch differs; neither works on a single shard.
 
     Args:
-        key: `setting = value` that named the dataset, for messages.
-        dataset: a `datasets.IterableDataset`.
-        text_column: of the text.
-        retries: policy for failures; a broken connection surfaces as any of a dozen exceptions.
+        key: ``setting = value`` that selected the dataset, for error messages.
+        dataset: a ``datasets.IterableDataset``.
+        text_column: column of the text.
+        retries: retry policy; a broken connection surfaces as any of a dozen exceptions.
     """
 
     def __init__(self, key: str, dataset: Any, text_column: str, retries: Retries) -> None:
@@ -86,25 +87,25 @@ class HubShards:
 
     @property
     def num_shards(self) -> int:
-        """Files of the split."""
+        """Number of files of the split."""
         return int(self._dataset.num_shards)
 
     def describe(self, shard: int) -> str:
-        """See `ShardSource`."""
+        """See ``ShardSource``."""
         return f"{self.key}: shard {shard} of {self.num_shards}"
 
     def rows(self, shard: int, start: int) -> Iterator[Row]:
-        """See `ShardSource`.
+        """See ``ShardSource``.
 
         Raises:
-            DataError: several attempts in a row gave no new row, or there is no such column.
+            DataError: repeated attempts returned no new row, or there is no such column.
         """
         return self.retries.rows(lambda row: self._read(shard, row), start, self.describe(shard))
 
     def _read(self, shard: int, start: int) -> Iterator[Row]:
         import_datasets()
-        part = self._dataset.shard(num_shards=self.num_shards, index=shard).with_format("arrow")
-        for table in part.iter(batch_size=ROWS_AT_A_TIME):
+        rows = self._dataset.shard(num_shards=self.num_shards, index=shard).with_format("arrow")
+        for table in rows.iter(batch_size=BATCH_ROWS):
             if self._text_column not in table.column_names:
                 raise DataError(
                     f"{self.key} has no column {self._text_column!r}: set text_column to one of "

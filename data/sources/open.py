@@ -1,4 +1,4 @@
-"""From a source of the config to its shards."""
+"""Opens the shards of a configured source."""
 
 from data.config import DataConfig, TextSource
 from data.sources.base import ShardSource
@@ -8,10 +8,11 @@ from data.sources.retry import Retries
 
 
 def open_shards(config: DataConfig, source: TextSource) -> ShardSource:
-    """The shards of one source of the config.
+    """Open the shards of one source of the config.
 
     Raises:
-        ValueError: (DataError among them) no file, no such Hub dataset, or it cannot be reached.
+        ValueError: no file matches or its format is unknown.
+        DataError: the files cannot be listed, no such Hub dataset, or the Hub cannot be reached.
     """
     retries = Retries(config.retries, config.retry_seconds)
     if source.keys.source == "hub":

@@ -1,4 +1,4 @@
-"""Files by path or URL: local, http(s) by range requests, everything else (s3, gs, hf, …) through fsspec."""
+"""Open files by path or URL: local files, http(s) by range requests, other protocols (s3, gs, hf, …) with fsspec."""
 
 import io
 from functools import cache
@@ -12,19 +12,22 @@ TIMEOUT_SECONDS = 30.0
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path is a URL of another place than this host's file system."""
+    """Return whether a path is a URL outside the local file system."""
     return "://" in path and not path.startswith("file://")
 
 
 def open_bytes(path: str, block_bytes: int) -> BinaryIO:
-    """A seekable file of bytes at a path or URL.
+    """Open a seekable binary file at a path or URL.
 
-    A remote one is read in blocks, a request each: the server would drop an open response while a stream waits for its
-    turn.
+    Remote files are read in blocks, one request each: a server would close an open response while its stream is idle.
+
+    Args:
+        path: path or URL.
+        block_bytes: bytes per request.
 
     Raises:
         ImportError: the URL's protocol needs a package that is not installed (s3: s3fs, gs: gcsfs).
-        OSError, httpx2.HTTPError: it cannot be opened.
+        OSError, httpx2.HTTPError: the file cannot be opened.
     """
     if path.startswith(("http://", "https://")):
         return io.BufferedReader(HttpFile(path), block_bytes)
@@ -43,9 +46,9 @@ def _client() -> Any:
 
 
 class HttpFile(io.RawIOBase):
-    """A file on an HTTP server that answers range requests; reads are checked to be whole.
+    """A file on an HTTP server that supports range requests. Short responses are detected.
 
-    A file that changes on the server while it is read is an error (ETag), not a mixture of two.
+    A change of the file's size or ETag while it is read is an error.
     """
 
     def __init__(self, url: str) -> None:
@@ -55,19 +58,19 @@ class HttpFile(io.RawIOBase):
         self._etag: str | None = None
 
     def readable(self) -> bool:
-        """True."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """True."""
+        """Return True."""
         return True
 
     def tell(self) -> int:
-        """Bytes from the start."""
+        """Return the position in bytes from the start."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """As any file's."""
+        """Set the position; see ``io.IOBase.seek``."""
         if whence == io.SEEK_END:
             if self._size is None:
                 self._fetch(0, 1)
@@ -79,12 +82,15 @@ class HttpFile(io.RawIOBase):
         return offset
 
     def readinto(self, buffer: Any) -> int:
-        """One request for as many bytes as the buffer holds.
+        """Fill the buffer with one request.
+
+        Returns:
+            Number of bytes read, 0 at the end of the file.
 
         Raises:
-            httpx2.HTTPError, EOFError: no connection, a bad status, an answer cut short.
+            httpx2.HTTPError, EOFError: no connection, an error status or a truncated response.
             OSError: the file has changed.
-            DataError: the server ignores ranges.
+            DataError: the server ignores range requests.
         """
         end = self._position + len(buffer)
         if self._size is not None:
@@ -97,7 +103,7 @@ class HttpFile(io.RawIOBase):
         return len(content)
 
     def _fetch(self, start: int, end: int) -> bytes:
-        # Compression by the server would make its ranges those of other bytes.
+        # Ranges of a response that the server compresses would address compressed bytes.
         headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
         with _client().stream("GET", self._url, headers=headers) as response:
             if response.status_code == 416 and response.headers.get("content-range", "").endswith("*/0"):
@@ -105,13 +111,13 @@ class HttpFile(io.RawIOBase):
                 return b""
             response.raise_for_status()
             if response.status_code != 206:
-                raise DataError(f"{self._url}: the server ignores range requests: copy the file, or serve it otherwise")
+                raise DataError(f"{self._url}: the server ignores range requests: use another server or a local copy")
             content: bytes = response.read()
         size = int(response.headers["content-range"].rpartition("/")[2])
         etag = response.headers.get("etag")
         if self._size is not None and (size, etag) != (self._size, self._etag):
-            raise OSError(f"{self._url} has changed on the server while it was read")
+            raise OSError(f"{self._url} changed on the server while it was read")
         self._size, self._etag = size, etag
         if len(content) != min(end, size) - start:
-            raise EOFError(f"{self._url}: {len(content)} of {min(end, size) - start} bytes from {start} on came")
+            raise EOFError(f"{self._url}: received {len(content)} of {min(end, size) - start} bytes at offset {start}")
         return content

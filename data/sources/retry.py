@@ -1,4 +1,4 @@
-"""Reading on after a failure: a remote shard is opened anew at the last good row, a limited number of times."""
+"""Retries: after a failure a shard is opened again at the row after the last one read, with backoff and a limit."""
 
 import random
 import sys
@@ -11,28 +11,29 @@ from typing import Any
 from data.sources.rows import Row
 
 LONGEST_WAIT_SECONDS = 60.0
-# Answers that another attempt does not change: wrong address, no right to read, a server without ranges.
+# HTTP statuses that a retry does not change: wrong address, no read permission, no range requests.
 FINAL_STATUS = {400, 401, 403, 404, 405, 410, 416}
 
 
 class DataError(ValueError):
-    """The data cannot be read as the run needs them: one line that names source, shard and row where they are known."""
+    """The data cannot be read or is unusable: one line that names source, shard and row where known."""
 
 
 def reason(error: BaseException) -> str:
-    """Type and message of an error, on one line of moderate length."""
+    """Return the type and message of an error on one short line."""
     text = " ".join(str(error).split()).partition(" For more information check: ")[0]
     return f"{type(error).__name__}: {text[:200]}"
 
 
 @dataclass
 class Retries:
-    """How often and after which wait to try again, and how often that was needed.
+    """Retry policy, and counts of the retries.
 
     Args:
-        limit: consecutive failures without one new row that are survived.
-        first_seconds: mean wait before the first new attempt; doubles with each, up to 60 s.
-        sleep: waits so many seconds.
+        limit: consecutive failures without a new row that are retried.
+        first_seconds: mean wait before the first retry; doubles with each, up to 60 s.
+        sleep: function that waits for a number of seconds.
+        counts: retries by type of error.
     """
 
     limit: int
@@ -41,15 +42,15 @@ class Retries:
     counts: Counter[str] = field(default_factory=Counter)
 
     def rows(self, open_at: Callable[[int], Iterator[Row]], start: int, where: str) -> Iterator[Row]:
-        """Rows from `start` on, whatever fails on the way.
+        """Yield the rows of a shard from row ``start``, opening it again after failures.
 
         Args:
-            open_at: gives the rows of the shard from a row on.
+            open_at: returns the rows of the shard from a given row.
             start: first row.
             where: source and shard, for messages.
 
         Raises:
-            DataError: the limit is reached, or the failure is one that lasts.
+            DataError: the limit is reached, or the failure is permanent.
         """
         row, failures = start, 0
         while True:
@@ -66,16 +67,16 @@ class Retries:
         if isinstance(error, DataError):
             raise error
         if _is_final(error):
-            raise DataError(f"{what}: check its address and your right to read it ({reason(error)})") from error
+            raise DataError(f"{what}: check its address and your permission to read it ({reason(error)})") from error
         if failures > self.limit:
             raise DataError(
                 f"{what} after {failures} attempts: check the network and the server, or raise data.retries "
                 f"({reason(error)})"
             ) from error
         self.counts[type(error).__name__] += 1
-        # The jitter keeps a thousand readers from coming back at the same instant.
+        # Jitter spreads the retries of many readers.
         wait = min(LONGEST_WAIT_SECONDS, self.first_seconds * 2.0 ** (failures - 1)) * random.uniform(0.5, 1.5)  # noqa: S311
-        wait = max(wait, _asked_wait(error))
+        wait = max(wait, _requested_wait(error))
         print(f"data: {what}, attempt {failures + 1} in {wait:.1f} s ({reason(error)})", file=sys.stderr, flush=True)
         self.sleep(wait)
 
@@ -90,8 +91,8 @@ def _is_final(error: Exception) -> bool:
     return getattr(_response(error), "status_code", None) in FINAL_STATUS
 
 
-def _asked_wait(error: Exception) -> float:
-    """Seconds of the server's Retry-After, 0 without one (or with a date), at most LONGEST_WAIT_SECONDS."""
+def _requested_wait(error: Exception) -> float:
+    """Return the server's Retry-After in seconds, at most LONGEST_WAIT_SECONDS; 0 without one or with a date."""
     headers = getattr(_response(error), "headers", None) or {}
     try:
         return min(LONGEST_WAIT_SECONDS, float(headers.get("retry-after", 0)))

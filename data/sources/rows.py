@@ -1,4 +1,4 @@
-"""Rows: what one line of a file holds, a document or the reason why there is none."""
+"""Rows of a shard: each is a document, or the reason why it is bad."""
 
 import json
 from enum import Enum
@@ -7,7 +7,7 @@ import orjson
 
 
 class BadRow(Enum):
-    """Why a row holds no document. Such rows are counted and skipped: one bad line in a billion must not end a run."""
+    """Why a row holds no document. Bad rows are counted and skipped: one bad line in a billion must not end a run."""
 
     BLANK_LINE = "blank_line"
     INVALID_UTF8 = "invalid_utf8"
@@ -22,11 +22,11 @@ Row = str | BadRow
 
 
 class DamagedFileError(Exception):
-    """The bytes of a file are not what its format asks for: cut off or changed."""
+    """A file is truncated or corrupt."""
 
 
 def check_text(text: object) -> Row:
-    """The text of one record, or why it has none."""
+    """Return the text of a record, or why it is bad."""
     if text is None:
         return BadRow.MISSING_TEXT
     if not isinstance(text, str):
@@ -37,16 +37,16 @@ def check_text(text: object) -> Row:
 
 
 def parse_json_line(line: bytes, column: str) -> Row:
-    """The text in `column` of one JSON object, or why there is none."""
+    """Return the text in ``column`` of a JSON object, or why the line is bad."""
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError:
-        return _parse_rare_line(line, column)
+        return _parse_lenient(line, column)
     return check_text(record.get(column)) if isinstance(record, dict) else BadRow.MISSING_TEXT
 
 
-def _parse_rare_line(line: bytes, column: str) -> Row:
-    """As `parse_json_line`, of what a strict decoder refuses: `json` takes NaN and halves of surrogate pairs too."""
+def _parse_lenient(line: bytes, column: str) -> Row:
+    """Parse a line that the strict decoder refuses: ``json`` also accepts NaN and lone surrogates."""
     if not line or line.isspace():
         return BadRow.BLANK_LINE
     try:
@@ -59,7 +59,7 @@ def _parse_rare_line(line: bytes, column: str) -> Row:
 
 
 def parse_text_line(line: bytes) -> Row:
-    """The document that a line of plain text is, or why it is none."""
+    """Return the document on a line of plain text, or why the line is bad."""
     if not line or line.isspace():
         return BadRow.BLANK_LINE
     try:
@@ -69,13 +69,13 @@ def parse_text_line(line: bytes) -> Row:
 
 
 def check_record(text: object) -> Row:
-    """As `check_text`, of a value that another library decoded and that may hold half of a surrogate pair."""
+    """Check a text as ``check_text`` does, and refuse lone surrogates, which other decoders let through."""
     row = check_text(text)
     return row if isinstance(row, BadRow) or _is_unicode(row) else BadRow.INVALID_UTF8
 
 
 def _is_unicode(text: str) -> bool:
-    """False for half of a surrogate pair, which JSON can spell and no tokenizer takes."""
+    """Return False for lone surrogates: JSON can encode them, the tokenizer cannot."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

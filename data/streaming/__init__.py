@@ -1,1 +1,1 @@
-"""Endless, resumable batches: streams of examples, mixtures, workers, the loader."""
+"""Endless, resumable batches: streams of examples, mixtures, worker processes and the loader."""

@@ -1,7 +1,7 @@
-"""Shards of rows, and the fixed order in which logical streams read them.
+"""The fixed order in which logical streams read the shards of a source.
 
-A corpus is a list of shards dealt to `num_streams` logical streams. What a stream reads follows from (seed, stream,
-position) alone, so a run stops anywhere and goes on exactly, at another number of ranks or workers too.
+The shards are dealt to ``num_streams`` logical streams. What a stream reads depends on (seed, stream, position) only:
+a run can stop anywhere and resume exactly, also with other numbers of ranks and workers.
 """
 
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ import numpy as np
 from data.sources.base import ShardSource
 from data.sources.rows import Row
 
-# First word of every seed, so that no two uses of randomness share one (numpy pads short seeds with zeros).
+# First word of every seed, one for each use of randomness, so that no two share a seed (numpy pads seeds with zeros).
 SHARD_ORDER, TRAIN_MASK, VALIDATION_MASK, DOCUMENT_ORDER = 1, 2, 3, 4
 
 
 class Position(NamedTuple):
-    """Where a stream reads next: `shard` counts in the epoch's order of this stream, `row` within that shard."""
+    """Where a stream reads next: ``shard`` indexes the stream's shard order in this epoch, ``row`` the shard's rows."""
 
     epoch: int
     shard: int
@@ -29,10 +29,10 @@ class Corpus:
 
     Args:
         source: the shards.
-        num_streams: logical streams.
-        seed: of all randomness in the corpus.
-        shuffled: whether each epoch of a stream has its shards in an order of its own, or all in the source's.
-        number: of the source in a mixture; sources of one mixture have orders of their own.
+        num_streams: number of logical streams.
+        seed: seed of all randomness in the corpus.
+        shuffled: shuffle the shards of a stream in every epoch; otherwise keep the source's order.
+        number: number of the source in a mixture; it is part of all seeds.
 
     Raises:
         ValueError: fewer shards than streams.
@@ -44,8 +44,8 @@ class Corpus:
         if source.num_shards < num_streams:
             raise ValueError(
                 f"data.num_streams = {num_streams} is more than the {source.num_shards} shards of {source.key}: "
-                f"set data.num_streams to at most {source.num_shards}, or make more shards (`python -m data.prepare "
-                "--shards`)"
+                f"set data.num_streams to at most {source.num_shards}, or write more shards (`python -m data.prepare "
+                "--shards N`)"
             )
         self.source = source
         self.num_streams = num_streams
@@ -53,21 +53,21 @@ class Corpus:
         self._shuffled = shuffled
         self._number = number
 
-    def rng(self, use: int, *place: int) -> np.random.Generator:
-        """The generator of one use of randomness at one place of the corpus."""
-        # The number is appended where it is not 0 only: the first source has the same order in a mixture as alone.
-        words = (use, self._seed, *place, self._number) if self._number else (use, self._seed, *place)
-        return np.random.default_rng(words)
+    def rng(self, use: int, *position: int) -> np.random.Generator:
+        """Return the random generator for one use of randomness at one position in the corpus."""
+        # Number 0 is not appended, so that the first source of a mixture has the same order as on its own.
+        number = (self._number,) if self._number else ()
+        return np.random.default_rng((use, self._seed, *position, *number))
 
     def shard_order(self, stream: int, epoch: int) -> list[int]:
-        """Shards of a stream in the order in which an epoch reads them."""
+        """Return the shards of a stream in the order of an epoch."""
         shards = np.arange(stream, self.source.num_shards, self.num_streams)
         if self._shuffled:
             self.rng(SHARD_ORDER, stream, epoch).shuffle(shards)
         return [int(shard) for shard in shards]
 
     def rows(self, stream: int, position: Position) -> Iterator[tuple[Row, Position]]:
-        """Rows of a stream from a position to the end of its epoch, each with the position after it."""
+        """Yield the rows of a stream from a position to the end of its epoch, each with the position after it."""
         epoch, first_shard, first_row = position
         for index, shard in enumerate(self.shard_order(stream, epoch)):
             if index < first_shard:

@@ -1,8 +1,4 @@
-"""Batches of training examples: one rank's share of a global order, and its state.
-
-Global example n is taken from stream n % num_streams and belongs to rank n % world_size. Step k of a run holds the
-examples from k * world_size * batch_size on, so its set of examples is the same at any number of ranks and workers.
-"""
+"""Batches of training examples: one rank's share of a global order, with a resumable state."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,30 +12,36 @@ from data.objectives.registry import make_objective
 from data.sources.base import ShardSource
 from data.sources.open import open_shards
 from data.sources.rows import BadRow
-from data.streaming.group import Schedule, StreamGroup
+from data.streaming.group import StreamGroup
+from data.streaming.identity import check_identity, describe_identity
+from data.streaming.schedule import Schedule, check_ranks, check_streams
 from data.streaming.stream import BAD_KINDS, DOCUMENTS, ROWS, SPLIT_DOCUMENTS, TOKENS
 from data.streaming.worker import WorkerPool
 from data.tokenizer import Tokenizer
-
-# Goes up when the same settings and text come to give other examples.
-EXAMPLES_VERSION = 2
 
 Batch = dict[str, NDArray[np.int64]]
 
 
 class PretrainingLoader:
-    """Endless batches of one rank, resumable at any batch, at another number of ranks or workers too.
+    """Endless batches of one rank, resumable after any batch, also with other numbers of ranks and workers.
+
+    See ``Schedule`` for the order of the examples.
 
     Args:
-        config: the `data` section.
+        config: the ``data`` section.
         tokenizer: the vocabulary.
         rank, world_size: this rank and the number of data-parallel ranks.
         batch_size: examples per rank and batch.
-        sources: shards to read in place of those the config names, one for each of its sources.
+        sources: shards to read in place of the configured ones, one item for each of ``config.train_sources()``.
+
+    Attributes:
+        targets_length: target tokens per example.
+        sources: shards of each source; another loader of the same text may share them.
 
     Raises:
-        ValueError: num_streams is no multiple of world_size or more than the shards, too many workers, no files, too
-            few sentinels; (DataError) a remote source cannot be reached.
+        ValueError: num_streams is not a multiple of world_size or exceeds the number of shards, too many workers, no
+            files, too few sentinels.
+        DataError: a remote source cannot be reached.
     """
 
     def __init__(
@@ -53,78 +55,56 @@ class PretrainingLoader:
         sources: Sequence[ShardSource] | None = None,
     ) -> None:
         check_ranks(rank, world_size, batch_size)
-        _check_streams(config, world_size)
+        check_streams(config, world_size)
         self._config, self._tokenizer = config, tokenizer
         self._schedule = Schedule(rank, world_size, batch_size, config.num_streams)
         self.targets_length = make_objective(config, tokenizer).targets_length
-        named = config.train_sources()
-        #: Shards of each source; another loader of the same text may share them.
-        self.sources = sources or [open_shards(config, source) for source in named]
-        self._names = [source.name for source in named]
-        self._own = range(rank, config.num_streams, world_size)
-        #: Where the training is, whatever workers have read ahead.
-        self._states = StreamGroup(config, tokenizer, self.sources, self._own).state_dicts()
+        train_sources = config.train_sources()
+        self.sources = sources or [open_shards(config, source) for source in train_sources]
+        self._names = [source.name for source in train_sources]
+        self._identity = describe_identity(config, self.sources, tokenizer.fingerprint)
+        # State of each own stream after the last batch returned, regardless of what workers have read ahead.
+        self._states = StreamGroup(config, tokenizer, self.sources, self._schedule.own_streams()).state_dicts()
         self._next_example = 0
         self._server: StreamGroup | WorkerPool | None = None
         self._retries = 0
-        self._identity = self._describe()
-
-    def _describe(self) -> dict[str, Any]:
-        """What fixes the order and content of the examples: a state can only be continued under the same."""
-        c = self._config
-        shards = [source.num_shards for source in self.sources]
-        identity: dict[str, Any] = {
-            "data.num_streams": c.num_streams,
-            "data.documents_per_pack": c.documents_per_pack,
-            "data.shuffle_buffer": c.shuffle_buffer,
-            "data.max_document_length": c.max_document_length,
-            "data.objective": c.objective,
-            "data.inputs_length": c.inputs_length,
-            "data.noise_density": c.noise_density,
-            "data.mean_noise_span_length": c.mean_noise_span_length,
-            "data.seed": c.seed,
-            "number of shards": shards[0] if len(shards) == 1 else shards,
-            "fingerprint of data.vocabulary": self._tokenizer.fingerprint,
-            "version of this program's examples": EXAMPLES_VERSION,
-        }
-        if c.mixture:
-            identity["names and weights of data.mixture"] = [[item.name, float(item.weight)] for item in c.mixture]
-        return identity
 
     def start(self) -> None:
-        """Starts the workers, if there are any and they do not run: they prepare the next batches meanwhile."""
-        if self._server is None:
-            workers = self._config.num_workers
-            parts = [self._own[i::workers] for i in range(workers)] if workers else [self._own]
-            groups = [StreamGroup(self._config, self._tokenizer, self.sources, part) for part in parts]
-            for group in groups:
-                group.load_state_dicts(self._states)
-            self._server = (
-                WorkerPool(groups, self._schedule, self._next_example, self._config.prefetch_batches)
-                if workers
-                else groups[0]
-            )
+        """Start the workers, if any and not running yet; they then prepare the next batches in the background."""
+        if self._server is not None:
+            return
+        own, workers = self._schedule.own_streams(), self._config.num_workers
+        shares = [own[i::workers] for i in range(workers)] if workers else [own]
+        groups = [StreamGroup(self._config, self._tokenizer, self.sources, share) for share in shares]
+        for group in groups:
+            group.load_state_dicts(self._states)
+        if workers:
+            self._server = WorkerPool(groups, self._schedule, self._next_example, self._config.prefetch_batches)
+        else:
+            (self._server,) = groups
 
     def close(self) -> None:
-        """Ends the workers; the loader can go on, with new ones."""
+        """Stop the workers. ``start`` and ``next_batch`` start new ones."""
         if self._server is not None:
             self._server.close()
             self._server = None
 
     def next_batch(self) -> Batch:
-        """input_ids int64 [batch, inputs_length] padded with 0; labels int64 [batch, targets_length] padded with -100.
+        """Return the next batch. If the call fails or is interrupted, no example is consumed.
 
-        A call that fails or is interrupted takes nothing: the next one, and the state, are as if it had not been made.
+        Returns:
+            input_ids int64 [batch, inputs_length], padded with the pad id; labels int64 [batch, targets_length], padded
+            with ``IGNORED_LABEL``.
 
         Raises:
-            DataError: the data cannot be read, too much of it is bad, or a worker died.
+            DataError: the data cannot be read, too many rows are bad, or a worker died.
         """
         try:
             self.start()
             assert self._server is not None
             taken = self._server.take(self._schedule.streams(self._next_example))
         except BaseException:
-            # A checkpoint may still be written after it, and the next call begins anew from the same states.
+            # The state stays valid for a checkpoint, and the next call starts again from it.
             self.close()
             raise
         self._next_example = self._schedule.after(self._next_example)
@@ -132,34 +112,30 @@ class PretrainingLoader:
         self._retries += taken.retries
         return {"input_ids": taken.inputs.astype(np.int64), "labels": taken.labels.astype(np.int64)}
 
-    def _source_counts(self) -> list[Counter[str]]:
-        """Counts of each source over this rank's streams."""
-        totals: list[Counter[str]] = [Counter() for _ in self._names]
-        for state in self._states.values():
-            for total, source in zip(totals, state["sources"], strict=True):
-                total.update(source["counts"])
-                total.update(source["pack_counts"])
-        return totals
-
     @property
     def counts(self) -> Counter[str]:
         """Rows, documents, tokens and bad rows by kind, read by this rank's streams since step 0."""
-        return sum(self._source_counts(), Counter())
+        total: Counter[str] = Counter()
+        for state in self._states.values():
+            for source in state["sources"]:
+                total.update(source["counts"])
+                total.update(source["pack_counts"])
+        return total
 
     @property
     def bad_rows(self) -> dict[str, int]:
-        """Skipped rows of this rank's streams by kind (`BadRow`), since step 0; kinds never seen are left out."""
+        """Bad rows of this rank's streams since step 0, by kind (``BadRow``); kinds that occurred only."""
         counts = self.counts
         return {kind.value: counts[kind.value] for kind in BadRow if counts[kind.value]}
 
     @property
     def documents(self) -> int:
-        """Documents read by this rank's streams since step 0, those of the packs in hand included."""
+        """Documents read by this rank's streams since step 0, including those of the current packs."""
         return self.counts[DOCUMENTS]
 
     @property
     def tokens(self) -> int:
-        """Raw tokens of these documents."""
+        """Raw tokens of the documents read by this rank's streams since step 0."""
         return self.counts[TOKENS]
 
     @property
@@ -168,17 +144,16 @@ class PretrainingLoader:
         return min(source["epoch"] for state in self._states.values() for source in state["sources"])
 
     def metrics(self) -> dict[str, int]:
-        """What to add up over ranks and log; the same keys on every rank.
+        """Return metrics to sum over ranks; the keys are the same on every rank.
 
-        Rows, documents, bad rows, documents tokenized in parts and retries of remote sources (these since the process
-        began, the others since step 0), and raw tokens of the examples given of each source.
+        Since step 0: rows, documents, bad rows, documents split before tokenization, and for each source the raw
+        tokens of its examples. Since the start of the process: retries of remote sources.
         """
         counts = self.counts
         tokens = Counter(dict.fromkeys(self._names, 0))
         for state in self._states.values():
-            tokens.update(
-                {name: part["tokens_given"] for name, part in zip(self._names, state["sources"], strict=True)}
-            )
+            for name, source in zip(self._names, state["sources"], strict=True):
+                tokens[name] += source["tokens_given"]
         return {
             "data_rows": counts[ROWS],
             "data_documents": counts[DOCUMENTS],
@@ -189,7 +164,7 @@ class PretrainingLoader:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain JSON state of this rank's streams; `merge_states` joins those of all ranks."""
+        """Return the state of this rank's streams as JSON values; ``merge_states`` merges those of all ranks."""
         return {
             "identity": dict(self._identity),
             "next_example": self._next_example,
@@ -197,58 +172,32 @@ class PretrainingLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on after the last batch before `state_dict`, bit for bit.
+        """Continue exactly after the last batch returned before ``state_dict``.
 
         Args:
-            state: merged states of all ranks; at an unchanged world size this rank's own state is enough.
+            state: merged states of all ranks; with an unchanged world size this rank's own state is sufficient.
 
         Raises:
             ValueError: the state is of other data settings, or lacks a stream of this rank.
         """
-        for key in self._identity | state["identity"]:
-            saved, value = state["identity"].get(key), self._identity.get(key)
-            if saved != value:
-                raise ValueError(
-                    f"{key} = {value!r}, but the checkpoint was made with {saved!r}: restore that value to resume, or "
-                    "start a new run"
-                )
-        missing = [stream for stream in self._own if str(stream) not in state["streams"]]
+        check_identity(state["identity"], self._identity)
+        own = self._schedule.own_streams()
+        missing = [stream for stream in own if str(stream) not in state["streams"]]
         if missing:
             raise ValueError(
                 f"the checkpoint's data state lacks streams {missing} of rank {self._schedule.rank}: load the merged "
                 "states of all ranks (merge_states)"
             )
         self.close()
-        self._states = {stream: state["streams"][str(stream)] for stream in self._own}
+        self._states = {stream: state["streams"][str(stream)] for stream in own}
         self._next_example = state["next_example"]
 
 
-def check_ranks(rank: int, world_size: int, batch_size: int) -> None:
-    """Raises ValueError for a rank or batch size that cannot be."""
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank = {rank} is not in [0, world_size = {world_size})")
-    if batch_size < 1:
-        raise ValueError(f"batch_size = {batch_size} must be at least 1")
-
-
-def _check_streams(config: DataConfig, world_size: int) -> None:
-    if config.num_streams % world_size:
-        raise ValueError(
-            f"data.num_streams = {config.num_streams} is not a multiple of world_size = {world_size}: set "
-            f"data.num_streams to a multiple of {world_size}, or use a number of ranks that divides it"
-        )
-    if config.num_workers > config.num_streams // world_size:
-        raise ValueError(
-            f"data.num_workers = {config.num_workers} is more than the {config.num_streams // world_size} streams of a "
-            f"rank (data.num_streams / ranks): set data.num_workers to at most {config.num_streams // world_size}"
-        )
-
-
 def merge_states(states: list[dict[str, Any]]) -> dict[str, Any]:
-    """One state from `PretrainingLoader.state_dict` of every rank, taken after the same step.
+    """Merge ``PretrainingLoader.state_dict`` of all ranks, taken after the same step, into one state.
 
     Raises:
-        ValueError: no state, or states of different steps, settings or overlapping streams.
+        ValueError: there is no state, or the states differ in step or settings or share streams.
     """
     if not states:
         raise ValueError("there is no data state to merge: pass the state of every rank")
@@ -257,9 +206,9 @@ def merge_states(states: list[dict[str, Any]]) -> dict[str, Any]:
         for key in ("identity", "next_example"):
             if state[key] != states[0][key]:
                 raise ValueError(f"data states of different runs or steps: {key} = {state[key]} and {states[0][key]}")
-        twice = streams.keys() & state["streams"].keys()
-        if twice:
-            raise ValueError(f"two data states hold the streams {sorted(twice)}: pass the state of every rank once")
+        repeated = streams.keys() & state["streams"].keys()
+        if repeated:
+            raise ValueError(f"two data states hold the streams {sorted(repeated)}: pass the state of every rank once")
         streams.update(state["streams"])
     ordered = {stream: streams[stream] for stream in sorted(streams, key=int)}
     return {"identity": states[0]["identity"], "next_example": states[0]["next_example"], "streams": ordered}

@@ -1,7 +1,8 @@
-"""Worker processes that prepare a rank's batches ahead of training: `python -m data.streaming.worker FD PARENT`.
+"""Worker processes that prepare a rank's batches ahead of training: ``python -m data.streaming.worker FD PARENT``.
 
-Plain programs, not `multiprocessing` children, which would import the training script, and torch with it. Each is sent
-its pickled `StreamGroup` over a socket, and sends one message per batch that its streams have a part in.
+They are separate programs because ``multiprocessing`` children would import the training script, and torch with it. A
+worker receives its pickled ``StreamGroup`` over a socket, and sends one message for each batch that has examples of its
+streams.
 """
 
 import contextlib
@@ -22,22 +23,24 @@ import numpy as np
 
 from common.project import ROOT
 from data.sources.retry import DataError
-from data.streaming.group import Schedule, StreamGroup, Taken
+from data.streaming.group import ExampleBatch, StreamGroup
+from data.streaming.schedule import Schedule
 
-LOOK_FOR_PARENT_SECONDS = 1.0
+CHECK_PARENT_SECONDS = 1.0
 WAIT_FOR_EXIT_SECONDS = 5.0
 
 
 class WorkerPool:
-    """Workers of one rank; the streams are dealt to them in turn.
+    """The workers of one rank.
 
-    A worker is at most `prefetch` batches ahead, and what the socket holds. What it is ahead is not part of any state.
+    A worker runs at most ``prefetch`` batches ahead, plus what the socket buffers. Batches prepared ahead are not part
+    of any state.
 
     Args:
-        groups: the streams of each worker, in the states from which to go on.
-        schedule: of this rank.
-        next_example: global example from which to go on.
-        prefetch: batches.
+        groups: streams of each worker, with the states to continue from.
+        schedule: schedule of this rank.
+        next_example: global example to continue from.
+        prefetch: batches that a worker prepares ahead.
     """
 
     def __init__(self, groups: Sequence[StreamGroup], schedule: Schedule, next_example: int, prefetch: int) -> None:
@@ -52,34 +55,34 @@ class WorkerPool:
                 self._processes.append(_start(theirs))
             self._connections.append(ours)
         for connection, group in zip(self._connections, groups, strict=True):
-            with contextlib.suppress(BrokenPipeError):  # a worker that died at its start is reported by `take`
+            with contextlib.suppress(BrokenPipeError):  # `take` reports a worker that died at start
                 connection.send((group, schedule, next_example, prefetch))
 
-    def take(self, order: Sequence[int]) -> Taken:
-        """As `StreamGroup.take`; `order` is that of the next batch of the schedule.
+    def take(self, order: Sequence[int]) -> ExampleBatch:
+        """Return the next batch; ``order`` must be that of the schedule's next batch. See ``StreamGroup.take``.
 
         Raises:
-            DataError: a worker met it, or died; the message names its streams.
-            RuntimeError: a worker failed otherwise; with its traceback.
+            DataError: raised in a worker, or a worker died; the message names its streams.
+            RuntimeError: a worker failed otherwise; the message holds its traceback.
         """
         inputs = labels = None
         states: dict[int, Any] = {}
         retries = 0
         for worker, streams in enumerate(self._streams):
-            places = np.flatnonzero(np.isin(order, streams))
-            if not len(places):
+            rows = np.flatnonzero(np.isin(order, streams))
+            if not len(rows):
                 continue  # the worker sends nothing for this batch
-            part = self._receive(worker)
+            share = self._receive(worker)
             if inputs is None or labels is None:
-                inputs = np.empty((len(order), part.inputs.shape[1]), np.int32)
-                labels = np.empty((len(order), part.labels.shape[1]), np.int32)
-            inputs[places], labels[places] = part.inputs, part.labels
-            states |= part.states
-            retries += part.retries
+                inputs = np.empty((len(order), share.inputs.shape[1]), np.int32)
+                labels = np.empty((len(order), share.labels.shape[1]), np.int32)
+            inputs[rows], labels[rows] = share.inputs, share.labels
+            states |= share.states
+            retries += share.retries
         assert inputs is not None and labels is not None
-        return Taken(inputs, labels, states, retries)
+        return ExampleBatch(inputs, labels, states, retries)
 
-    def _receive(self, worker: int) -> Taken:
+    def _receive(self, worker: int) -> ExampleBatch:
         try:
             message = self._connections[worker].recv()
         except (EOFError, ConnectionError):
@@ -87,17 +90,17 @@ class WorkerPool:
             how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit code {status}"
             raise DataError(
                 f"data worker {worker} of rank {self._rank}, which serves the streams {self._streams[worker]}, {how}: "
-                "see the messages above and the host's memory; --resume goes on from the newest checkpoint"
+                "check the messages above and the host's memory, then continue the run with --resume"
             ) from None
         if isinstance(message, DataError):
             raise message
         if isinstance(message, str):
             raise RuntimeError(f"data worker {worker} of rank {self._rank} failed:\n{message}")
-        assert isinstance(message, Taken)
+        assert isinstance(message, ExampleBatch)
         return message
 
     def close(self) -> None:
-        """Ends the workers."""
+        """Kill the workers and wait for them."""
         self._finalizer()
 
 
@@ -120,9 +123,9 @@ def _stop(connections: list[Connection], processes: "list[subprocess.Popen[bytes
 
 
 def serve(connection: Connection, parent: int) -> None:
-    """Sends what the schedule asks of this worker's streams, until the parent is gone or something fails."""
+    """Send this worker's share of each batch of the schedule, until the parent is gone or an error occurs."""
     group, schedule, next_example, prefetch = connection.recv()
-    ready: queue.Queue[Taken | DataError | str] = queue.Queue(prefetch)
+    ready: queue.Queue[ExampleBatch | DataError | str] = queue.Queue(prefetch)
     sender = threading.Thread(target=_send, args=(connection, ready, parent), daemon=True)
     sender.start()
     try:
@@ -138,15 +141,15 @@ def serve(connection: Connection, parent: int) -> None:
     sender.join()
 
 
-def _send(connection: Connection, ready: "queue.Queue[Taken | DataError | str]", parent: int) -> None:
-    """Sends until the last message, an error, is out; ends the process when there is nobody to read."""
-    message: Taken | DataError | str | None = None
+def _send(connection: Connection, ready: "queue.Queue[ExampleBatch | DataError | str]", parent: int) -> None:
+    """Send messages up to and including an error, the last one. Exit the process if the parent is gone."""
+    message: ExampleBatch | DataError | str | None = None
     while not isinstance(message, DataError | str):
         try:
-            message = ready.get(timeout=LOOK_FOR_PARENT_SECONDS)
+            message = ready.get(timeout=CHECK_PARENT_SECONDS)
             connection.send(message)
         except queue.Empty:
-            # The socket alone would tell only the next time that there is something to send.
+            # A closed socket is only noticed when something is sent.
             if os.getppid() != parent:
                 os._exit(1)
         except OSError:
@@ -154,8 +157,7 @@ def _send(connection: Connection, ready: "queue.Queue[Taken | DataError | str]",
 
 
 if __name__ == "__main__":
-    # The launcher signals the whole tree of processes; the trainer decides what becomes of its data, and workers go
-    # when it has gone.
+    # The launcher signals the whole process tree. Workers ignore it: they serve until the trainer closes or exits.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a scheduler's early warning

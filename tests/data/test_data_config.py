@@ -43,7 +43,15 @@ def test_every_field_is_documented_and_fixed() -> None:
         config.__setattr__("seed", 3)
 
 
-def test_importing_the_config_imports_no_heavy_library() -> None:
-    code = "import sys, data.config; print({'torch', 'datasets', 'transformers', 'sentencepiece'} & set(sys.modules))"
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("data.config", {"torch", "datasets", "transformers", "sentencepiece"}),
+        ("data.sources.open", {"torch", "datasets", "transformers", "pyarrow", "httpx", "httpx2"}),
+        ("data.streaming.worker", {"torch", "datasets", "transformers", "pyarrow", "httpx", "httpx2"}),
+    ],
+)
+def test_importing_a_module_imports_no_heavy_library(module: str, heavy: set[str]) -> None:
+    code = f"import sys, {module}; print({heavy!r} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"

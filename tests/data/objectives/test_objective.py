@@ -6,9 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.config import DataConfig
+from data.objectives import base
 from data.objectives.registry import make_objective
 from data.span_corruption import corrupt, random_spans_masks
 from data.tokenizer import Tokenizer
+from model import losses
 from tests.support.examples import raw_tokens
 
 
@@ -73,3 +75,7 @@ def test_long_inputs_are_refused_for_span_corruption_alone(tokenizer: Tokenizer)
     with pytest.raises(ValueError, match="needs 114 sentinels"):
         make_objective(DataConfig(inputs_length=2048), tokenizer)
     assert make_objective(DataConfig(inputs_length=2048, objective="prefix_lm"), tokenizer).raw_length == 2047
+
+
+def test_labels_are_ignored_by_the_model_where_the_objectives_say_so() -> None:
+    assert base.IGNORED_LABEL == losses.IGNORED_LABEL

@@ -16,7 +16,7 @@ import pytest
 
 from common.project import ROOT
 from data import prepare
-from data.preparation import fetch
+from data.preparation import build, fetch
 from data.sources.files import FileShards
 from data.sources.retry import Retries
 from data.tokenizer import Tokenizer
@@ -116,7 +116,7 @@ def test_an_interrupted_run_is_no_dataset_and_the_next_goes_on(
 
     assert prepare.main([*SMALL, "--out", str(tmp_path / "whole")]) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "train_vocabulary", interrupt)
+        patch.setattr(build, "train_vocabulary", interrupt)
         with pytest.raises(KeyboardInterrupt):
             prepare.main([*SMALL, "--out", str(tmp_path / "wiki")])
     assert sorted(path.name for path in tmp_path.iterdir()) == [".wiki.partial", "whole"]
@@ -136,7 +136,7 @@ def test_work_of_another_recipe_is_not_mixed_in(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "train_vocabulary", interrupt)
+        patch.setattr(build, "train_vocabulary", interrupt)
         with pytest.raises(KeyboardInterrupt):
             prepare.main([*SMALL, "--seed", "1", "--out", str(tmp_path / "wiki")])
     assert prepare.main([*SMALL, "--out", str(tmp_path / "wiki")]) == 0
@@ -150,9 +150,9 @@ def test_another_process_that_was_faster_is_reused(
     """The second waits for the first, and then finds its dataset."""
     out = tmp_path / "wiki"
     assert prepare.main([*SMALL, "--out", str(out)]) == 0
-    found = prepare.existing
+    found = build.existing
     answers = iter([None])
-    monkeypatch.setattr(prepare, "existing", lambda recipe, out: next(answers, found(recipe, out)))
+    monkeypatch.setattr(build, "existing", lambda recipe, out: next(answers, found(recipe, out)))
     assert prepare.main([*SMALL, "--out", str(out)]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["wiki"]
     assert len(pip) == 1

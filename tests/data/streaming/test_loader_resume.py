@@ -194,5 +194,5 @@ def test_changed_files_are_noticed_on_resume(
     shorter = write_shards(tmp_path, [["tiny"]])
     resumed = make_loader(train_files=shorter, **settings)
     resumed.load_state_dict(loader.state_dict())
-    with pytest.raises(ValueError, match="gave 4 pieces of a pack that now has 1"):
+    with pytest.raises(ValueError, match="gave 4 chunks of a pack that now has 1"):
         resumed.next_batch()

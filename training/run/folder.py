@@ -12,8 +12,8 @@ import torch
 import transformers
 from omegaconf import OmegaConf
 
+from common.files import write_atomically
 from common.project import ROOT
-from training.checkpoint.store.publish import write_text
 from training.checkpoint.store.state import SUMMARY_FILE
 from training.config.run import RunConfig
 
@@ -33,7 +33,7 @@ def write_summary(config: RunConfig, values: dict[str, Any]) -> None:
         "transformers": transformers.__version__,
     }
     summary = {**values, "versions": versions, "git_commit": code_version()["git_commit"]}
-    write_text(config.run_dir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    write_atomically(config.run_dir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
 
 
 @functools.cache

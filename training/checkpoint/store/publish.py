@@ -1,10 +1,10 @@
 """How a checkpoint's folder appears, all at once, and how old ones go."""
 
-import os
 import re
 import shutil
 from pathlib import Path
 
+from common.files import sync_folder, write_atomically
 from training.checkpoint.store.state import LATEST, step_of
 
 
@@ -23,18 +23,18 @@ def begin(folder: Path) -> Path:
 
 def publish(folder: Path) -> None:
     """Give ``partial_folder(folder)``, now whole, its name; what an abandoned future of the run left there goes."""
-    sync(partial_folder(folder))
+    sync_folder(partial_folder(folder))
     replaced = _set_aside(folder)
     partial_folder(folder).rename(folder)
-    sync(folder.parent)
+    sync_folder(folder.parent)
     if replaced is not None:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
 def set_latest(folder: Path) -> None:
     """Let ``latest`` name a published checkpoint."""
-    write_text(folder.parent / LATEST, folder.name)
-    sync(folder.parent)
+    write_atomically(folder.parent / LATEST, folder.name)
+    sync_folder(folder.parent)
 
 
 def remove_abandoned(folder: Path) -> list[str]:
@@ -65,25 +65,6 @@ def prune(folder: Path, keep: int, keep_every: int | None) -> list[str]:
                 shutil.rmtree(aside, ignore_errors=True)
             removed.append(path.name)
     return removed
-
-
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def sync(folder: Path) -> None:
-    """Put the names in ``folder`` on disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _set_aside(folder: Path) -> Path | None:

@@ -1,0 +1,50 @@
+"""Files that other processes read, or that must survive a crash: atomic writes, durable names, locks."""
+
+import fcntl
+import os
+from pathlib import Path
+from typing import IO, Any
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write and flush a file to disk, then rename it: readers see the old file or all of the new one.
+
+    Two processes must not write the same path at once. ``sync_folder`` makes the name durable, too.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in ``folder`` to disk, so that new and renamed files survive a crash of the host."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def acquire_lock(file: IO[Any], *, wait: bool = False, shared: bool = False) -> bool:
+    """Take the lock of an open file. It is held until this process, and all that inherited the file, have closed it.
+
+    Args:
+        file: any open file; its contents do not matter.
+        wait: wait until no other process holds the lock.
+        shared: together with other shared holders, rather than alone.
+
+    Returns:
+        Whether the lock is held now; False only without ``wait``.
+
+    Raises:
+        OSError: the file system has no locks.
+    """
+    operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    try:
+        fcntl.flock(file, operation)
+    except BlockingIOError:
+        return False
+    return True

@@ -8,7 +8,6 @@ import argparse
 import json
 import os
 import platform
-import socket
 import statistics
 import time
 from pathlib import Path
@@ -17,7 +16,8 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
-ROOT = Path(__file__).resolve().parents[1]
+from common.ports import free_port
+from common.project import ROOT
 
 # Bytes that a step must move for each float32 weight that a rank updates, when these do not fit its caches.
 # AdamW: read gradient, weight and two moments, write weight and moments. Adafactor: its three passes, with a sum over
@@ -176,9 +176,7 @@ def report(
 def main() -> None:
     """Start the ranks."""
     options = parse_arguments()
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     mp.start_processes(measure, (options, port), nprocs=options.ranks, start_method="spawn")
 
 

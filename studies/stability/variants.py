@@ -77,7 +77,7 @@ VARIANTS: Mapping[str, Variant] = {
 
 def variant_overrides(name: str, config: RunConfig) -> Overrides:
     """All overrides of a variant of ``config``, those of the baseline first. Raises ConfigError."""
-    if not config.st_moe_config().num_experts:
+    if not config.architecture().num_experts:
         raise ConfigError("model.num_experts = 0: the study is of sparse models; set 2 or more")
     change = VARIANTS[name].change(config)
     for key, value in change.items():

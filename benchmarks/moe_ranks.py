@@ -1,7 +1,6 @@
 """Weak scaling of the expert-parallel layer: equal tokens per rank, experts replicated or split over two ranks."""
 
 import os
-import socket
 import statistics
 import tempfile
 import time
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
+from common.ports import free_port
 from model.config import StMoeConfig
 
 RANKS = 2
@@ -31,9 +31,7 @@ def weak_scaling(config: StMoeConfig, tokens: int, repeats: int) -> dict[str, An
         ``seconds`` per step, by expert-parallel size; ``efficiency``, seconds at size 1 over those at size 2;
         ``all_to_all_bytes`` and ``all_to_all_seconds`` of rank 0 in the last step at size 2.
     """
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "result.pt"
         mp.start_processes(_rank, (port, config.to_dict(), tokens, repeats, out), nprocs=RANKS, start_method="spawn")

@@ -8,7 +8,6 @@ import argparse
 import json
 import os
 import platform
-import socket
 import statistics
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
+from common.ports import free_port
 from common.project import ROOT
 
 # Bytes that a step must move per float32 weight that a rank updates, if the weights do not fit its caches.
@@ -177,9 +177,7 @@ def report(
 def main() -> None:
     """Start the ranks."""
     options = parse_arguments()
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     mp.start_processes(measure, (options, port), nprocs=options.ranks, start_method="spawn")
 
 

@@ -35,8 +35,7 @@ fi
 
 # Two ranks on a CPU, also where there is a GPU: the smallest machine must do.
 export CUDA_VISIBLE_DEVICES="" DS_ACCELERATOR=cpu
-port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-deepspeed --num_gpus 2 --master_port "$port" train.py --config configs/tiny.yaml \
+deepspeed --num_gpus 2 --master_port "$(python -m common.ports)" train.py --config configs/tiny.yaml \
   "data.train_files=$data/train/*.json.gz" "data.validation_files=$data/validation/*.json.gz" \
   "data.vocabulary=$data/vocabulary" "${overrides[@]}" "training.name=$name"
 

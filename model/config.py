@@ -1,25 +1,19 @@
-"""The model section of a run's configuration, which is also the Hugging Face config of the trained model."""
+"""The Hugging Face config of the model."""
 
-from dataclasses import Field, field, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-Gating = Literal["top_n", "flaxformer", "expert_choice"]
-
-
-def documented(default: Any, doc: str) -> Any:
-    """A dataclass field whose meaning, unit and default are printed by ``train.py --help``."""
-    return field(default=default, metadata={"doc": doc})
+from model.architecture import Architecture
 
 
 @strict
-class StMoeConfig(PreTrainedConfig):
-    """Architecture of an ST-MoE encoder-decoder (Zoph et al. 2022) or, with ``num_experts=0``, of dense T5.1.1.
+class StMoeConfig(Architecture, PreTrainedConfig):
+    """An ``Architecture`` that is saved and loaded with its weights (``save_pretrained``, ``from_pretrained``).
 
     Raises:
-        StrictDataclassError: (huggingface_hub) a value of the wrong type, or outside its range: names key, value, fix.
+        StrictDataclassError: (huggingface_hub) a value of the wrong type, or one that ``Architecture`` refuses.
     """
 
     model_type = "st_moe"
@@ -31,78 +25,6 @@ class StMoeConfig(PreTrainedConfig):
         "head_dim": "d_kv",
     }
 
-    vocab_size: int = documented(32128, "Rows of the embedding and of the output head; a multiple of 128.")
-    d_model: int = documented(768, "Width of the residual stream.")
-    d_ff: int = documented(2048, "Hidden width of every feed-forward, dense or expert.")
-    d_kv: int = documented(64, "Width of one attention head.")
-    num_heads: int = documented(12, "Attention heads.")
-    num_layers: int = documented(12, "Encoder blocks, not counting the extra feed-forwards.")
-    num_decoder_layers: int | None = documented(None, "Decoder blocks; null: as many as num_layers.")
-    feed_forward: Literal["geglu", "relu"] = documented(
-        "geglu", "geglu: gelu_tanh(x W_in) * (x W_gate) W_out; relu: relu(x W_in) W_out (equal FLOPs: 1.5 x the d_ff)."
-    )
-    feed_forward_bias: Literal["none", "multiplicative", "additive"] = documented(
-        "none", "Learned vector of size d_ff on the feed-forward's hidden activation, in front of W_out."
-    )
-    rms_norm_scale: bool = documented(True, "Whether RMSNorm has a learned scale.")
-    rms_norm_epsilon: float | int = documented(1e-6, "Added to the mean square in RMSNorm.")
-    relative_attention_num_buckets: int = documented(32, "Buckets of the relative position bias.")
-    relative_attention_max_distance: int = documented(128, "Distance, in tokens, from which all share the last bucket.")
-    dropout_rate: float | int = documented(0.0, "Dropout after every sub-layer and on embeddings; 0 for pretraining.")
-
-    num_experts: int = documented(0, "Experts of each sparse layer; 0: a dense model.")
-    sparse_step: int = documented(4, "Blocks with index % sparse_step == sparse_step - 1 have a sparse feed-forward.")
-    extra_feed_forward: Literal["after", "before", "none"] = documented(
-        "after", "Where each sparse layer has its extra dense feed-forward (sparse-dense)."
-    )
-    gating: Gating = documented(
-        "top_n",
-        "top_n: the paper's, weights normalised over the top_n experts, those after the best by second_policy; "
-        "flaxformer: all top_n experts, raw probabilities as weights, rounded capacity; expert_choice: each expert "
-        "takes its most probable tokens, without load-balance loss (encoder only, see decoder_gating).",
-    )
-    decoder_gating: Gating | None = documented(
-        None,
-        "Gating of the decoder: top_n or flaxformer; null: as gating, but top_n where that is expert_choice, by which "
-        "a token would learn of later ones.",
-    )
-    batch_prioritized: bool = documented(
-        False,
-        "Encoder layers give places by descending best probability within the group; the decoder's stay left to right.",
-    )
-    top_n: int = documented(2, "Experts that a token may use.")
-    second_policy: Literal["random", "all", "none", "threshold"] = documented(
-        "random",
-        "When top_n gating requests experts after the best: random: with probability min(1, gate / second_threshold).",
-    )
-    second_threshold: float | int = documented(0.2, "Gate from which an expert after the best is always requested.")
-    capacity: Literal["factor", "dropless"] = documented(
-        "factor",
-        "factor: as many places per expert as the capacity factors give, further tokens are dropped; dropless: every "
-        "request is served.",
-    )
-    train_capacity_factor: float | int = documented(
-        1.25, "Places per expert in training: int(tokens of the group x factor / num_experts)."
-    )
-    eval_capacity_factor: float | int = documented(2.0, "The same in evaluation and generation.")
-    min_capacity: int = documented(4, "Least number of places per expert and group.")
-    group_size: int = documented(2048, "Most tokens that are routed as one group.")
-    router_jitter: float | int = documented(
-        0.0, "In training, router inputs are multiplied by U[1 - jitter, 1 + jitter]."
-    )
-    router_precision: Literal["fp32", "bf16"] = documented(
-        "fp32", "bf16: the router's inputs, weights and logits are rounded to bf16, for studies of instability."
-    )
-    load_balance_coefficient: float | int = documented(1e-2, "c_B, weight of the load-balance loss.")
-    router_z_coefficient: float | int = documented(1e-3, "c_Z, weight of the router z-loss.")
-    output_z_coefficient: float | int = documented(1e-4, "Weight of the z-loss of the output head.")
-    router_loss_reduction: Literal["mean", "sum"] = documented(
-        "mean", "How L_B and L_Z are reduced over the sparse layers."
-    )
-    initializer_scale: float | int = documented(
-        0.1, "s of the truncated normal initialiser, standard deviation sqrt(s / fan_in)."
-    )
-
     is_encoder_decoder: bool = True
     use_cache: bool = True
     tie_word_embeddings: bool = False
@@ -110,85 +32,10 @@ class StMoeConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = 1
     decoder_start_token_id: int | None = 0
 
+    if TYPE_CHECKING:  # transformers makes an __init__ that takes any keyword and checks its type at run time
+
+        def __init__(self, **kwargs: Any) -> None: ...
+
     def __post_init__(self, **kwargs: Any) -> None:
-        if self.num_decoder_layers is None:
-            self.num_decoder_layers = self.num_layers
-        if self.decoder_gating is None:
-            self.decoder_gating = "top_n" if self.gating == "expert_choice" else self.gating
-        super().__post_init__(**kwargs)
-
-    def validate_architecture(self) -> None:
-        """Check ranges; transformers calls this at the end of construction."""
-        positive = ("vocab_size", "d_model", "d_ff", "d_kv", "num_heads", "num_layers", "sparse_step", "min_capacity",
-                    "group_size", "train_capacity_factor", "eval_capacity_factor", "second_threshold",
-                    "rms_norm_epsilon", "initializer_scale", "num_decoder_layers")  # fmt: skip
-        for name in positive:
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"model.{name} = {value} must be greater than 0")
-        for name in ("num_experts", "load_balance_coefficient", "router_z_coefficient", "output_z_coefficient"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"model.{name} = {getattr(self, name)} must be 0 or greater")
-        for name in ("dropout_rate", "router_jitter"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"model.{name} = {getattr(self, name)} must be at least 0 and less than 1")
-        if self.feed_forward == "relu" and self.d_ff % 2:
-            raise ValueError(f"model.d_ff = {self.d_ff} must be even with model.feed_forward = relu")
-        if self.relative_attention_num_buckets % 4 or self.relative_attention_num_buckets <= 0:
-            raise ValueError(
-                f"model.relative_attention_num_buckets = {self.relative_attention_num_buckets} must be a multiple of 4"
-            )
-        if self.relative_attention_max_distance <= self.relative_attention_num_buckets // 2:
-            raise ValueError(
-                f"model.relative_attention_max_distance = {self.relative_attention_max_distance} must be greater than "
-                f"half of model.relative_attention_num_buckets = {self.relative_attention_num_buckets}"
-            )
-        if self.num_experts == 1:
-            raise ValueError("model.num_experts = 1 is not a sparse model: set 0 for a dense one, or 2 or more")
-        if self.num_experts and not 1 <= self.top_n <= min(3, self.num_experts):
-            raise ValueError(
-                f"model.top_n = {self.top_n} must be 1, 2 or 3 and at most model.num_experts = {self.num_experts}"
-            )
-        self._validate_gating()
-        if self.num_experts and max(self.num_layers, self.num_decoder_layers or 0) < self.sparse_step:
-            raise ValueError(
-                f"model.sparse_step = {self.sparse_step} leaves no sparse layer in {self.num_layers} blocks: lower "
-                "model.sparse_step, or set model.num_experts = 0"
-            )
-
-    def _validate_gating(self) -> None:
-        if self.decoder_gating == "expert_choice":
-            raise ValueError(
-                "model.decoder_gating = expert_choice would let a token learn of later ones, since an expert chooses "
-                "among all tokens of a group: set top_n or flaxformer"
-            )
-        if self.capacity == "dropless" and self.gating == "expert_choice":
-            raise ValueError(
-                "model.capacity = dropless contradicts model.gating = expert_choice, where each expert takes as many "
-                "tokens as the capacity factor gives: set model.capacity = factor, or another model.gating"
-            )
-        for key, value in (("gating", "expert_choice"), ("capacity", "dropless")):
-            if self.batch_prioritized and getattr(self, key) == value:
-                raise ValueError(
-                    f"model.batch_prioritized = true has no effect with model.{key} = {value}, where no token competes "
-                    "for a place: set false"
-                )
-        if self.second_policy != "random" and "top_n" not in (self.gating, self.decoder_gating):
-            raise ValueError(
-                f"model.second_policy = {self.second_policy} has no effect with model.gating = {self.gating}, which "
-                "always requests all top_n experts: remove it, or set model.gating = top_n"
-            )
-
-    def stack_gating(self, *, decoder: bool) -> Gating:
-        """The gating of the decoder's layers or of the encoder's."""
-        assert self.decoder_gating is not None
-        return self.decoder_gating if decoder else self.gating
-
-    def is_sparse_layer(self, index: int) -> bool:
-        """Whether block ``index`` (from 0) of a stack has a sparse feed-forward (SPEC: index % 4 == 3)."""
-        return self.num_experts > 0 and index % self.sparse_step == self.sparse_step - 1
-
-
-def documented_fields() -> list[Field]:
-    """The fields that a run's ``model`` section may set, in order, each with ``metadata["doc"]``."""
-    return [f for f in fields(StMoeConfig) if "doc" in f.metadata]
+        self.resolve_defaults()
+        PreTrainedConfig.__post_init__(self, **kwargs)  # @strict validates when it returns

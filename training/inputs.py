@@ -59,7 +59,7 @@ def prepare(config: RunConfig, process: Process, resume: bool, *, restart: bool 
             "it, or set another training.name"
         )
     tokenizer = Tokenizer(config.data.vocabulary)
-    tokenizer.check_fits(config.st_moe_config().vocab_size)
+    tokenizer.check_fits(config.architecture().vocab_size)
     place: dict[str, Any] = {"rank": process.rank, "world_size": process.world_size}
     micro_batch_size = config.training.micro_batch_size
     loader = PretrainingLoader(config.data, tokenizer, batch_size=micro_batch_size, **place)

@@ -5,7 +5,6 @@ import fcntl
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections import deque
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.ports import free_port
 from studies.runner.launcher import Local, Slurm
 from studies.runner.runs import Run
 from training.config.errors import ConfigError
@@ -110,9 +110,7 @@ def alone_in(out: Path) -> Iterator[None]:
 def _start(run: Run, slot: int, launcher: Local) -> Job:
     run.clear_the_way()
     run.log.parent.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     with run.log.open("ab") as log:
         process = subprocess.Popen(  # noqa: S603
             launcher.command(run, slot, port),

@@ -84,7 +84,7 @@ def variant_overrides(name: str, config: RunConfig) -> Overrides:
     Raises:
         ConfigError: the model is dense, or the variant equals the baseline.
     """
-    if not config.st_moe_config().num_experts:
+    if not config.architecture().num_experts:
         raise ConfigError("model.num_experts = 0: the study is of sparse models; set 2 or more")
     change = VARIANTS[name].change(config)
     for key, value in change.items():

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from common.project import ROOT
-from model.config import StMoeConfig, documented_fields
+from model.architecture import documented_fields
+from model.config import StMoeConfig
 from model.initialization import initialize_weights
 from model.moe.experts import Experts
 from model.moe.layer import SparseFeedForward

@@ -2,12 +2,12 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from common.ports import free_port
 from common.project import ROOT
 
 
@@ -18,11 +18,8 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 def launch(config: Path, *arguments: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
     """``deepspeed --num_gpus N train.py --config …``."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
     deepspeed = str(Path(sys.executable).with_name("deepspeed"))
-    start = [deepspeed, "--num_gpus", str(ranks), "--master_port", port, "train.py"]
+    start = [deepspeed, "--num_gpus", str(ranks), "--master_port", str(free_port()), "train.py"]
     return run([*start, "--config", str(config), *arguments])
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,18 +12,13 @@ from pathlib import Path
 import psutil
 import yaml
 
+from common.ports import free_port
 from tests.support.launch import ROOT, rows
 from training.config.run import RunConfig
 
 PATIENCE_SECONDS = 150.0
 # Words by which to find a process of a run, in the order of the tree.
 NAMES = {"launcher": "deepspeed.launcher.launch", "deepspeed": str(Path(sys.executable).with_name("deepspeed"))}
-
-
-def free_port() -> str:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return str(s.getsockname()[1])
 
 
 class Started:
@@ -81,7 +75,7 @@ def deepspeed_command(config: RunConfig, folder: Path, *arguments: str) -> list[
     """``deepspeed --num_gpus 2 train.py --config …``."""
     file = folder / f"{config.training.name}.yaml"
     file.write_text(yaml.safe_dump(config.model_dump()))
-    start = [NAMES["deepspeed"], "--num_gpus", "2", "--master_port", free_port()]
+    start = [NAMES["deepspeed"], "--num_gpus", "2", "--master_port", str(free_port())]
     return [*start, "train.py", "--config", str(file), *arguments]
 
 

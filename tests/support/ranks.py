@@ -1,7 +1,6 @@
 """Run a function in real processes that form a gloo group, as the launcher would start them."""
 
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Any
 
 import torch
 import torch.multiprocessing as mp
+
+from common.ports import free_port
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, tmp_path: Path, *args: Any) -> list[Any]:
@@ -19,9 +20,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, tmp_path: Path, *ar
     """
     out = tmp_path / f"ranks-{os.urandom(4).hex()}"
     out.mkdir()
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     mp.start_processes(_entry, (function, world_size, port, out, args), nprocs=world_size, start_method="spawn")
     results = [torch.load(out / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
     failed = [result["error"] for result in results if "error" in result]

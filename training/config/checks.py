@@ -1,10 +1,8 @@
-"""Everything that can be wrong and be known before a model is built: layout, files, vocabulary, data, resume."""
+"""Checks of a configuration that depend on the number of ranks, on DeepSpeed's options or on this machine."""
 
 import functools
 from importlib.util import find_spec
 from typing import Any
-
-import torch
 
 from training.config.deepspeed import accumulation_steps, read_deepspeed_file, zero_stage
 from training.config.errors import ConfigError
@@ -13,7 +11,7 @@ from training.config.run import RunConfig
 
 def check_expert_parallel(config: RunConfig, world_size: int) -> None:
     """Check that experts can be spread over the ranks. Raises ConfigError."""
-    experts, size = config.st_moe_config().num_experts, config.parallel.expert_parallel_size
+    experts, size = config.architecture().num_experts, config.parallel.expert_parallel_size
     key = f"parallel.expert_parallel_size = {size}"
     if size > 1 and not experts:
         raise ConfigError(f"{key} but model.num_experts = 0: a dense model has no experts to spread; set 1")
@@ -27,7 +25,14 @@ def check_expert_parallel(config: RunConfig, world_size: int) -> None:
 
 
 def check_layout(config: RunConfig, world_size: int) -> int:
-    """Check what depends on ranks and DeepSpeed's options; returns the ZeRO stage. Raises ConfigError."""
+    """Check the parallel layout, the batch sizes and DeepSpeed's options.
+
+    Returns:
+        The ZeRO stage.
+
+    Raises:
+        ConfigError: names key, value and fix.
+    """
     check_expert_parallel(config, world_size)
     accumulation_steps(config, world_size)
     per_pass = config.training.micro_batch_size * world_size
@@ -50,8 +55,8 @@ def check_layout(config: RunConfig, world_size: int) -> int:
 
 
 def check_all_to_all(config: RunConfig, ranks_of_node: int) -> None:
-    """Check that rows can travel to their experts as asked. Raises ConfigError."""
-    parallel, experts = config.parallel, config.st_moe_config().num_experts
+    """Check that tokens can travel to their experts as the parallel section says. Raises ConfigError."""
+    parallel, experts = config.parallel, config.architecture().num_experts
     size, chunks = parallel.expert_parallel_size, parallel.all_to_all_chunks
     key = f"parallel.expert_parallel_size = {size}"
     if parallel.expert_parallel_within_node and ranks_of_node % size:
@@ -69,7 +74,7 @@ def check_all_to_all(config: RunConfig, ranks_of_node: int) -> None:
 
 
 def check_optimizer(config: RunConfig, options: dict[str, Any]) -> None:
-    """Check that the optimizer can run here, and with these options of DeepSpeed's. Raises ConfigError."""
+    """Check that the optimizer can run on this machine and with these DeepSpeed options. Raises ConfigError."""
     name = config.optimizer.name
     key = f"optimizer.name = {name}"
     if name == "adamw_8bit":
@@ -77,6 +82,8 @@ def check_optimizer(config: RunConfig, options: dict[str, Any]) -> None:
             raise ConfigError(
                 f"{key} needs the package bitsandbytes: pip install -r requirements-8bit.txt, or set adafactor or adamw"
             )
+        import torch  # takes seconds, and only this branch needs it
+
         if not torch.cuda.is_available():
             raise ConfigError(f"{key} needs a CUDA device, and there is none here: set adafactor or adamw")
     zero = options.get("zero_optimization")
@@ -84,10 +91,10 @@ def check_optimizer(config: RunConfig, options: dict[str, Any]) -> None:
     offload = zero.get("offload_optimizer") or {}
     file = f"training.deepspeed_config = {config.training.deepspeed_config}: zero_optimization"
     if zero.get("compute_grad_norm") is False:
-        raise ConfigError(f"{file}.compute_grad_norm = false: remove it, the norm tells gradients that are not finite")
+        raise ConfigError(f"{file}.compute_grad_norm = false: remove it: the norm shows when gradients are not finite")
     if name == "adamw":
         return
-    unfit = {  # what steps an optimizer of DeepSpeed's own, or moves the optimizer's state
+    unfit = {  # these options step an optimizer of DeepSpeed's own, or move the optimizer's state
         "zenflow": bool(zero.get("zenflow")),
         "offload_optimizer.super_offload": bool(offload.get("super_offload")),
         "offload_optimizer.ratio": offload.get("ratio", 1.0) != 1.0,

@@ -1,18 +1,20 @@
-"""A run's whole configuration: one YAML file of six sections, merged with ``key=value`` overrides and validated."""
+"""A run's whole configuration: one YAML file of six sections, merged with ``key=value`` overrides and validated.
+
+Imports neither torch nor transformers, which take seconds: a mistake is reported at once.
+"""
 
 import difflib
 import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub.errors import StrictDataclassError
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
-from yaml import YAMLError  # PyYAML, by OmegaConf
+from yaml import YAMLError  # OmegaConf's PyYAML
 
 from data.config import DataConfig
-from model.config import StMoeConfig, documented_fields
+from model.architecture import Architecture, documented_fields
 from optim.config import OptimizerConfig
 from parallel.config import ParallelConfig
 from training.config.errors import FP16_REFUSED, ConfigError
@@ -20,6 +22,8 @@ from training.config.guard import GuardConfig
 from training.config.training import TrainingConfig
 
 if TYPE_CHECKING:
+    from model.config import StMoeConfig
+
     ModelSection = BaseModel
 else:
     ModelSection = create_model(
@@ -30,7 +34,7 @@ else:
 
 
 class RunConfig(BaseModel):
-    """All sections, frozen and valid in themselves; what depends on ranks and files is checked in ``preflight``."""
+    """All sections, frozen. What depends on ranks and files is checked by ``training.config.checks`` and ``inputs``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
 
@@ -41,13 +45,19 @@ class RunConfig(BaseModel):
     training: TrainingConfig = TrainingConfig()
     guard: GuardConfig = GuardConfig()
 
-    def st_moe_config(self) -> StMoeConfig:
-        """The model section as the Hugging Face config."""
+    def architecture(self) -> Architecture:
+        """Return the model section with its defaults resolved. Raises ValueError if it is not valid."""
+        return Architecture(**self.model.model_dump())
+
+    def st_moe_config(self) -> "StMoeConfig":
+        """Return the model section as the Hugging Face config; imports transformers, and torch with it."""
+        from model.config import StMoeConfig
+
         return StMoeConfig(**self.model.model_dump())
 
     @property
     def run_dir(self) -> Path:
-        """The run's folder."""
+        """The run folder."""
         return Path(self.training.output_dir) / self.training.name
 
 
@@ -62,17 +72,17 @@ SECTIONS: dict[str, type[BaseModel]] = {
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
-    """Read, merge and validate.
+    """Read a YAML file, merge the overrides and validate the result.
 
     Args:
         path: the YAML file.
-        overrides: ``section.key=value``, later ones win.
+        overrides: ``section.key=value``; later ones win.
 
     Raises:
-        ConfigError: one line on the first mistake.
+        ConfigError: names the first mistake on one line.
     """
     if not Path(path).is_file():
-        raise ConfigError(f"--config {path}: no such file; the configs of this project are in configs/")
+        raise ConfigError(f"--config {path}: no such file; this project's are in configs/")
     for override in overrides or []:
         key, equals, _ = override.partition("=")
         if not equals or "." not in key:
@@ -86,21 +96,18 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
 
 
 def validate(values: Any) -> RunConfig:
-    """Plain values, as ``load_config`` reads them → ``RunConfig``. Raises ConfigError."""
+    """Validate plain values, nested as in the YAML file. Raises ConfigError on the first mistake."""
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_first_mistake(error)) from None
     try:
-        config.st_moe_config()
-    except StrictDataclassError as error:
-        raise ConfigError(" ".join(str(error.__cause__ or error).split())) from None
-    _check_kept(config)
-    if config.optimizer.decay_steps is None:
-        try:
+        config.architecture()
+        if config.optimizer.decay_steps is None:
             config.optimizer.check_decay(config.training.steps, "training.steps")
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    _check_kept(config)
     return config
 
 
@@ -108,19 +115,21 @@ def _check_kept(config: RunConfig) -> None:
     keep, every = config.training.keep_checkpoints, config.training.keep_every
     if keep is None and every is not None:
         raise ConfigError(
-            f"training.keep_every = {every} without training.keep_checkpoints, so all are kept: set both, or neither"
+            f"training.keep_every = {every} without training.keep_checkpoints, which keeps all: set both, or neither"
         )
     if keep == 1 and config.guard.spike_threshold:
         raise ConfigError(
             f"training.keep_checkpoints = 1 with guard.spike_threshold = {config.guard.spike_threshold}: the only "
-            "checkpoint may be too near a spike to go back to; keep at least 2"
+            "checkpoint may be too near a spike to roll back to; keep at least 2"
         )
 
 
 def _first_mistake(error: ValidationError) -> str:
     mistake, *others = error.errors()
     key, siblings = _locate(mistake["loc"])
-    if mistake["type"] == "value_error":  # a validator of this project: names value and fix itself, and mostly the key
+    if (
+        mistake["type"] == "value_error"
+    ):  # from a validator of this project, which names value and fix, and usually the key
         text = str(mistake["ctx"]["error"])
         return text if text.startswith(tuple(f"{section}." for section in SECTIONS)) else f"{key}: {text}"
     value = mistake["input"]
@@ -139,7 +148,7 @@ def _first_mistake(error: ValidationError) -> str:
 
 
 def _locate(location: tuple[int | str, ...]) -> tuple[str, list[str]]:
-    """The key at a place in pydantic's words, and the keys known beside it."""
+    """Return the key at a location of pydantic's, and its sibling keys."""
     names = [str(part) for part in location]
     if len(location) < 2:
         return ".".join(names) or "the config", list(SECTIONS)

@@ -1,6 +1,5 @@
 """One run at a time writes to a run's folder: what a killed launcher left running must end before a restart begins."""
 
-import fcntl
 import os
 import socket
 import sys
@@ -8,6 +7,7 @@ import time
 from pathlib import Path
 from typing import IO
 
+from common.files import acquire_lock
 from training.config.errors import ConfigError
 
 LOCK_FILE = ".lock"
@@ -28,25 +28,21 @@ def lock_run(run_dir: Path, wait_seconds: float) -> IO[str]:
     run_dir.mkdir(parents=True, exist_ok=True)
     file = (run_dir / LOCK_FILE).open("a+", encoding="utf-8")
     deadline, said = time.monotonic() + wait_seconds, False
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
+    try:
+        while not acquire_lock(file):
             file.seek(0)
             owner = file.read().strip()
             if time.monotonic() > deadline:
                 raise ConfigError(
                     f"training.name = {run_dir.name}: {owner} still writes to {run_dir}: end it, or set another "
                     "training.name"
-                ) from None
+                )
             if not said:
                 print(f"waiting for {owner}, which still writes to {run_dir}", file=sys.stderr, flush=True)
                 said = True
             time.sleep(LOOK_SECONDS)
-        except OSError as error:  # a file system without locks
-            print(f"warning: {run_dir} cannot be locked ({error}): start no second run in it", file=sys.stderr)
-            break
+    except OSError as error:  # a file system without locks
+        print(f"warning: {run_dir} cannot be locked ({error}): start no second run in it", file=sys.stderr)
     file.truncate(0)
     file.write(_describe(os.getpid()))
     file.flush()
@@ -75,14 +71,13 @@ def _wait_for_rank_0(run_dir: Path, wait_seconds: float) -> None:
         try:
             with (run_dir / LOCK_FILE).open(encoding="utf-8") as file:
                 owner = file.read()
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                return
-        except BlockingIOError:
-            if owner.endswith(_launch()) or socket.gethostname() not in owner:
-                return
-            time.sleep(LOOK_SECONDS)
+                if acquire_lock(file, shared=True):
+                    return
         except OSError:
             return
+        if owner.endswith(_launch()) or socket.gethostname() not in owner:
+            return
+        time.sleep(LOOK_SECONDS)
 
 
 def _describe(pid: int) -> str:

@@ -1,11 +1,12 @@
 """Which process this is, and how processes find each other."""
 
 import os
-import socket
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NoReturn
+
+from common.ports import free_port
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ def initialize_distributed(process: Process, timeout_seconds: float) -> str:
         if "OMP_NUM_THREADS" not in os.environ:  # ranks of one host share its cores
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // process.local_world_size))
     if process.world_size == 1 and "MASTER_ADDR" not in os.environ:
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
 
     import deepspeed
     import deepspeed.ops
@@ -70,9 +72,3 @@ def leave(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _free_port() -> str:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return str(s.getsockname()[1])

@@ -49,7 +49,10 @@ def test_model_section_reaches_the_model():
         ("model.top_n=9", ["model.top_n = 9", "at most model.num_experts = 8"]),
         ("model.num_experts=1", ["model.num_experts = 1", "set 0 for a dense one"]),
         ("model.sparse_step=9", ["model.sparse_step = 9", "lower"]),
-        ("model.decoder_gating=expert_choice", ["model.decoder_gating = expert_choice", "later ones", "set top_n or"]),
+        (
+            "model.decoder_gating=expert_choice",
+            ["model.decoder_gating = expert_choice", "future tokens", "set top_n or"],
+        ),
         ("model.gating=hash", ["model.gating = 'hash'", "'top_n', 'flaxformer' or 'expert_choice'"]),
         ("model.feed_forward=swiglu", ["model.feed_forward = 'swiglu'", "'geglu' or 'relu'"]),
         ("data.noise_density=1.5", ["data.noise_density = 1.5", "less than 1"]),

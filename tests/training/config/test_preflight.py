@@ -3,12 +3,15 @@
 import gzip
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
+from common.project import ROOT
 from tests.support.checkpoints import write_checkpoint
 from tests.support.small import small_config
 from training.checkpoint.resume import describe_resume, find_checkpoint
@@ -218,11 +221,22 @@ def test_resume_says_what_changes(tmp_path: Path):
     )
 
 
-def test_preflight_imports_neither_torch_models_nor_deepspeed():
-    """Mistakes must be found in seconds; pytest itself has deepspeed loaded by now, so look in a new process."""
-    import subprocess
+PREPARE = """
+import sys
+import train
+from training.config.run import load_config
+from training.inputs import prepare
+from training.run.process import Process
+config = load_config(sys.argv[1])
+prepare(config, Process.from_environment(), resume=False).loader.close()
+print(*sorted({"torch", "transformers", "deepspeed", "datasets", "matplotlib"} & set(sys.modules)), sep=",")
+"""
 
-    code = "import sys, train; print([m for m in ('deepspeed', 'model.st_moe', 'torch') if m in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    assert "deepspeed" not in found
-    assert "model.st_moe" not in found
+
+def test_everything_before_the_model_needs_no_torch(corpus: dict[str, Any], tmp_path: Path):
+    """The imports take seconds, and mistakes must be found at once. pytest has them loaded: look in a new process."""
+    file = tmp_path / "config.yaml"
+    OmegaConf.save(OmegaConf.create(_config(tmp_path, corpus).model_dump()), file)
+    command = [sys.executable, "-c", PREPARE, str(file)]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout == "\n"

@@ -1,0 +1,55 @@
+"""Atomic writes and locks."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.files import acquire_lock, sync_folder, write_atomically
+from common.project import ROOT
+
+HOLD = """
+import sys
+from pathlib import Path
+from common.files import acquire_lock
+file = Path(sys.argv[1]).open("w")
+print(acquire_lock(file, shared=sys.argv[2] == "shared"))
+sys.stdin.read()
+"""
+
+
+def test_a_file_is_replaced_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "latest"
+    write_atomically(path, "step_1 →")
+    assert path.read_text(encoding="utf-8") == "step_1 →"
+    write_atomically(path, b"\0\1")
+    sync_folder(tmp_path)
+    assert path.read_bytes() == b"\0\1"
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, "half")
+    assert path.read_bytes() == b"\0\1"
+    monkeypatch.undo()
+    write_atomically(path, "again")
+    assert [file.name for file in tmp_path.iterdir()] == ["latest"]
+
+
+def test_a_lock_is_held_until_its_process_ends(tmp_path: Path):
+    path = tmp_path / "lock"
+    for kind in ("alone", "shared"):
+        command = [sys.executable, "-u", "-c", HOLD, str(path), kind]
+        with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+            assert other.stdin is not None
+            assert other.stdout is not None
+            assert other.stdout.readline() == "True\n"
+            with path.open() as file:
+                assert acquire_lock(file) is False
+                assert acquire_lock(file, shared=True) is (kind == "shared")
+            with path.open() as file:
+                other.stdin.close()
+                assert acquire_lock(file, wait=True) is True  # when the other process has ended

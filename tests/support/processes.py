@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,9 @@ from pathlib import Path
 import psutil
 import yaml
 
+from tests.support.forks import ENVIRONMENT
 from tests.support.launch import ROOT, rows
+from tests.support.ranks import free_port
 from training.config.run import RunConfig
 
 PATIENCE_SECONDS = 150.0
@@ -21,21 +22,13 @@ PATIENCE_SECONDS = 150.0
 NAMES = {"launcher": "deepspeed.launcher.launch", "deepspeed": str(Path(sys.executable).with_name("deepspeed"))}
 
 
-def free_port() -> str:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return str(s.getsockname()[1])
-
-
 class Started:
     """Processes of one command, and what they wrote."""
 
     def __init__(self, command: list[str], run_dir: Path, log: Path):
         self.run_dir, self.log = run_dir, log
-        environment = os.environ | {
-            "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT),
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        }  # fmt: skip
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = os.environ | ENVIRONMENT | {"PATH": path}
         with log.open("wb") as out:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=out, stderr=out, start_new_session=True

@@ -173,7 +173,7 @@ def test_batches_and_resume_equal_those_of_the_files(
 READ_ALL = """
 import json, sys
 from data.config import DataConfig
-from data.corpus import open_shards
+from data.sources.open import open_shards
 out = []
 for settings in json.loads(sys.argv[1]):
     config = DataConfig(source="hub", retries=50, retry_seconds=0.01, hub_revision="15" * 20, **settings)
@@ -182,8 +182,8 @@ for settings in json.loads(sys.argv[1]):
     rows = [[str(row) for row in shards.rows(shard, 5)] for shard in range(shards.num_shards)]
     out.append([type(shards).__name__, rows])
 
-from data.hub import HubShards, import_datasets
-from data.retry import Retries
+from data.sources.hub import HubShards, import_datasets
+from data.sources.retry import Retries
 files = [sys.argv[2] + f"/datasets/allenai/c4/resolve/main/en/c4-train.{i:05d}-of-00003.json.gz" for i in range(3)]
 stream = import_datasets().load_dataset("json", data_files=files, split="train", streaming=True)
 shards = HubShards("data_files", stream, "text", Retries(50, 0.01))

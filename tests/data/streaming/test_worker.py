@@ -158,7 +158,7 @@ def test_an_unforeseen_failure_brings_its_traceback(
 
 PARENT = """
 import sys, time
-from tests.data.test_worker import *
+from tests.data.streaming.test_worker import *
 config = DataConfig(**json.loads(sys.argv[1]))
 loader = PretrainingLoader(config, Tokenizer(config.vocabulary), rank=0, world_size=1, batch_size=2)
 loader.next_batch()

@@ -11,7 +11,7 @@ from tests.support.launch import ROOT
 from training.config.errors import ConfigError
 from training.run.lock import enter_run, lock_run
 
-HOLD = "import sys, time, pathlib, training.run_lock as r; lock = r.lock_run(pathlib.Path(sys.argv[1]), 1); print(1); "
+HOLD = "import sys, time, pathlib, training.run.lock as r; lock = r.lock_run(pathlib.Path(sys.argv[1]), 1); print(1); "
 
 
 def test_a_second_run_waits_for_the_first_and_then_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -20,7 +20,7 @@ SECONDS = 30.0  # until the deepspeed launcher kills
 LOOK = """
 import os, signal, sys, time
 from pathlib import Path
-from training.stopping import StopRequests, watch_launcher
+from training.run.stopping import StopRequests, watch_launcher
 requests = StopRequests(Path(sys.argv[1]), watch_launcher())
 print(requests.look())
 if sys.argv[2] == "file":

@@ -13,7 +13,7 @@ import yaml
 
 import train
 from data.streaming.loader import Batch, PretrainingLoader
-from tests.support.launch import rows, run
+from tests.support.launch import python, rows
 from tests.support.small import small_config
 
 
@@ -30,8 +30,7 @@ def run_faulty(folder: Path, corpus: dict[str, Any], name: str, fault: str) -> l
     )  # fmt: skip
     file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(config.model_dump()))
-    module = [sys.executable, "-m", "tests.support.faulty_train"]
-    result = run([*module, fault, "--config", str(file)])
+    result = python("-m", "tests.support.faulty_train", fault, "--config", str(file))
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
     return rows(config.run_dir)
 

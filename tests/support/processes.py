@@ -13,6 +13,7 @@ import psutil
 import yaml
 
 from common.ports import free_port
+from tests.support.forks import ENVIRONMENT
 from tests.support.launch import ROOT, rows
 from training.config.run import RunConfig
 
@@ -26,10 +27,8 @@ class Started:
 
     def __init__(self, command: list[str], run_dir: Path, log: Path):
         self.run_dir, self.log = run_dir, log
-        environment = os.environ | {
-            "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT),
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        }  # fmt: skip
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = os.environ | ENVIRONMENT | {"PATH": path}
         with log.open("wb") as out:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=out, stderr=out, start_new_session=True

@@ -1,9 +1,6 @@
-"""The real train.py, under the real deepspeed launcher, on real files."""
+"""The real train.py on real files: under the real deepspeed launcher, and as forks that are its ranks."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,8 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.support.launch import ROOT, launch, rows, run
+from tests.support.forks import script
+from tests.support.launch import launch, rows, train
 from tests.support.small import small_config
 
 ROW_KEYS = {
@@ -60,14 +58,14 @@ def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("zero_stage", [1, pytest.param(2, marks=pytest.mark.long), 3])
 def test_stopped_and_resumed_run_equals_one_never_stopped(corpus: dict[str, Any], tmp_path: Path, zero_stage: int):
     config = write(tmp_path, corpus, zero_stage)
-    whole = launch(config, "training.name=whole")
+    whole = launch(config, "training.name=whole") if zero_stage == 1 else train(config, "training.name=whole", ranks=2)
     assert whole.returncode == 0, whole.stderr[-3000:]
     # stopped after step 6, of which the checkpoint knows 4: the rest is done again
-    first = launch(config, "training.name=parts", "training.steps=6")
+    first = train(config, "training.name=parts", "training.steps=6", ranks=2)
     assert first.returncode == 0, first.stderr[-3000:]
     parts = tmp_path / "runs" / "parts"
     (parts / "checkpoints" / "latest").write_text("step_00000004")
-    second = launch(config, "training.name=parts", "--resume")
+    second = train(config, "training.name=parts", "--resume", ranks=2)
     assert second.returncode == 0, second.stderr[-3000:]
 
     expected, found = rows(tmp_path / "runs" / "whole"), rows(parts)
@@ -117,10 +115,10 @@ def test_one_process_with_activation_checkpointing_trains_alike(corpus: dict[str
     config = write(tmp_path, corpus, zero_stage=2)
     losses = []
     for name, checkpointing in (("plain", "false"), ("recomputed", "true")):
-        command = [sys.executable, "train.py", "--config", str(config), f"training.name={name}", "training.steps=4"]
-        result = run(
-            [*command, "parallel.expert_parallel_size=1", f"training.activation_checkpointing={checkpointing}"]
-        )
+        result = train(
+            config, f"training.name={name}", "training.steps=4", "parallel.expert_parallel_size=1",
+            f"training.activation_checkpointing={checkpointing}",
+        )  # fmt: skip
         assert result.returncode == 0, result.stderr[-3000:]
         losses.append([row["loss"] for row in rows(tmp_path / "runs" / name) if "loss" in row])
     assert losses[0] == losses[1]
@@ -129,14 +127,15 @@ def test_one_process_with_activation_checkpointing_trains_alike(corpus: dict[str
 def test_gradients_that_are_not_finite_are_counted_or_end_the_run(corpus: dict[str, Any], tmp_path: Path):
     config = write(tmp_path, corpus, zero_stage=1)
     # after one update of this size nothing is finite any more
-    command = [sys.executable, "train.py", "--config", str(config), "training.steps=3", "training.eval_every=9",
-               "parallel.expert_parallel_size=1", "optimizer.learning_rate=1e30"]  # fmt: skip
-    skipping = run([*command, "training.name=skipping"])
+    overrides = [
+        "training.steps=3", "training.eval_every=9", "parallel.expert_parallel_size=1", "optimizer.learning_rate=1e30"
+    ]  # fmt: skip
+    skipping = train(config, *overrides, "training.name=skipping")
     assert skipping.returncode == 0, skipping.stderr[-3000:]
-    train = [row for row in rows(tmp_path / "runs" / "skipping") if "split" not in row]
-    assert [row["skipped_steps"] for row in train] == [0, 1, 2]
-    assert ["update_rms/experts" in row for row in train] == [True, False, False]
-    stopping = run([*command, "training.name=stopping", "optimizer.non_finite=stop"])
+    trained = [row for row in rows(tmp_path / "runs" / "skipping") if "split" not in row]
+    assert [row["skipped_steps"] for row in trained] == [0, 1, 2]
+    assert ["update_rms/experts" in row for row in trained] == [True, False, False]
+    stopping = train(config, *overrides, "training.name=stopping", "optimizer.non_finite=stop")
     assert stopping.returncode == 3
     assert "the gradient of step 2 is not finite, and optimizer.non_finite = stop" in stopping.stderr
     assert "; not finite among gradients: decoder.blocks.0." in stopping.stderr
@@ -154,9 +153,9 @@ def test_bad_lines_are_counted_reported_and_skipped(corpus: dict[str, Any], tmp_
     for source in Path(corpus["train_files"]).parent.iterdir():
         text = gzip.decompress(source.read_bytes()).decode()
         (folder / source.name).write_bytes(gzip.compress(("\n{broken\n" + text).encode()))
-    result = run(
-        [sys.executable, "train.py", "--config", str(config), "training.steps=2", "parallel.expert_parallel_size=1",
-         "training.eval_every=2", "training.save_every=2", f"data.train_files={folder}/*.json.gz"]
+    result = train(
+        config, "training.steps=2", "parallel.expert_parallel_size=1", "training.eval_every=2",
+        "training.save_every=2", f"data.train_files={folder}/*.json.gz",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
     summary = json.loads((tmp_path / "runs" / "small" / "summary.json").read_text())
@@ -168,7 +167,7 @@ def test_a_mixture_trains_and_its_tokens_are_counted(corpus: dict[str, Any], tmp
     config = write(tmp_path, corpus, zero_stage=1)
     files = corpus["train_files"]
     mixture = f"[{{name: one, weight: 3, files: '{files}'}}, {{name: two, weight: 1, files: '{files}'}}]"
-    result = launch(config, f"data.mixture={mixture}")
+    result = train(config, f"data.mixture={mixture}", ranks=2)
     assert result.returncode == 0, result.stderr[-3000:]
     last = [row for row in rows(tmp_path / "runs" / "small") if "split" not in row][-1]
     one, two = last["data_tokens_one"], last["data_tokens_two"]
@@ -181,28 +180,32 @@ def test_a_mixture_trains_and_its_tokens_are_counted(corpus: dict[str, Any], tmp
 
 def test_a_killed_data_worker_ends_the_run_with_one_line(corpus: dict[str, Any], tmp_path: Path):
     config = write(tmp_path, corpus, zero_stage=1)
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "train.py", "--config", str(config), "training.steps=100000", "data.prefetch_batches=1"]
-    with subprocess.Popen(
-        [*command, "parallel.expert_parallel_size=1"], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
-    ) as process:
+    command = [
+        "train.py", "--config", str(config), "training.steps=100000", "data.prefetch_batches=1",
+        "parallel.expert_parallel_size=1",
+    ]  # fmt: skip
+    process = script(command, tmp_path / "log")
+    try:
         deadline = time.monotonic() + 120
         while not (tmp_path / "runs" / "small" / "metrics.jsonl").exists():
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.1)
+            assert time.monotonic() < deadline and process.is_alive()
+            time.sleep(0.05)
         (worker,) = (p for p in psutil.Process(process.pid).children() if "data.streaming.worker" in p.cmdline())
         worker.kill()
-        assert process.stderr is not None
-        lines = process.stderr.read().splitlines()
-        assert process.wait(60) == 2
+        process.join(120)  # what the socket holds is trained on first
+        assert process.exitcode == 2
+    finally:
+        process.kill()
+    lines = (tmp_path / "log.err").read_text().splitlines()
     (error,) = (line for line in lines if line.startswith("error: "))
     assert "data worker 0 of rank 0" in error and "streams [0, 1, 2, 3], was killed by SIGKILL" in error
 
 
 def test_a_mistake_is_one_line_from_one_rank_and_exit_code_2(corpus: dict[str, Any], tmp_path: Path):
     config = write(tmp_path, corpus, zero_stage=1)
-    for arguments in (["training.stepz=1"], ["data.train_files=nowhere/*.gz"], ["--resume"]):
-        result = launch(config, *arguments)
+    results = [launch(config, "training.stepz=1")]
+    results += [train(config, mistake, ranks=2) for mistake in ("data.train_files=nowhere/*.gz", "--resume")]
+    for result in results:
         assert result.returncode == 2, result.stderr[-3000:]
         own = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
         assert len(own) == 1, result.stderr

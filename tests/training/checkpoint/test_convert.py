@@ -1,10 +1,10 @@
 """convert.py, and a run that goes on at another layout, on the checkpoint of a real run."""
 
 import hashlib
+import itertools
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from transformers import AutoTokenizer
 
 import convert
 from model.st_moe import StMoeForConditionalGeneration
-from tests.support.launch import ROOT, launch, rows, run
+from tests.support.forks import fork
+from tests.support.launch import launch, python, rows, train
 from tests.support.ranks import run_ranks
 from tests.support.small import global_batch, small_config
 from training.checkpoint.export import export
@@ -26,6 +27,7 @@ from training.checkpoint.optimizer_state.adafactor import SavedState
 from training.checkpoint.reshard import rank_share, reshard
 from training.checkpoint.resume import find_checkpoint, read_checkpoint
 from training.checkpoint.store.index import WEIGHT, StoredParameter, TensorReader
+from training.checkpoint.store.tensor_file import TensorFileWriter
 from training.config.run import validate
 from training.engine.build import build_engine
 
@@ -82,10 +84,9 @@ def _same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def test_a_run_goes_on_at_another_layout_and_says_so(run_dir: Path, tmp_path: Path):
     zero3 = small_config(tmp_path, zero_stage=3).training.deepspeed_config
     expected = {row["step"]: row["loss"] for row in rows(run_dir) if "split" not in row}
-    result = run(
-        [sys.executable, "train.py", "--config", str(run_dir / "config.yaml"), "--resume",
-         f"training.output_dir={run_dir.parent}", "parallel.expert_parallel_size=1",
-         f"training.deepspeed_config={zero3}"]
+    result = train(
+        run_dir / "config.yaml", "--resume", f"training.output_dir={run_dir.parent}",
+        "parallel.expert_parallel_size=1", f"training.deepspeed_config={zero3}",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
     said = f"checkpoint {NAME} was written at EP 2, world 2, ZeRO 1, fp32: resuming at EP 1, world 1, ZeRO 3, fp32"
@@ -102,7 +103,7 @@ def test_reshard_keeps_every_tensor_and_the_original(run_dir: Path):
     source = run_dir / "checkpoints" / NAME
     before, tensors, saved = _hashes(source), _tensors(source), read_checkpoint(run_dir).state
     arguments = ["--expert-parallel-size", "2", "--world-size", "4", "--zero-stage", "3"]
-    result = run([sys.executable, "convert.py", "reshard", str(run_dir), *arguments])
+    result = python("convert.py", "reshard", str(run_dir), *arguments)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "train.py --config" in result.stdout
     folder, state = read_checkpoint(run_dir)
@@ -120,29 +121,26 @@ def test_reshard_keeps_every_tensor_and_the_original(run_dir: Path):
     assert torch.equal(torch.cat(parts), tensors[key])
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import training.checkpoint.store.tensor_file as module
-append, count = module.TensorFileWriter.append, 0
-def append_and_die(self, piece):
-    global count
-    count += 1
-    if count == 40:
-        os.kill(os.getpid(), signal.SIGKILL)
-    append(self, piece)
-module.TensorFileWriter.append = append_and_die
-from training.checkpoint.reshard import reshard
-reshard(Path(sys.argv[1]), 1, 2, 2)
-"""
+def _reshard_and_die(run_dir: Path) -> None:
+    """Die of SIGKILL after 39 chunks of tensors."""
+    append, count = TensorFileWriter.append, itertools.count(1)
+
+    def append_or_die(self: TensorFileWriter, piece: torch.Tensor) -> None:
+        if next(count) == 40:
+            os.kill(os.getpid(), signal.SIGKILL)
+        append(self, piece)
+
+    TensorFileWriter.append = append_or_die  # type: ignore[method-assign]
+    reshard(run_dir, 1, 2, 2)
 
 
 def test_a_conversion_killed_in_the_middle_damages_nothing(run_dir: Path):
     checkpoints = run_dir / "checkpoints"
     before, folders = _hashes(checkpoints / NAME), {path.name for path in checkpoints.iterdir()}
     assert len(folders) == 3  # two checkpoints and latest
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(run_dir)], cwd=ROOT, env=os.environ, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed = fork(_reshard_and_die, run_dir)
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     left = {path.name for path in checkpoints.iterdir()} - folders
     assert left == {f".{NAME}-ep1-world2-zero2.partial"}
     assert (checkpoints / "latest").read_text() == NAME
@@ -176,7 +174,7 @@ def _logits(run_dir: str, exported: str) -> dict[str, Any]:
 
 def test_export_gives_the_same_logits_and_generates(run_dir: Path, tmp_path: Path):
     out = tmp_path / "exported"
-    result = run([sys.executable, "convert.py", "export", str(run_dir), "--output", str(out)])
+    result = python("convert.py", "export", str(run_dir), "--output", str(out))
     assert result.returncode == 0, result.stderr[-3000:]
     logits = run_ranks(_logits, 1, tmp_path, str(run_dir), str(out))[0]
     assert torch.equal(logits["engine"], logits["exported"])

@@ -9,6 +9,7 @@ import matplotlib
 from studies.runner.divergence import MARGIN_NATS
 from studies.runner.runs import Result, Run
 from studies.runner.statistics import by_variant, summarize
+from training.monitoring.columns import training_rows
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -26,7 +27,7 @@ def plot_curves(runs: Sequence[Run], path: Path) -> None:
     figure, axes = pyplot.subplots(1, 3, figsize=(18, 5.5), layout="constrained")
     colors = _colors([run.variant for run in runs])
     for run in runs:
-        rows = [row for row in run.rows() if "split" not in row]
+        rows = training_rows(run.folder.rows())
         label = run.variant if run.seed == min(r.seed for r in runs if r.variant == run.variant) else None
         for axis, (key, _) in zip(axes, quantities, strict=True):
             values = [row[key] for row in rows]

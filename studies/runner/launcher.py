@@ -82,7 +82,7 @@ class Slurm:
         The job resumes from the run's newest checkpoint, so it may be requeued or submitted again. Two jobs of one run
         execute one after the other (``singleton``), and a job of a finished run exits at once.
         """
-        study = run.dir.parent.parent
+        study, folder = run.dir.parent.parent, run.folder
         options = [
             f"--job-name={study.name}-{run.name}",
             f"--nodes={self.nodes}",
@@ -106,10 +106,10 @@ class Slurm:
                 *(f"#SBATCH {shlex.quote(option)}" for option in options),
                 "set -euo pipefail",
                 "[ ! -f .venv/bin/activate ] || source .venv/bin/activate",
-                f"run={shlex.quote(str(run.dir))}",
-                '[ ! -f "$run/summary.json" ] || exit 0',
+                f"run={quote(folder.path)} summary={quote(folder.summary_file)} latest={quote(folder.latest_file)}",
+                '[ ! -f "$summary" ] || exit 0',
                 "resume=()",
-                'if [ -f "$run/checkpoints/latest" ]; then resume=(--resume); else rm -rf -- "$run"; fi',
+                'if [ -f "$latest" ]; then resume=(--resume); else rm -rf -- "$run"; fi',
                 'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
                 f'{shlex.join(torchrun)} --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$head:29500" \\',
                 f'  {train} "${{resume[@]}}"',
@@ -130,6 +130,11 @@ class Slurm:
         return "\n".join(
             f"# {self.script_path(run)}\n{self.script(run)}\n{shlex.join(self.command(run))}\n" for run in runs
         )
+
+
+def quote(path: Path) -> str:
+    """Return a path as a word of a shell script."""
+    return shlex.quote(str(path))
 
 
 def train_arguments(run: Run, resume: bool) -> list[str]:

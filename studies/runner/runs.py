@@ -12,6 +12,8 @@ import yaml
 from studies.runner.divergence import Verdict, judge
 from training.config.errors import ConfigError
 from training.config.run import RunConfig, load_config
+from training.monitoring.columns import CROSS_ENTROPY, DECISION, REASON, STEP, VALIDATION, split_of, training_rows
+from training.run.folder import RunFolder
 
 LOGGED_ROWS = 100  # at least, if the run has as many steps: a spike between two rows goes unnoticed
 
@@ -40,8 +42,13 @@ class Run:
         return self.config.training.name
 
     @property
-    def dir(self) -> Path:
+    def folder(self) -> RunFolder:
         """The run's folder."""
+        return RunFolder(self.config.run_dir)
+
+    @property
+    def dir(self) -> Path:
+        """The path of the run's folder."""
         return self.config.run_dir
 
     @property
@@ -49,33 +56,19 @@ class Run:
         """The file of the run's output."""
         return self.dir.parent.parent / "logs" / f"{self.name}.log"
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Read all rows of metrics written so far."""
-        path = self.dir / "metrics.jsonl"
-        if not path.is_file():
-            return []
-        rows = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:  # a line truncated by a kill
-                continue
-        return rows
-
     def can_resume(self) -> bool:
         """Return whether the run has a checkpoint."""
-        return (self.dir / "checkpoints" / "latest").is_file()
+        return self.folder.latest() is not None
 
     def result(self) -> "Result":
         """Read the result from the run's files alone; interruptions of the run make no difference."""
-        rows = self.rows()
-        training = [row for row in rows if "split" not in row]
-        verdict = judge(training, self.config.training.steps)
-        stop = next((row for row in rows if row.get("decision") == "stop"), None)
+        rows = self.folder.rows()
+        verdict = judge(training_rows(rows), self.config.training.steps)
+        stop = next((row for row in rows if row.get(DECISION) == "stop"), None)
         if stop is not None and verdict.stable:
-            verdict = Verdict(int(stop["step"]), stop["reason"].partition(",")[0], verdict.spikes)
-        last = next((row for row in reversed(rows) if row.get("split") == "validation"), None)
-        complete = (self.dir / "summary.json").is_file()
+            verdict = Verdict(int(stop[STEP]), stop[REASON].partition(",")[0], verdict.spikes)
+        last = next((row for row in reversed(rows) if split_of(row) == VALIDATION), None)
+        complete = self.folder.summary() is not None
         over = complete or stop is not None
         if last is None or not complete:
             last = {}
@@ -84,8 +77,8 @@ class Run:
             seed=self.seed,
             status="unfinished" if not over else "stable" if verdict.stable else "diverged",
             verdict=verdict,
-            quality=_negative(last.get("cross_entropy")),
-            metrics={k: v for k, v in last.items() if k != "step" and isinstance(v, int | float)},
+            quality=_negative(last.get(CROSS_ENTROPY)),
+            metrics={k: v for k, v in last.items() if k != STEP and isinstance(v, int | float)},
         )
 
     def clear_the_way(self) -> None:
@@ -99,7 +92,7 @@ class Run:
         Raises:
             ConfigError: a setting differs.
         """
-        path = self.dir / "config.yaml"
+        path = self.folder.config_file
         if not path.is_file():
             return
         there = yaml.safe_load(path.read_text(encoding="utf-8")) or {}

@@ -1,9 +1,7 @@
 """The report of the stability study: tables, figures, and what a study of this scale can and cannot show."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from studies.runner.divergence import DURATION, MARGIN_NATS
 from studies.runner.execute import last_words
@@ -38,7 +36,7 @@ def least_stable_fraction(seeds: int) -> float:
 
 def _what_was_run(runs: Sequence[Run]) -> str:
     t = runs[0].config.training
-    summary = next((s for s in map(_summary, runs) if s), {})
+    summary = next((s for run in runs if (s := run.folder.summary())), {})
     size = f"{summary['parameters_total']:,} parameters, {summary['tokens']:,} tokens" if summary else "none finished"
     return (
         f"{len(runs)} runs of {t.steps:,} steps ({size} in the first). All runs see the same text in the same order; a "
@@ -115,8 +113,3 @@ def _limits(runs: Sequence[Run], results: Sequence[Result]) -> str:
         "steps: the fractions and the ranking by quality compare with ours, the qualities themselves do not."
     )
     return "\n".join(lines)
-
-
-def _summary(run: Run) -> dict[str, Any]:
-    path = run.dir / "summary.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

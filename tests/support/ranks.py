@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from tests.support.forks import TIMEOUT_SECONDS, fork
-
 from common.ports import free_port
+from tests.support.forks import TIMEOUT_SECONDS, fork
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, tmp_path: Path, *args: Any) -> list[Any]:

@@ -9,8 +9,8 @@ from typing import IO
 
 from common.files import acquire_lock
 from training.config.errors import ConfigError
+from training.run.folder import RunFolder
 
-LOCK_FILE = ".lock"
 WAIT_SECONDS = 120.0
 LOOK_SECONDS = 0.2
 
@@ -26,7 +26,7 @@ def lock_run(run_dir: Path, wait_seconds: float) -> IO[str]:
         ConfigError: it still has it then.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    file = (run_dir / LOCK_FILE).open("a+", encoding="utf-8")
+    file = RunFolder(run_dir).lock_file.open("a+", encoding="utf-8")
     deadline, said = time.monotonic() + wait_seconds, False
     try:
         while not acquire_lock(file):
@@ -69,7 +69,7 @@ def _wait_for_rank_0(run_dir: Path, wait_seconds: float) -> None:
     deadline = time.monotonic() + wait_seconds
     while time.monotonic() < deadline:
         try:
-            with (run_dir / LOCK_FILE).open(encoding="utf-8") as file:
+            with RunFolder(run_dir).lock_file.open(encoding="utf-8") as file:
                 owner = file.read()
                 if acquire_lock(file, shared=True):
                     return

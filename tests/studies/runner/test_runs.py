@@ -47,7 +47,7 @@ def test_a_line_truncated_by_a_kill_is_ignored(config_file: str, tmp_path: Path)
     write_rows(run, [row(1, 4.0)])
     with (run.dir / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(row(2, 4.0))[:20])
-    assert [r["step"] for r in run.rows()] == [1]
+    assert [r["step"] for r in run.folder.rows()] == [1]
 
 
 def test_only_what_cannot_be_resumed_is_removed(config_file: str, tmp_path: Path):

@@ -1,0 +1,21 @@
+"""The columns of metrics.jsonl: declared once, documented from there. ``tests.support.launch.rows`` holds real rows to them."""
+
+from common.project import ROOT
+from training.monitoring.columns import COLUMNS, CROSS_ENTROPY, GUARD, TRAIN, split_of, to_markdown, undeclared
+
+
+def test_the_documented_columns_are_the_declared_ones():
+    documented = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert documented == to_markdown() + "\n", "run: python -m training.monitoring.columns > docs/metrics.md"
+
+
+def test_a_column_is_a_key():
+    assert {"cross_entropy": 1.0}[CROSS_ENTROPY] == 1.0
+    assert split_of({"step": 1}) == TRAIN
+    assert len(COLUMNS) == len(set(COLUMNS))
+
+
+def test_undeclared_keys_are_found():
+    row = {"step": 1, "loss": 2.0, "update_rms/experts": 0.1, "data_tokens_web-1": 7, "surprise": 0, "rollbacks": 1}
+    assert undeclared(row) == ["surprise", "rollbacks"]
+    assert undeclared({"split": GUARD, "step": 1, "rollbacks": 1, "loss": 2.0}) == ["loss"]

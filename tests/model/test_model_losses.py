@@ -1,4 +1,4 @@
-"""The objective's parts against torch's own losses, loops and analytic gradients; exactness over micro-batches."""
+"""Terms of the objective against torch's own losses, loops and analytic gradients; exactness over micro-batches."""
 
 from typing import Any
 
@@ -214,7 +214,7 @@ def make_batch() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("num_experts", [0, 3])
-def test_micro_batches_with_token_counts_equal_the_whole(num_experts: int) -> None:
+def test_micro_batches_with_divisors_equal_the_global_batch(num_experts: int) -> None:
     batch = make_batch()
     whole = make_model(num_experts=num_experts)
     expected = whole(**batch)
@@ -235,7 +235,7 @@ def test_micro_batches_with_token_counts_equal_the_whole(num_experts: int) -> No
         assert mean == pytest.approx(expected[key].item(), rel=1e-5, abs=1e-7), key
     for (name, mine), theirs in zip(split.named_parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5, msg=name)
-    # Without the counts each part divides by its own tokens, which is the well-known error.
+    # Without divisors each micro-batch divides by its own tokens, which is the well-known error.
     naive = [split(**{k: v[rows] for k, v in batch.items()}).loss for rows in (slice(0, 2), slice(2, 4))]
     assert abs(torch.stack(naive).mean().item() - expected.loss.item()) > 1e-3
 

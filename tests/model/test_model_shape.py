@@ -1,4 +1,4 @@
-"""Sizes of the paper's models, the place of the sparse layers, variants, saving, config errors and initial weights."""
+"""Sizes of the paper's models, positions of the sparse layers, variants, saving, config errors and initial weights."""
 
 import math
 import subprocess
@@ -56,19 +56,19 @@ def test_parameter_counts_of_the_paper(preset: dict[str, int], billions: float) 
     assert model.lm_head.weight is not model.shared.weight
 
 
-@pytest.mark.parametrize("place", ["after", "before", "none"])
-def test_every_fourth_layer_is_sparse(place: str) -> None:
-    model = make_model(num_layers=9, num_decoder_layers=8, extra_feed_forward=place)
+@pytest.mark.parametrize("position", ["after", "before", "none"])
+def test_every_fourth_layer_is_sparse(position: str) -> None:
+    model = make_model(num_layers=9, num_decoder_layers=8, extra_feed_forward=position)
     for stack, depth in ((model.encoder, 9), (model.decoder, 8)):
         assert len(stack.blocks) == depth
         for index, block in enumerate(stack.blocks):
             assert isinstance(block.feed_forward, SparseFeedForward) == (index in (3, 7))
-            assert (block.extra_feed_forward is not None) == (index in (3, 7) and place != "none")
+            assert (block.extra_feed_forward is not None) == (index in (3, 7) and position != "none")
 
 
-@pytest.mark.parametrize("place", ["after", "before", "none"])
-def test_extra_feed_forward_runs_in_its_place(place: str) -> None:
-    block: Any = make_model(extra_feed_forward=place, second_policy="all").encoder.blocks[3]
+@pytest.mark.parametrize("position", ["after", "before", "none"])
+def test_extra_feed_forward_runs_at_its_position(position: str) -> None:
+    block: Any = make_model(extra_feed_forward=position, second_policy="all").encoder.blocks[3]
     order: list[str] = []
     for name in ("feed_forward", "extra_feed_forward"):
         module = getattr(block, name)
@@ -82,10 +82,10 @@ def test_extra_feed_forward_runs_in_its_place(place: str) -> None:
         "before": ["extra_feed_forward", "feed_forward"],
         "none": ["feed_forward"],
     }
-    assert order == expected[place]
+    assert order == expected[position]
     # Each sub-layer reads the normalized stream and adds to it.
     z = x + block.self_attention(slow_norm(x), None)
-    for name in expected[place]:
+    for name in expected[position]:
         normed = slow_norm(z)
         z = z + (block.feed_forward(normed, mask)[0] if name == "feed_forward" else block.extra_feed_forward(normed))
     torch.testing.assert_close(y, z, rtol=1e-5, atol=1e-5)
@@ -231,7 +231,7 @@ def test_initial_spreads(path: str) -> None:
     if path == "initialize_weights":
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.fill_(float("nan"))  # so that one left out is seen
+                parameter.fill_(float("nan"))  # so that a missed one is seen
         initialize_weights(model, config, seed=0)
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     seen = set()
@@ -277,7 +277,7 @@ class UpperHalf(SparseFeedForward):
         return Experts(config, num_local=4, first=4)
 
 
-def test_half_of_the_experts_begin_as_in_the_full_model() -> None:
+def test_half_of_the_experts_are_initialized_as_in_the_full_model() -> None:
     full = make_model()
     half = StMoeForConditionalGeneration(StMoeConfig(**SMALL), make_sparse=UpperHalf)
     initialize_weights(half, half.config, seed=0)

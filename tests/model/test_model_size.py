@@ -24,7 +24,7 @@ EXPERT = 3 * 16 * 24  # W_in, W_gate, W_out; one sparse layer in each stack
     ],
     ids=str,
 )
-def test_active_parameters_leave_out_the_experts_that_a_token_does_not_use(
+def test_active_parameters_exclude_the_experts_that_a_token_does_not_use(
     options: dict[str, Any], unused_experts: float
 ) -> None:
     config = StMoeConfig(**SIZES | options)

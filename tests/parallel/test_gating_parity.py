@@ -65,16 +65,16 @@ def _train_all(folder: str, zero_stage: int, kinds: list[str]) -> dict[str, Any]
         results[kind] = {ep: _train(folder, zero_stage, KINDS[kind], ep) for ep in (1, 2)}
         if kind in RECOMPUTED:
             results[kind]["recomputed"] = _train(folder, zero_stage, KINDS[kind], 2, recompute=True)
-    # ranks that hold unequal numbers of tokens must not wait for each other for ever
+    # ranks that hold unequal numbers of tokens must not deadlock
     results["empty_1"] = {ep: _train(folder, zero_stage, KINDS["dropless"], ep, empty_rank=1) for ep in (1, 2)}
     return results
 
 
 def _assert_same_routing(a: list[tuple[Tensor, ...]], b: list[tuple[Tensor, ...]]) -> None:
     assert len(a) == len(b) == 2
-    for (expert, place, gate), (expert_b, place_b, gate_b) in zip(a, b, strict=True):
+    for (expert, position, gate), (expert_b, position_b, gate_b) in zip(a, b, strict=True):
         assert torch.equal(expert, expert_b)
-        assert torch.equal(place, place_b)
+        assert torch.equal(position, position_b)
         torch.testing.assert_close(gate, gate_b, rtol=1e-5, atol=1e-6)
 
 
@@ -92,13 +92,13 @@ def test_every_gating_is_independent_of_the_expert_parallel_size(zero_stage: int
             _assert_same_routing(one["routings"], two["routings"])
             if kind in RECOMPUTED:
                 assert runs["recomputed"]["losses"] == two["losses"], kind
-                # each layer routes again in the backward pass, the decoder's first, to the same places
+                # each layer routes again in the backward pass, the decoder's first, to the same slots
                 again = runs["recomputed"]["routings"]
                 _assert_same_routing(again[:2], two["routings"])
                 _assert_same_routing(again[:1:-1], two["routings"])
             dropped = one["losses"][0]["dropped_fraction"]
             assert (dropped == 0) == (kind.startswith(("dropless", "empty"))), kind
             if kind == f"empty_{rank}":
-                assert all((place == -1).all() for _, place, _ in two["routings"])
+                assert all((position == -1).all() for _, position, _ in two["routings"])
         encoder = {tuple(results[kind][1]["routings"][0][1].flatten().tolist()) for kind in kinds}
-        assert len(encoder) == len(kinds), "every gating places tokens in its own way"
+        assert len(encoder) == len(kinds), "every gating routes in its own way"

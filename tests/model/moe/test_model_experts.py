@@ -79,7 +79,7 @@ def test_grouped_products_equal_autograd_in_float64(counts: list[int] | None):
 
 
 @pytest.mark.parametrize("options", [{"feed_forward": "relu"}, {"feed_forward_bias": "additive"}, {}])
-def test_rows_of_nobody_come_out_as_zero_without_gradient(options: dict[str, Any]):
+def test_rows_of_no_expert_come_out_as_zero_without_gradient(options: dict[str, Any]):
     experts = make_experts(**options)
     x, _ = make_rows(20)
     y = experts(x, torch.tensor([3, 0, 4, 1]))

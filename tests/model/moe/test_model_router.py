@@ -1,6 +1,6 @@
 """Top-n gating against a slow reference in plain Python floats, and hand-worked cases.
 
-Reference order of events (SPEC section 2): softmax, best experts, gates, requests, places by choice then position.
+Reference order of events (SPEC section 2): softmax, best experts, gates, requests, capacity slots by choice then token.
 """
 
 import math
@@ -124,7 +124,7 @@ def test_hand_worked_case() -> None:
     assert routing.load_balance_loss.item() == pytest.approx(3.7 / 3, abs=1e-6)
     assert routing.router_z_loss.item() == pytest.approx(1.0, abs=1e-6)
     assert routing.dropped_tokens(mask).item() == 0
-    # Rows of the buffer [E, G, C]: expert e's only row is e; 3 means nowhere.
+    # Rows of the buffer [E, G, C]: expert e's only row is e; 3 means none.
     assert routing.slots().tolist() == [[0, 3, 1, 3], [3, 2, 3, 3]]
 
 
@@ -141,9 +141,9 @@ def test_capacity_bounds() -> None:
     config = StMoeConfig(num_experts=32)
     assert expert_capacity(config, 64, training=True) == 4  # int(2.5) = 2 is raised to the minimum
     assert expert_capacity(make_config(num_experts=32, min_capacity=9), 64, training=True) == 9
-    # The minimum is applied last (MTF), so a group of 2 tokens still has 4 places.
+    # The minimum is applied last (MTF), so a group of 2 tokens still has 4 capacity slots.
     assert expert_capacity(config, 2, training=True) == 4
-    # 32 * 100 / 4 = 800 places for 32 tokens are cut to 32.
+    # 32 * 100 / 4 = 800 slots for 32 tokens are cut to 32.
     assert expert_capacity(make_config(train_capacity_factor=100.0), 32, training=True) == 32
 
 

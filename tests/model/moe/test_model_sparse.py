@@ -59,14 +59,14 @@ def slow_layer(layer: SparseFeedForward, x_BLd: Tensor, mask_BL: Tensor) -> tupl
     probs = (x @ layer.router.weight.detach().double().T).softmax(-1)
     y, served = torch.zeros_like(x), torch.zeros(len(x), dtype=torch.int64)
     for start in range(0, len(x), size):
-        places = [capacity] * config.num_experts
+        free_slots = [capacity] * config.num_experts
         for choice in range(config.top_n):
             for token in range(start, start + size):
                 best = probs[token].argsort(descending=True)[: config.top_n]
                 expert = int(best[choice])
-                if not mask[token] or not places[expert]:
+                if not mask[token] or not free_slots[expert]:
                     continue
-                places[expert] -= 1
+                free_slots[expert] -= 1
                 gate = probs[token, expert] / (probs[token, best].sum() if config.top_n > 1 else 1)
                 y[token] += gate * slow_expert(layer, expert, x[token])
                 served[token] += 1

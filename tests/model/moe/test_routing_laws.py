@@ -54,12 +54,12 @@ def cases(draw: st.DrawFn, kinds: list[str]) -> Case:
 def test_every_gating(case: Case) -> None:
     routing, _, mask, config = case
     groups, size = mask.shape
-    assert not routing.kept_NGS[:, ~mask].any(), "padding has no place"
+    assert not routing.kept_NGS[:, ~mask].any(), "padding has no capacity slot"
     assert (routing.gate_NGS <= 1 + 1e-6).all()
     assert (routing.gate_NGS[~routing.kept_NGS] == 0).all()
     combine = routing.dense_combine()
     assert combine.shape == (groups, size, config.num_experts, routing.capacity)
-    assert ((combine > 0).sum(1) <= 1).all(), "a place has at most one token"
+    assert ((combine > 0).sum(1) <= 1).all(), "a slot has at most one token"
     assert ((combine > 0).sum(-1) <= 1).all(), "a token has an expert at most once"
     for g in range(groups):
         for expert in range(config.num_experts):
@@ -75,15 +75,15 @@ def test_every_gating(case: Case) -> None:
 @given(cases(sorted(GATINGS)))
 def test_layouts_of_every_gating(case: Case) -> None:
     routing, _, mask, config = case
-    kept, places = int(routing.kept_NGS.sum()), config.num_experts * len(mask) * routing.capacity
+    kept, rows = int(routing.kept_NGS.sum()), config.num_experts * len(mask) * routing.capacity
     slots = routing.slots()
-    used = slots[slots < places]
+    used = slots[slots < rows]
     assert len(used) == len(used.unique()) == kept
-    assert torch.equal(slots < places, routing.kept_NGS.flatten(1))
-    # without gaps: the same rows in the same order, empty ones left out
+    assert torch.equal(slots < rows, routing.kept_NGS.flatten(1))
+    # without gaps: the same rows in the same order, without the empty ones
     ragged, counts = routing.ragged_slots()
     assert sorted(ragged[ragged < kept].tolist()) == list(range(kept))
-    assert torch.equal(ragged == kept, slots == places)
+    assert torch.equal(ragged == kept, slots == rows)
     assert torch.equal(ragged[ragged < kept].argsort(), used.argsort())
     assert counts.tolist() == [int((routing.kept_NGS & (routing.expert_NGS == e)).sum()) for e in range(len(counts))]
     assert len(counts) == config.num_experts
@@ -109,14 +109,14 @@ def test_token_choice(case: Case) -> None:
         for expert in range(config.num_experts):
             asked = (routing.expert_NGS[:, g] == expert) & mask[g]
             kept = asked & routing.kept_NGS[:, g]
-            # first choices before second ones, each in the order of tokens: so must the places run
-            places = [int(routing.position_NGS[n, g, s]) for n in range(choices) for s in order if kept[n, s]]
-            assert places == list(range(len(places)))
+            # first choices before second ones, each in the order of tokens: so must the positions run
+            positions = [int(routing.position_NGS[n, g, s]) for n in range(choices) for s in order if kept[n, s]]
+            assert positions == list(range(len(positions)))
             if (asked[0] & ~kept[0]).any():
                 assert kept[0].sum() == routing.capacity, "a first choice is dropped only by first choices"
                 assert not kept[1:].any()
             served = [bool(kept[0, s]) for s in order if asked[0, s]]
-            assert served == sorted(served, reverse=True), "nobody is served after one who is dropped"
+            assert served == sorted(served, reverse=True), "no token is served after a dropped one"
             if every_request:
                 assert kept.sum() == min(int(asked.sum()), routing.capacity)
 

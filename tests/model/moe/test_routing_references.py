@@ -33,10 +33,10 @@ def combine_in_order(masks: list[Floats], gates: list[Floats], capacity: int) ->
     used = np.zeros((len(masks[0]), 1, masks[0].shape[-1]))
     combine = np.zeros((*masks[0].shape, capacity))
     for mask, gate in zip(masks, gates, strict=True):
-        place = (np.cumsum(mask, axis=1) - mask + used) * mask
-        fits = mask * (place < capacity)
+        position = (np.cumsum(mask, axis=1) - mask + used) * mask
+        fits = mask * (position < capacity)
         used = used + fits.sum(1, keepdims=True)
-        combine += gate[..., None, None] * fits[..., None] * one_hot(place.astype(np.int64), capacity)
+        combine += gate[..., None, None] * fits[..., None] * one_hot(position.astype(np.int64), capacity)
     return combine
 
 

@@ -86,7 +86,7 @@ def test_padding_alone(kind: str) -> None:
 @pytest.mark.parametrize("kind", [kind for kind in sorted(GATINGS) if "dropless" not in kind])
 @pytest.mark.parametrize("top_n", [1, 2])
 def test_dropped_token_has_no_output_and_no_gradient(kind: str, top_n: int) -> None:
-    # One place per expert and equal tokens, so all but the first of each group are dropped. Gates of dropped tokens
+    # One slot per expert and equal tokens, so all but the first of each group are dropped. Gates of dropped tokens
     # are constants, so through y nothing comes back to them, not even by the router; through the z-loss it does,
     # which shows that the zero is not that of a disconnected graph.
     layer = make_layer(kind, top_n=top_n, train_capacity_factor=0.1)

@@ -48,7 +48,7 @@ def reference_mask(length: int, density: float, mean_span: float, rng: Any) -> l
 
 
 def reference_sentinels(tokens: list[int], masked: list[bool]) -> list[int]:
-    """T5 `noise_span_to_unique_sentinel`, token by token."""
+    """T5 ``noise_span_to_unique_sentinel``, token by token."""
     out: list[int] = []
     sentinel, previous = SENTINEL + 1, False
     for token, is_masked in zip(tokens, masked, strict=True):
@@ -62,7 +62,7 @@ def reference_sentinels(tokens: list[int], masked: list[bool]) -> list[int]:
 
 
 def reconstruct(inputs: list[int], targets: list[int]) -> list[int]:
-    """The raw tokens: each sentinel of the inputs replaced by what follows it in the targets."""
+    """Replace each sentinel of the inputs by the tokens after it in the targets."""
     assert inputs[-1] == EOS and targets[-1] == EOS
     spans: dict[int, list[int]] = {}
     for token in targets[:-1]:

@@ -1,4 +1,4 @@
-"""Unigram cross-entropy against sums written out."""
+"""Unigram cross-entropy against explicit sums."""
 
 import math
 
@@ -8,7 +8,7 @@ import pytest
 from data.unigram import count_targets, unigram_cross_entropy
 
 
-def test_counts_leave_out_ignored_labels() -> None:
+def test_counts_skip_ignored_labels() -> None:
     batches = [{"labels": np.array([[3, 1, -100], [3, 0, 1]])}, {"labels": np.array([[4, -100, -100]])}]
     counts = count_targets(batches, 6)
     assert counts.dtype == np.int64

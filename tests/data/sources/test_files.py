@@ -1,4 +1,4 @@
-"""Shards by format and place: the same rows whatever they are wrapped in, from any row on, whatever fails."""
+"""File sources: the same rows for every format and location, from any row, through failures."""
 
 import gzip
 import io
@@ -114,7 +114,7 @@ def test_waits_grow_have_jitter_and_obey_the_server() -> None:
 
 @pytest.mark.parametrize(("path", "words"), [("missing.json.gz", "404"), ("a.json.gz", "shard 0 ")])
 def test_errors_that_last_are_clear(tmp_path: Path, path: str, words: str) -> None:
-    """A wrong address fails at once; a file that is cut off for ever after the limit. Both name the shard and row."""
+    """A wrong address fails at once; a file that stays truncated, after the limit. Both name the shard and row."""
     (tmp_path / "a.json.gz").write_bytes(FILES["a.json.gz"][:-20])
     waits: list[float] = []
     with serve(tmp_path) as server:
@@ -200,7 +200,7 @@ def test_any_file_system_of_fsspec() -> None:
     lines=st.lists(st.binary(max_size=30).filter(lambda line: b"\n" not in line), max_size=30), chunk=st.integers(1, 50)
 )
 def test_lines_equal_those_of_the_standard_library(lines: list[bytes], chunk: int) -> None:
-    """Cut into chunks of any size, plain and compressed, `read_rows` sees the lines that the gzip module sees."""
+    """Cut into chunks of any size, plain and compressed, ``read_rows`` sees the lines that the gzip module sees."""
     content = b"\n".join(lines)
 
     class Slow(io.BytesIO):

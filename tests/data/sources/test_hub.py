@@ -1,4 +1,4 @@
-"""The Hub's code path: `datasets` streaming from files and from a server that answers as the Hub does, and fails."""
+"""Hub sources: ``datasets`` streams from files and from a failing server with the Hub's API."""
 
 import glob
 import gzip
@@ -103,7 +103,7 @@ def test_a_dead_connection_is_one_clear_error_after_growing_waits(train_files: s
 
 
 class Breaking:
-    """A dataset whose connection breaks at row `rows`, then 3 rows later and so on, `failures` times in all."""
+    """A dataset whose connection breaks at row ``rows``, then 3 rows later and so on, ``failures`` times in all."""
 
     def __init__(self, dataset: Any, rows: int, failures: int, left: list[int] | None = None) -> None:
         self.dataset, self.left = dataset, left or [rows, failures]
@@ -193,7 +193,7 @@ print(json.dumps(out))
 
 
 def test_c4_from_a_server_that_answers_as_the_hub_and_fails(tmp_path: Path) -> None:
-    """`datasets` itself, in a process of its own, resolves repositories, and streams C4's layout and Parquet."""
+    """``datasets`` itself, in a process of its own, resolves repositories, and streams C4's layout and Parquet."""
     repository = tmp_path / "hub" / "allenai" / "c4"
     (repository / "de").mkdir(parents=True)
     (repository / "en").mkdir()

@@ -1,4 +1,4 @@
-"""Every row exactly once an epoch: real ranks and workers, a server that fails, kills, other world sizes."""
+"""Every row exactly once per epoch: real ranks and workers, a failing server, kills, changing world sizes."""
 
 import gzip
 import json
@@ -21,7 +21,7 @@ from tests.support.faulty_server import serve
 
 
 def write_rows(folder: Path, shards: int, rows_per_shard: int) -> Path:
-    """Numbered rows with other keys beside, in C4 layout; returns a vocabulary that can spell them."""
+    """Write numbered rows with other keys in C4 layout; return a vocabulary that can encode them."""
     (folder / "shards").mkdir(parents=True)
     noise = random.Random(0)
     for shard in range(shards):
@@ -62,7 +62,7 @@ class Ranks:
 
 
 def newest(folder: Path) -> int:
-    """The last step at which all ranks left their state."""
+    """Return the last step at which all ranks wrote their state."""
     steps = sorted({int(file.name.split("_")[1]) for file in folder.glob("step_*.json")}, reverse=True)
     return next((step for step in steps if step_files(folder, step)), 0)
 
@@ -73,7 +73,7 @@ def lowest_epoch(folder: Path, step: int) -> int:
 
 
 def run_with_kills(config: DataConfig, folder: Path, worlds: list[int], steps_between_kills: int) -> int:
-    """Starts the ranks once for each world size, and kills all but the last start in mid-work.
+    """Start the ranks once per world size and kill them at work.
 
     Returns:
         The last step, at which each stream has finished at least an epoch.
@@ -93,14 +93,14 @@ def run_with_kills(config: DataConfig, folder: Path, worlds: list[int], steps_be
         finally:
             ranks.kill()
         step = newest(folder)
-        for file in folder.glob("step_*.json"):  # what some ranks did after the last step that all did is done again
+        for file in folder.glob("step_*.json"):  # steps that only some ranks reached are repeated
             if int(file.name.split("_")[1]) > step:
                 file.unlink()
     return step
 
 
 def rows_by_stream(folder: Path, step: int, tokenizer: Tokenizer) -> dict[int, list[int]]:
-    """Numbers of the rows that each stream gave, in order, over all starts."""
+    """Return the numbers of the rows of each stream, in order, over all starts."""
     tokens: dict[int, list[int]] = defaultdict(list)
     for at in range(SAVE_EVERY, step + 1, SAVE_EVERY):
         files = step_files(folder, at)
@@ -159,7 +159,7 @@ def check(found: dict[str, int]) -> None:
 
 
 def test_every_row_once_an_epoch_through_kills_faults_and_world_sizes(tmp_path: Path) -> None:
-    """Ten rows a stream and pack, several shards a stream, shuffled documents."""
+    """Packs of ten rows, several shards per stream, shuffled documents."""
     check(
         account(tmp_path, 16, 100, [2, 1, 2], num_streams=4, documents_per_pack=10, shuffle_buffer=40)
     )  # fmt: skip
@@ -167,7 +167,7 @@ def test_every_row_once_an_epoch_through_kills_faults_and_world_sizes(tmp_path: 
 
 @pytest.mark.long
 def test_forty_thousand_rows_and_five_kills(tmp_path: Path) -> None:
-    """Two ranks of two workers, killed and resumed five times, once with one rank between."""
+    """Two ranks with two workers each, killed and resumed five times, once with a single rank."""
     check(
         account(
             tmp_path, 64, 625, [2, 2, 1, 2, 2, 2], num_streams=16, documents_per_pack=32, shuffle_buffer=128,

@@ -87,7 +87,7 @@ def test_shard_order_changes_with_epoch_stream_and_seed_and_repeats(
     assert open_corpus(pattern, 1, shuffled=False).shard_order(0, 5) == list(range(40))
 
 
-def test_reading_goes_on_from_any_position(train_files: str) -> None:
+def test_reading_resumes_from_any_position(train_files: str) -> None:
     corpus = open_corpus(train_files, 2)
     whole = list(corpus.rows(1, Position(4, 0, 0)))
     assert len(whole) == 11 + 13 + 15 + 17

@@ -1,4 +1,4 @@
-"""Training batches: what they hold, in which order."""
+"""Content and order of training batches."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -42,19 +42,19 @@ def test_examples_are_the_concatenated_documents_cut_at_the_raw_length(
     tmp_path: Path, make_loader: MakeLoader, make_texts: Callable[..., list[str]], write_shards: WriteShards,
     tokenizer: Tokenizer,
 ) -> None:  # fmt: skip
-    """One shard per stream: packs of 3 documents, tails kept, no pack across epochs, for two epochs."""
+    """One shard per stream: packs of 3 documents, short last chunks kept, no pack across epochs, for two epochs."""
     shards = [make_texts(10, seed=1), make_texts(7, seed=2)]
     raw, _ = raw_and_target_lengths(64, 0.15, 3.0)
     expected: list[list[list[int]]] = []
     for texts in shards:
-        pieces = []
+        chunks = []
         for start in range(0, len(texts), 3):
             pack: list[int] = []
             for text in texts[start : start + 3]:
                 pack += tokenizer.encode_batch([text])[0].tolist()
-            pieces += [pack[i : i + raw] for i in range(0, len(pack), raw)]
-        expected.append(pieces)
-    assert any(len(piece) < raw for pieces in expected for piece in pieces)
+            chunks += [pack[i : i + raw] for i in range(0, len(pack), raw)]
+        expected.append(chunks)
+    assert any(len(chunk) < raw for chunks in expected for chunk in chunks)
     loader = make_loader(train_files=write_shards(tmp_path, shards), num_streams=2, batch_size=2)
     seen: list[list[list[int]]] = [[], []]
     for _ in range(2 * max(map(len, expected))):
@@ -65,7 +65,7 @@ def test_examples_are_the_concatenated_documents_cut_at_the_raw_length(
         assert seen[stream] == endless[: len(seen[stream])]
 
 
-def test_a_mask_follows_from_the_place_of_the_pack(
+def test_masks_depend_on_the_position_of_the_pack(
     tmp_path: Path, make_loader: MakeLoader, make_texts: Callable[..., list[str]], write_shards: WriteShards,
     tokenizer: Tokenizer,
 ) -> None:  # fmt: skip
@@ -101,7 +101,7 @@ def test_epochs_repeat_the_documents_in_a_new_shard_order_with_new_masks(
     assert len(corrupted) == 3
 
 
-def test_pieces_of_one_epoch_have_different_masks(
+def test_chunks_of_one_epoch_have_different_masks(
     tmp_path: Path, make_loader: MakeLoader, write_shards: WriteShards
 ) -> None:
     pattern = write_shards(tmp_path, [["same words again and again and again"] * 20] * 2)

@@ -1,4 +1,4 @@
-"""Exact resume, and the same data at any number of ranks."""
+"""Exact resume, and the same data for any number of ranks."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -129,7 +129,7 @@ def test_bad_rows_are_counted_once_across_a_resume(
 
 
 class BreaksNowAndThen(FileShards):
-    """Some openings of a shard fail at their third row."""
+    """Some reads of a shard fail at their third row."""
 
     opened = 0
 

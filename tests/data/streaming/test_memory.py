@@ -1,4 +1,4 @@
-"""A worker's memory over minutes of streaming: `MEMORY_MINUTES=3 pytest -m long -s tests/data/test_memory.py`."""
+"""Memory of a worker over minutes: ``MEMORY_MINUTES=3 pytest -m long -s tests/data/streaming/test_memory.py``."""
 
 import gzip
 import json
@@ -21,9 +21,9 @@ MIB = 2**20
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("place", ["files", "http"])
-def test_memory_stays_flat(tmp_path: Path, vocabulary: Path, make_texts: Callable[..., list[str]], place: str) -> None:
-    """Short and single-character documents, and one of ten megabytes in a shard, with shuffling and prefetch.
+@pytest.mark.parametrize("origin", ["files", "http"])
+def test_memory_stays_flat(tmp_path: Path, vocabulary: Path, make_texts: Callable[..., list[str]], origin: str) -> None:
+    """Short and single-character documents and one of ten megabytes per shard, with shuffling and prefetch.
 
     After the first tenth of the time, in which caches and allocators fill, the worker grows by less than a tenth.
     """
@@ -33,7 +33,7 @@ def test_memory_stays_flat(tmp_path: Path, vocabulary: Path, make_texts: Callabl
         content = "".join(json.dumps({"text": text}) + "\n" for text in texts)
         (tmp_path / f"{shard:05d}.json.gz").write_bytes(gzip.compress(content.encode(), 1))
     with serve(tmp_path, fault_rate=0.02) as server:
-        where = str(tmp_path / "*.json.gz") if place == "files" else f"{server.url}/{{00000..00003}}.json.gz"
+        where = str(tmp_path / "*.json.gz") if origin == "files" else f"{server.url}/{{00000..00003}}.json.gz"
         config = DataConfig(
             train_files=where, vocabulary=str(vocabulary), num_streams=4, shuffle_buffer=1024, retries=100,
             retry_seconds=0.01, remote_block_bytes=1 << 16,
@@ -51,7 +51,7 @@ def test_memory_stays_flat(tmp_path: Path, vocabulary: Path, make_texts: Callabl
         metrics = loader.metrics()
         loader.close()
     print(
-        f"\n{place}: {MINUTES:g} min, {metrics['data_tokens_train']:,} tokens, epoch {loader.epoch}, "
+        f"\n{origin}: {MINUTES:g} min, {metrics['data_tokens_train']:,} tokens, epoch {loader.epoch}, "
         f"{metrics['data_retries']} retries; MiB at start, middle, end: {seen[0]:.0f}, {seen[4]:.0f}, {seen[-1]:.0f}"
     )
     assert max(seen[-3:]) < 1.1 * max(seen[:3]), seen

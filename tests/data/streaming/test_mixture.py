@@ -25,8 +25,8 @@ WriteShards = Callable[..., str]
 WEIGHTS = {"c4": 0.17, "web": 0.34, "wiki": 0.05, "talk": 0.23, "forum": 0.02, "books": 0.17, "news": 0.02}  # paper's
 
 
-class Pieces:
-    """A stream of full examples, each `every`-th of which is the short rest of a pack."""
+class FakeStream:
+    """A stream of full examples; every ``every``-th one is the short last chunk of a pack."""
 
     def __init__(self, seed: int, every: int) -> None:
         self.tokens_given = self.examples_given = 0
@@ -37,34 +37,34 @@ class Pieces:
     def next_example(self) -> None:
         self.examples_given += 1
         self.tokens_given += int(self._rng.integers(1, 569)) if self.examples_given % self._every == 0 else 568
-        self.mean_length = 568 - 284 / self._every  # a stream knows it from its first pack on
+        self.mean_length = 568 - 284 / self._every  # known after the first pack
 
 
 @pytest.mark.parametrize("num_streams", [1, 4, 55, 64])
 @pytest.mark.parametrize("weights", [[*WEIGHTS.values()], [1, 1], [3, 1], [98, 1, 1]])
 def test_token_shares_after_a_million_tokens(num_streams: int, weights: list[float]) -> None:
-    """Within 1 % of all tokens, at any number of streams; sources have quite different numbers of short examples."""
-    parts = [[Pieces(100 * s + i, 3 + 7 * i) for i in range(len(weights))] for s in range(num_streams)]
-    streams = [MixtureStream(s, part, weights) for s, part in enumerate(parts)]  # type: ignore[arg-type]
+    """Within 1 % of all tokens, at any number of streams; the sources differ in their numbers of short examples."""
+    fakes = [[FakeStream(100 * s + i, 3 + 7 * i) for i in range(len(weights))] for s in range(num_streams)]
+    streams = [MixtureStream(s, own, weights) for s, own in enumerate(fakes)]  # type: ignore[arg-type]
     for n in range(1_000_000 // 568):
         streams[n % num_streams].next_example()
-    total = sum(piece.tokens_given for part in parts for piece in part)
+    total = sum(stream.tokens_given for own in fakes for stream in own)
     for i, weight in enumerate(weights):
-        share = sum(part[i].tokens_given for part in parts) / total
+        share = sum(own[i].tokens_given for own in fakes) / total
         assert abs(share - weight / sum(weights)) < 0.01, (i, share)
 
 
 @settings(max_examples=50, deadline=None)
 @given(weights=st.lists(st.floats(0.01, 1.0), min_size=1, max_size=8), num_streams=st.integers(1, 100))
-def test_shares_hold_from_the_first_examples_on(weights: list[float], num_streams: int) -> None:
+def test_shares_hold_from_the_first_examples(weights: list[float], num_streams: int) -> None:
     """After any number of examples up to 500 each source is within 12 examples of its share."""
-    parts = [[Pieces(0, 10**9) for _ in weights] for _ in range(num_streams)]
-    streams = [MixtureStream(s, part, weights) for s, part in enumerate(parts)]  # type: ignore[arg-type]
+    fakes = [[FakeStream(0, 10**9) for _ in weights] for _ in range(num_streams)]
+    streams = [MixtureStream(s, own, weights) for s, own in enumerate(fakes)]  # type: ignore[arg-type]
     given_ = np.zeros(len(weights))
     for n in range(500):
-        before = [piece.examples_given for piece in parts[n % num_streams]]
+        before = [stream.examples_given for stream in fakes[n % num_streams]]
         streams[n % num_streams].next_example()
-        given_ += [piece.examples_given - b for piece, b in zip(parts[n % num_streams], before, strict=True)]
+        given_ += [stream.examples_given - b for stream, b in zip(fakes[n % num_streams], before, strict=True)]
         assert np.abs(given_ - (n + 1) * np.array(weights) / sum(weights)).max() < 12
 
 
@@ -72,7 +72,7 @@ def test_shares_hold_from_the_first_examples_on(weights: list[float], num_stream
 def mixed(
     tmp_path_factory: pytest.TempPathFactory, make_config: MakeConfig, make_texts: MakeTexts, write_shards: WriteShards
 ) -> Callable[..., DataConfig]:
-    """Three sources, each of words of its own, and documents of its own length."""
+    """Three sources, each with its own words and document length."""
     folder = tmp_path_factory.mktemp("mixture")
     files = {}
     for number, (name, words) in enumerate({"long": 300, "short": 6, "middle": 40}.items()):
@@ -112,7 +112,7 @@ def test_shares_and_metrics_of_real_sources(mixed: Callable[..., DataConfig], to
 
 
 def test_each_source_keeps_its_own_order(mixed: Callable[..., DataConfig], tokenizer: Tokenizer) -> None:
-    """Taken out of the mixture, the examples of the first source are those of the source alone."""
+    """The examples of the first source in the mixture are those of the source on its own."""
     config = mixed()
     loader = open_loader(config, tokenizer)
     alone = open_loader(mixed({"long": 1.0}), tokenizer)

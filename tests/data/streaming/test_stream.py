@@ -98,7 +98,7 @@ def test_too_many_bad_rows_stop_the_run_with_one_line(
     tmp_path: Path, make_loader: MakeLoader, make_texts: MakeTexts, write_shards: WriteShards, good: int, bad: int,
     limit: float,
 ) -> None:  # fmt: skip
-    """Of at least 1,000 rows: a few at the start of a stream are no verdict on the whole."""
+    """The fraction is of at least 1,000 rows: a few bad rows at the start of a stream do not stop it."""
     pattern = write_shards(tmp_path, [[*make_texts(good), *[b'{"url": "x"}'] * (bad - 1), b""]])
     options: dict[str, Any] = {"num_streams": 1, "batch_size": 64, "max_bad_fraction": limit, "train_files": pattern}
     if good and limit:
@@ -121,7 +121,7 @@ def test_too_many_bad_rows_stop_the_run_with_one_line(
 def test_very_long_and_very_short_documents(
     tmp_path: Path, make_loader: MakeLoader, make_texts: MakeTexts, write_shards: WriteShards, tokenizer: Tokenizer
 ) -> None:
-    """Ten megabytes, and a megabyte without spaces, beside single characters: nothing is lost at the cuts."""
+    """Ten megabytes, a megabyte without spaces, and single characters: nothing is lost at the cuts."""
     sentence = " ".join(make_texts(300, seed=3))
     copies = 10_000_000 // len(sentence)
     long = [" ".join([sentence] * copies), "ab" * 500_000]
@@ -136,21 +136,21 @@ def test_very_long_and_very_short_documents(
     assert loader.metrics()["data_split_documents"] == 2
     whole = [*short, *[sentence] * copies, *["ab" * 50_000] * 10, *short]
     assert tokenizer.decode(tokens) == " ".join(whole)
-    # SentencePiece adds up scores in float32: segmentations as good as equal may change places, one in many thousands.
+    # SentencePiece sums scores in float32: of nearly equal segmentations either may win, one in many thousands.
     assert len(tokens) == pytest.approx(sum(map(len, tokenizer.encode_batch(whole))), rel=1e-4)
 
 
 @settings(max_examples=200, deadline=None)
 @given(text=st.text(st.sampled_from("ab \n"), max_size=60), limit=st.integers(2, 20))
-def test_parts_of_a_long_document_are_short_and_whole(text: str, limit: int) -> None:
-    parts = _split(text, limit)
-    assert "".join(parts) == text
-    assert all(len(part) <= limit for part in parts)
-    for before, after in itertools.pairwise(parts):
+def test_chunks_of_a_long_document_are_short_and_complete(text: str, limit: int) -> None:
+    chunks = _split(text, limit)
+    assert "".join(chunks) == text
+    assert all(len(chunk) <= limit for chunk in chunks)
+    for before, after in itertools.pairwise(chunks):
         assert after[0].isspace() or not any(c.isspace() for c in before[1:]), (before, after)
 
 
-def test_split_documents_have_the_tokens_of_whole_ones(
+def test_split_documents_have_the_tokens_of_unsplit_ones(
     tmp_path: Path, make_loader: MakeLoader, make_texts: MakeTexts, write_shards: WriteShards
 ) -> None:
     pattern = write_shards(tmp_path, [[" ".join(make_texts(200, seed=seed)) for seed in range(3)]])

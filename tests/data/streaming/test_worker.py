@@ -1,4 +1,4 @@
-"""Worker processes: the same batches as without them, exact state, and what happens when somebody dies."""
+"""Worker processes: the same batches as without them, exact state, death of a worker or of its parent."""
 
 import json
 import os
@@ -29,7 +29,7 @@ WriteShards = Callable[..., str]
 
 @pytest.fixture
 def make(make_loader: MakeLoader) -> Iterator[MakeLoader]:
-    """As `make_loader`; all workers are ended after the test."""
+    """Like ``make_loader``; all workers are stopped after the test."""
     made: list[PretrainingLoader] = []
 
     def make(**settings: Any) -> PretrainingLoader:
@@ -93,7 +93,7 @@ def test_a_loaded_state_replaces_what_workers_have_read_ahead(make: MakeLoader) 
     np.testing.assert_equal(loader.next_batch(), alone.next_batch())
 
 
-def test_workers_stop_when_they_are_far_enough_ahead(make: MakeLoader) -> None:
+def test_workers_wait_when_they_are_far_enough_ahead(make: MakeLoader) -> None:
     loader = make(num_workers=1, prefetch_batches=2, batch_size=64)
     (worker,) = workers(loader)
     with soon() as wait:
@@ -106,7 +106,7 @@ def test_workers_stop_when_they_are_far_enough_ahead(make: MakeLoader) -> None:
     loader.next_batch()
 
 
-def test_a_killed_worker_is_an_error_that_names_its_streams_and_the_loader_can_go_on(make: MakeLoader) -> None:
+def test_a_killed_worker_is_an_error_that_names_its_streams_and_the_loader_continues(make: MakeLoader) -> None:
     loader, alone = make(num_workers=2, prefetch_batches=1), make()
     np.testing.assert_equal(loader.next_batch(), alone.next_batch())
     workers(loader)[1].kill()
@@ -147,7 +147,7 @@ def test_bad_data_is_the_same_error_at_the_same_batch_as_without_workers(
     assert messages[0] == messages[1] and messages[0][0] > 5
 
 
-def test_an_unforeseen_failure_brings_its_traceback(
+def test_an_unexpected_failure_shows_its_traceback(
     make_config: Callable[..., DataConfig], tokenizer: Tokenizer
 ) -> None:
     config = make_config(num_workers=1)
@@ -168,7 +168,7 @@ time.sleep(100)
 
 
 def test_workers_die_with_a_killed_parent(make_config: Callable[..., DataConfig]) -> None:
-    """Two workers, one of which waits with a full queue; no signal reaches them."""
+    """Two workers, one waiting with a full queue; no signal reaches them."""
     settings = make_config(num_workers=2, prefetch_batches=1).model_dump_json()
     command = [sys.executable, "-c", PARENT, settings]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:

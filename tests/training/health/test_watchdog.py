@@ -86,6 +86,7 @@ def test_one_process_watches_itself():
     assert said[0].startswith("rank 0 hangs in step 9, reading data")
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.long)])
 def test_a_stopped_rank_ends_the_run_in_time(rank: int, corpus: dict[str, Any], tmp_path: Path):
     config = small_config(

@@ -1,6 +1,8 @@
 """Run a function in real processes that form a gloo group, as the launcher would start them."""
 
+import contextlib
 import os
+import random
 import socket
 import traceback
 from collections.abc import Callable
@@ -51,10 +53,15 @@ def rank_environments(world_size: int) -> list[dict[str, str]]:
 
 
 def free_port() -> str:
-    """Return a port of the loopback address that nothing listens at."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return str(s.getsockname()[1])
+    """Return a port of the loopback address that nothing listens at.
+
+    It is below those that the kernel gives to connections: one of these may be taken again before it is used.
+    """
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return str(port)
 
 
 def _enter(function: Callable[..., Any], out: Path, args: tuple[Any, ...]) -> None:

@@ -15,6 +15,7 @@ from benchmarks.moe_peers import CONTENDERS, Case, build
 from common.project import ROOT
 
 
+@pytest.mark.distributed
 def test_quick_run_writes_every_row(tmp_path: Path):
     pytest.importorskip("st_moe_pytorch")
     pytest.importorskip("matplotlib")

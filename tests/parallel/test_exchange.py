@@ -16,6 +16,8 @@ from parallel.exchange import EqualExchange, Exchange, RaggedExchange
 from parallel.layer import sparse_factory, take_traffic
 from tests.support.ranks import run_ranks
 
+pytestmark = pytest.mark.distributed
+
 EXPERTS, WIDTH = 6, 3
 
 

@@ -18,6 +18,8 @@ from tests.support.small import SMALL_MODEL, global_batch, small_config
 from training.engine.build import build_engine, build_model
 from training.engine.step import evaluate, update
 
+pytestmark = pytest.mark.distributed
+
 STEPS = 20
 DENSE = "encoder.blocks.0.feed_forward.w_in.weight"
 

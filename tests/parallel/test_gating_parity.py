@@ -16,6 +16,8 @@ from tests.support.small import global_batch, small_config
 from training.engine.build import build_engine
 from training.engine.step import update
 
+pytestmark = pytest.mark.distributed
+
 STEPS = 2
 KINDS: dict[str, dict[str, Any]] = {"top_1": {"top_n": 1}, "top_3": {"top_n": 3}} | {
     kind: options for kind, options in GATINGS.items() if kind != "dropless_flaxformer"

@@ -24,6 +24,8 @@ from training.engine.build import build_engine
 from training.engine.step import update
 from training.monitoring.optimizer import family_figures
 
+pytestmark = pytest.mark.distributed
+
 LAYOUTS = [(stage, size) for stage in (0, 1, 2, 3) for size in (1, 2)]
 # Small matrices are factored and clipping acts; attention and experts [32, 32 to 48], embedding and head [256, 32]; the
 # routers [4, 32], position biases [32, 4] and norms keep full second moments.

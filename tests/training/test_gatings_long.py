@@ -21,6 +21,7 @@ KINDS: dict[str, list[str]] = {
 }
 
 
+@pytest.mark.distributed
 @pytest.mark.long
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_every_gating_trains_tiny_on_two_ranks(kind: str, tmp_path: Path):

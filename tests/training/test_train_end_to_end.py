@@ -55,6 +55,7 @@ def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("zero_stage", [1, pytest.param(2, marks=pytest.mark.long), 3])
 def test_stopped_and_resumed_run_equals_one_never_stopped(corpus: dict[str, Any], tmp_path: Path, zero_stage: int):
     config = write(tmp_path, corpus, zero_stage)
@@ -163,6 +164,7 @@ def test_bad_lines_are_counted_reported_and_skipped(corpus: dict[str, Any], tmp_
     assert "skipped data lines: 4 blank_line, 4 malformed_json" in result.stdout
 
 
+@pytest.mark.distributed
 def test_a_mixture_trains_and_its_tokens_are_counted(corpus: dict[str, Any], tmp_path: Path):
     config = write(tmp_path, corpus, zero_stage=1)
     files = corpus["train_files"]
@@ -201,6 +203,7 @@ def test_a_killed_data_worker_ends_the_run_with_one_line(corpus: dict[str, Any],
     assert "data worker 0 of rank 0" in error and "streams [0, 1, 2, 3], was killed by SIGKILL" in error
 
 
+@pytest.mark.distributed
 def test_a_mistake_is_one_line_from_one_rank_and_exit_code_2(corpus: dict[str, Any], tmp_path: Path):
     config = write(tmp_path, corpus, zero_stage=1)
     results = [launch(config, "training.stepz=1")]

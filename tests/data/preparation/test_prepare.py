@@ -97,9 +97,9 @@ def test_a_complete_dataset_is_reused_at_once(
     tmp_path: Path, pip: list[list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert prepare.main([*SMALL, "--out", str(tmp_path / "wiki")]) == 0
-    start = time.monotonic()
+    start = time.process_time()  # not the clock: the machine may be busy
     assert prepare.main([*SMALL, "--out", str(tmp_path / "wiki")]) == 0
-    assert time.monotonic() - start < 1.0
+    assert time.process_time() - start < 1.0
     assert len(pip) == 1 and "already there" in capsys.readouterr().out
     assert prepare.main([*SMALL, "--out", str(tmp_path / "wiki"), "--shards", "5"]) == 2
     assert "--shards 4, not 5" in capsys.readouterr().err

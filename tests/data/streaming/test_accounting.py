@@ -158,6 +158,7 @@ def check(found: dict[str, int]) -> None:
     assert found["faults of the server"] > 0
 
 
+@pytest.mark.distributed
 def test_every_row_once_an_epoch_through_kills_faults_and_world_sizes(tmp_path: Path) -> None:
     """Packs of ten rows, several shards per stream, shuffled documents."""
     check(
@@ -165,6 +166,7 @@ def test_every_row_once_an_epoch_through_kills_faults_and_world_sizes(tmp_path: 
     )  # fmt: skip
 
 
+@pytest.mark.distributed
 @pytest.mark.long
 def test_forty_thousand_rows_and_five_kills(tmp_path: Path) -> None:
     """Two ranks with two workers each, killed and resumed five times, once with a single rank."""

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.support.launch import ROOT, run
+from tests.support.launch import ROOT, python, run
 from tests.support.small import small_config
 
 VARIANTS = ["--variants", "baseline", "router_z_loss", "--baseline-seeds", "1", "--seeds", "1"]
@@ -26,6 +26,7 @@ def command(tmp_path: Path, corpus: dict[str, Any], out: str, *options: str) -> 
             *options]  # fmt: skip
 
 
+@pytest.mark.distributed
 def test_two_variants_end_in_a_table_and_are_not_run_again(corpus: dict[str, Any], tmp_path: Path):
     start = command(tmp_path, corpus, "study", "--steps", "10")
     first = run(start)
@@ -43,18 +44,18 @@ def test_two_variants_end_in_a_table_and_are_not_run_again(corpus: dict[str, Any
     assert with_z < without  # ten steps are enough for the z-loss to show
     assert {"curves.png", "quality_stability.png", "report.md"} <= {path.name for path in out.iterdir()}
 
-    again = run(start)
+    again = python(*start[1:])
     assert "2 of 2 runs are already finished" in again.stdout
     assert (out / "table.md").read_text() == table
-    other = run([*start, "training.global_batch_size=16"])
+    other = python(*start[1:], "training.global_batch_size=16")
     assert other.returncode == 2
     assert "training.global_batch_size = 8, not 16: set another --out" in other.stderr
 
 
 def test_dry_run_of_a_cluster_study_prints_every_job_and_writes_nothing(tmp_path: Path):
-    result = run(
-        [sys.executable, "-m", "studies.stability", "--config", "configs/st_moe_l.yaml", "--steps", "100000",
-         "--launcher", "slurm", "--nodes", "8", "--out", str(tmp_path / "study"), "--dry-run"]
+    result = python(
+        "-m", "studies.stability", "--config", "configs/st_moe_l.yaml", "--steps", "100000", "--launcher", "slurm",
+        "--nodes", "8", "--out", str(tmp_path / "study"), "--dry-run",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("#!/usr/bin/env bash") == result.stdout.count("\nsbatch ") == 24
@@ -63,9 +64,9 @@ def test_dry_run_of_a_cluster_study_prints_every_job_and_writes_nothing(tmp_path
 
 
 def test_dry_run_of_the_sweep_changes_only_the_weight_of_the_z_loss(tmp_path: Path):
-    result = run(
-        [sys.executable, "-m", "studies.z_loss_sweep", "--coefficients", "0.1", "0", "1e-5", "--dry-run", "--out",
-         str(tmp_path / "sweep")]
+    result = python(
+        "-m", "studies.z_loss_sweep", "--coefficients", "0.1", "0", "1e-5", "--dry-run", "--out",
+        str(tmp_path / "sweep"),
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     lines = [line for line in result.stdout.splitlines() if "train.py" in line]
@@ -84,13 +85,14 @@ def test_dry_run_of_the_sweep_changes_only_the_weight_of_the_z_loss(tmp_path: Pa
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(options: list[str], message: str, tmp_path: Path):
-    result = run([sys.executable, "-m", "studies.stability", "--out", str(tmp_path / "study"), *options])
+    result = python("-m", "studies.stability", "--out", str(tmp_path / "study"), *options)
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: {message}"), result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.distributed
 @pytest.mark.long
 def test_a_study_killed_in_the_middle_gives_the_same_table(corpus: dict[str, Any], tmp_path: Path):
     whole = run(command(tmp_path, corpus, "whole", "--steps", "60"))

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 import convert
 from model.st_moe import StMoeForConditionalGeneration
 from tests.support.forks import fork
-from tests.support.launch import launch, python, rows, train
+from tests.support.launch import python, rows, train
 from tests.support.ranks import run_ranks
 from tests.support.small import global_batch, small_config
 from training.checkpoint.export import export
@@ -50,7 +50,7 @@ def trained(corpus: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
     )  # fmt: skip
     file = folder / "config.yaml"
     file.write_text(yaml.safe_dump(config.model_dump()))
-    result = launch(file)
+    result = train(file, ranks=2)
     assert result.returncode == 0, result.stderr[-3000:]
     return config.run_dir
 
@@ -81,6 +81,7 @@ def _same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(tensor, b[name]) for name, tensor in a.items())
 
 
+@pytest.mark.distributed
 def test_a_run_goes_on_at_another_layout_and_says_so(run_dir: Path, tmp_path: Path):
     zero3 = small_config(tmp_path, zero_stage=3).training.deepspeed_config
     expected = {row["step"]: row["loss"] for row in rows(run_dir) if "split" not in row}
@@ -99,6 +100,7 @@ def test_a_run_goes_on_at_another_layout_and_says_so(run_dir: Path, tmp_path: Pa
     assert (state.step, state.world_size, state.zero_stage) == (8, 1, 3)
 
 
+@pytest.mark.distributed
 def test_reshard_keeps_every_tensor_and_the_original(run_dir: Path):
     source = run_dir / "checkpoints" / NAME
     before, tensors, saved = _hashes(source), _tensors(source), read_checkpoint(run_dir).state
@@ -134,6 +136,7 @@ def _reshard_and_die(run_dir: Path) -> None:
     reshard(run_dir, 1, 2, 2)
 
 
+@pytest.mark.distributed
 def test_a_conversion_killed_in_the_middle_damages_nothing(run_dir: Path):
     checkpoints = run_dir / "checkpoints"
     before, folders = _hashes(checkpoints / NAME), {path.name for path in checkpoints.iterdir()}
@@ -172,6 +175,7 @@ def _logits(run_dir: str, exported: str) -> dict[str, Any]:
         return {"engine": engine(**batch).logits, "exported": model(**batch).logits}
 
 
+@pytest.mark.distributed
 def test_export_gives_the_same_logits_and_generates(run_dir: Path, tmp_path: Path):
     out = tmp_path / "exported"
     result = python("convert.py", "export", str(run_dir), "--output", str(out))
@@ -189,6 +193,7 @@ def test_export_gives_the_same_logits_and_generates(run_dir: Path, tmp_path: Pat
     assert tokenizer.convert_tokens_to_ids("<extra_id_0>") == len(tokenizer) - 1
 
 
+@pytest.mark.distributed
 def test_export_in_bf16_and_several_files(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("training.checkpoint.export.MAX_FILE_BYTES", 50_000)
     export(run_dir, tmp_path / "exported", torch.bfloat16)
@@ -202,6 +207,7 @@ def test_export_in_bf16_and_several_files(run_dir: Path, tmp_path: Path, monkeyp
         assert torch.equal(parameter, master.bfloat16()), name
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -143,6 +143,7 @@ def _agree(folder: str) -> list[str]:
     return found
 
 
+@pytest.mark.distributed
 def test_ranks_agree_whoever_sees_the_damage(tmp_path: Path):
     first, second = run_ranks(_agree, 2, tmp_path, str(tmp_path))
     assert first == second

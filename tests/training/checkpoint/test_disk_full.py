@@ -12,7 +12,7 @@ from tests.support.processes import started
 from tests.support.small import small_config
 from training.checkpoint.resume import read_checkpoint
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.distributed]
 
 
 @pytest.fixture

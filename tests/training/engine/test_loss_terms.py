@@ -9,6 +9,8 @@ from model.config import StMoeConfig
 from model.st_moe import StMoeOutput
 from tests.support.ranks import run_ranks
 
+pytestmark = pytest.mark.distributed
+
 
 def reduce_terms() -> dict[str, float]:
     import deepspeed.comm as dist

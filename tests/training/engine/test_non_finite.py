@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import deepspeed.comm as dist
+import pytest
 import torch
 from torch import Tensor
 
@@ -59,6 +60,7 @@ def train_all(folder: str) -> list[tuple[str, dict[str, Any], list[dict[str, Any
     return results
 
 
+@pytest.mark.distributed
 def test_the_step_is_left_out_on_all_ranks(tmp_path: Path):
     for rank in run_ranks(train_all, 2, tmp_path, str(tmp_path)):
         for name, good, bad_ones in rank:
@@ -78,6 +80,7 @@ def train_adamw(folder: str) -> list[dict[str, Any]]:
     return [train(folder, 0, value, optimizer=adamw) for value in (None, math.nan)]
 
 
+@pytest.mark.distributed
 def test_adamw_without_zero_leaves_it_out_too(tmp_path: Path):
     for good, bad in run_ranks(train_adamw, 2, tmp_path, str(tmp_path)):
         assert bad["losses"] == good["losses"]

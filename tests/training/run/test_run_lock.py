@@ -26,9 +26,9 @@ def test_a_second_run_waits_for_the_first_and_then_refuses(tmp_path: Path, capsy
         first.wait()
         lock = enter_run(tmp_path, 0, 5.0)
         assert lock is not None
+        # this process started the other "rank" itself, as a launcher does: no waiting
         began = time.monotonic()
-        # this process started the other "rank" itself, as a launcher does
-        assert enter_run(tmp_path, 1, 5.0) is None
-        assert time.monotonic() - began < 1.0
+        assert enter_run(tmp_path, 1, 120.0) is None
+        assert time.monotonic() - began < 60.0
         lock.close()
         lock_run(tmp_path, 0.1).close()

@@ -59,6 +59,7 @@ def config(corpus: dict[str, Any], tmp_path: Path) -> RunConfig:
     )
 
 
+@pytest.mark.distributed
 def test_ranks_stop_together_and_go_on(config: RunConfig, tmp_path: Path):
     script = ("bash", "launch/run_until_done.sh", "--backoff", "0")
     with started(config, tmp_path / "first.log", before=script) as run:
@@ -87,6 +88,7 @@ def test_ranks_stop_together_and_go_on(config: RunConfig, tmp_path: Path):
     print(f"ended {seconds[0]:.1f} s after SIGUSR1 and {seconds[1]:.1f} s after SIGTERM")
 
 
+@pytest.mark.distributed
 @pytest.mark.long
 def test_ranks_stop_when_nobody_is_left_to_stop_them(config: RunConfig, tmp_path: Path):
     with started(config, tmp_path / "log") as run:

@@ -15,7 +15,7 @@ from tests.support.processes import started
 from tests.support.small import small_config
 from training.run.watchdog import Watchdog
 
-TIMEOUT_SECONDS = 12.0
+TIMEOUT_SECONDS = 20.0  # also of the collectives with which the ranks start, on a machine that may be busy
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_ranks_that_get_on_are_left_alone(store: TCPStore):
         for rank in ranks:
             rank.enter("updating", 7)
 
-    assert watch(2.0, act) == [[], [], []]
+    assert watch(4.0, act) == [[], [], []]
 
 
 def test_the_rank_that_is_behind_is_named(store: TCPStore):
@@ -56,7 +56,7 @@ def test_the_rank_that_is_behind_is_named(store: TCPStore):
             if step < 5 or (step == 5 and rank.rank != 2):
                 rank.enter("reading data", step)
 
-    said = watch(2.0, act)
+    said = watch(4.0, act)
     assert said[0]
     assert said[0][0].startswith("rank 2 hangs in step 4, reading data, for ")
 
@@ -70,7 +70,7 @@ def test_a_silent_rank_is_named(store: TCPStore):
         else:
             ranks[2].close()
 
-    said = watch(2.0, act)
+    said = watch(4.0, act)
     assert said[0]
     assert said[0][0].startswith("rank 2 is dead or stopped: silent for ")
     assert "after step 3, evaluating" in said[0][0]
@@ -86,6 +86,7 @@ def test_one_process_watches_itself():
     assert said[0].startswith("rank 0 hangs in step 9, reading data")
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.long)])
 def test_a_stopped_rank_ends_the_run_in_time(rank: int, corpus: dict[str, Any], tmp_path: Path):
     config = small_config(

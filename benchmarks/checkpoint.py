@@ -16,7 +16,7 @@ from typing import Any
 from data.config import DataConfig
 from model.size import count_parameters
 from training.config.run import RunConfig, validate
-from training.run.process import Process, initialise_distributed
+from training.run.process import Process, initialize_distributed
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -66,7 +66,7 @@ def measure(engine: Any, config: RunConfig, saves: int) -> list[dict[str, float]
 def main() -> None:
     """Print a table and a line of JSON."""
     options = parse_arguments()
-    device = initialise_distributed(Process(0, 0, 1, 1), 600.0)
+    device = initialize_distributed(Process(0, 0, 1, 1), 600.0)
     from training.engine.build import build_engine
 
     folder = Path(tempfile.mkdtemp(dir=options.folder))

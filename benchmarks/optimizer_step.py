@@ -96,9 +96,9 @@ def measure(rank: int, options: argparse.Namespace, port: int) -> None:
     )  # fmt: skip
     import deepspeed.comm as dist
 
-    from training.run.process import Process, initialise_distributed
+    from training.run.process import Process, initialize_distributed
 
-    initialise_distributed(Process.from_environment(), timeout_seconds=600)
+    initialize_distributed(Process.from_environment(), timeout_seconds=600)
     engines = {name: build(name, options) for name in BYTES_PER_WEIGHT}
     watches = {name: Stopwatch(engine.basic_optimizer) for name, engine in engines.items()}
     generator = torch.Generator().manual_seed(rank)

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from common.logs import configure_logging
 from common.project import ROOT
 from data.sources.retry import DataError
 from data.streaming.group import Schedule, StreamGroup, Taken
@@ -154,6 +155,7 @@ def _send(connection: Connection, ready: "queue.Queue[Taken | DataError | str]",
 
 
 if __name__ == "__main__":
+    configure_logging()
     # The launcher signals the whole tree of processes; the trainer decides what becomes of its data, and workers go
     # when it has gone.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -13,7 +13,7 @@ from common.ports import free_port
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, tmp_path: Path, *args: Any) -> list[Any]:
-    """``function(*args)`` on every rank, after ``initialise_distributed``; what the ranks return, in order.
+    """``function(*args)`` on every rank, after ``initialize_distributed``; what the ranks return, in order.
 
     Raises:
         AssertionError: with the traceback of the first rank that failed.
@@ -33,10 +33,10 @@ def _entry(rank: int, function: Callable[..., Any], world_size: int, port: int, 
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_SIZE=str(world_size),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="",
     )  # fmt: skip
-    from training.run.process import Process, initialise_distributed
+    from training.run.process import Process, initialize_distributed
 
     try:
-        initialise_distributed(Process.from_environment(), timeout_seconds=60)
+        initialize_distributed(Process.from_environment(), timeout_seconds=60)
         result = {"value": function(*args)}
     except Exception:
         result = {"error": traceback.format_exc()}

@@ -1,4 +1,4 @@
-"""Pretrain an ST-MoE model, or go on with a run.
+"""Pretrain an ST-MoE model, or resume a run.
 
 deepspeed --num_gpus 2 train.py --config configs/tiny.yaml training.steps=100
 python train.py --config configs/tiny.yaml parallel.expert_parallel_size=1
@@ -11,7 +11,7 @@ import traceback
 from typing import NoReturn
 
 from common.exit_codes import STOPPED, USER_ERROR, RunError
-from common.logs import configure_logging
+from common.logs import ALL_RANKS, configure_logging, get_logger
 from data.sources.retry import DataError
 from training.config.errors import ConfigError
 from training.config.help import describe_keys
@@ -24,57 +24,55 @@ from training.run.stopping import watch_launcher
 
 WAIT_FOR_RANK_0_SECONDS = 10
 
+logger = get_logger("train")
+
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line; ``key=value`` overrides are positional."""
+    """Parse the command line; ``key=value`` overrides are positional."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog="keys:\n" + describe_keys(), formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", required=True, help="the run's YAML file, such as configs/tiny.yaml")
+    parser.add_argument("--config", required=True, help="YAML file of the run, such as configs/tiny.yaml")
     start = parser.add_mutually_exclusive_group()
-    start.add_argument("--resume", action="store_true", help="continue from the run's newest checkpoint")
-    start.add_argument(
-        "--restart",
-        action="store_true",
-        help="as --resume, or begin anew if the run never wrote a checkpoint; for launch/run_until_done.sh",
-    )
-    start.add_argument("--is-done", action="store_true", help="train nothing: exit with 0 if the run is done, else 1")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    start.add_argument("--resume", action="store_true", help="continue from the newest checkpoint of the run")
+    start.add_argument("--restart", action="store_true", help="as --resume; without a checkpoint, begin the run")
+    start.add_argument("--is-done", action="store_true", help="do not train: exit with 0 if the run is done, else 1")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # added by the deepspeed launcher
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, such as training.steps=100")
     return parser.parse_intermixed_args()
 
 
 def refuse(message: str, process: Process, code: int = USER_ERROR) -> NoReturn:
-    """Print why the run cannot go on once, whichever ranks see it, and exit."""
+    """Report why the run cannot continue, once however many ranks find out, and exit."""
     if process.rank != 0:
-        # The launcher ends all ranks when rank 0 exits. Still here after a while: this rank alone saw the mistake.
+        # The launcher ends all ranks when rank 0 exits. After this wait, only this rank knows of the mistake.
         time.sleep(WAIT_FOR_RANK_0_SECONDS)
-        message = f"rank {process.rank}: {message}"
-    print(f"error: {message}", file=sys.stderr)
+    logger.error(message, extra=ALL_RANKS)
     leave(code)
 
 
 def main() -> None:
     """Check everything that can be checked, then train."""
     launcher_gone = watch_launcher()
-    arguments = parse_arguments()
     process = Process.from_environment()
     configure_logging(process.rank)
+    arguments = parse_arguments()
     try:
         config = load_config(arguments.config, arguments.overrides)
         if arguments.is_done:
             sys.exit(not RunFolder(config.run_dir).is_done(config.training.steps))
-        goes_on = (arguments.resume or arguments.restart) and config.run_dir.exists()
-        # A restart is nobody's mistake: what it was started after may take its time to end.
+        resumes = (arguments.resume or arguments.restart) and config.run_dir.exists()
+        # On restart wait longer: the previous process may still be exiting.
         patience = max(WAIT_SECONDS, config.training.timeout_seconds) if arguments.restart else WAIT_SECONDS
-        lock = enter_run(config.run_dir, process.rank, patience) if goes_on else None
+        lock = enter_run(config.run_dir, process.rank, patience) if resumes else None
         inputs = prepare(config, process, arguments.resume, restart=arguments.restart)
         if lock is None and process.rank == 0:  # held until the process ends
             lock = lock_run(config.run_dir, patience)
     except ValueError as error:
         refuse(str(error), process)
+    # From here on torch and DeepSpeed are imported, which takes seconds; nothing above needs them.
     device = initialize_distributed(process, config.training.timeout_seconds)
-    from training.trainer import Trainer  # torch and DeepSpeed are heavy: imported when all is checked
+    from training.trainer import Trainer
 
     watchdog = None
     try:
@@ -88,7 +86,7 @@ def main() -> None:
     except Exception:
         traceback.print_exc()
         if watchdog is not None and (lost := watchdog.lost()):
-            print(f"error: {lost}", file=sys.stderr)
+            logger.error(lost, extra=ALL_RANKS)
         leave(1)
     watchdog.close()
     shut_down_distributed()

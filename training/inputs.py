@@ -1,4 +1,4 @@
-"""Everything a run reads, opened and checked before a model is built: vocabulary, data, checkpoint."""
+"""Everything that a run reads, opened and checked before the model is built: vocabulary, data, checkpoint."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -24,49 +24,49 @@ Batch = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads, opened and checked."""
+    """The opened and checked inputs of a run."""
 
     tokenizer: Tokenizer
     loader: PretrainingLoader
-    target_counts: np.ndarray  # int64 [vocabulary], of this rank's part of the first training examples
+    target_counts: np.ndarray  # int64 [vocab_size], of this rank's share of the first training examples
     validation: list[Batch]
     zero_stage: int
     resume_from: Checkpoint | None
 
 
 def prepare(config: RunConfig, process: Process, resume: bool, *, restart: bool = False) -> Inputs:
-    """Open all inputs of a run.
+    """Open all inputs of a run, without torch or DeepSpeed.
 
     Args:
         config: of the run.
         process: this process among all.
-        resume: go on from the newest checkpoint.
-        restart: go on from the newest checkpoint, or begin (anew) if the run never wrote one.
+        resume: continue from the newest checkpoint.
+        restart: continue from the newest checkpoint, or begin the run if it has none.
 
     Raises:
-        ValueError: (ConfigError among them) one line that names key, value and fix.
+        ValueError: one line that names key, value and fix; ConfigError or DataError as a rule.
     """
     stage = check_layout(config, process.world_size)
     check_all_to_all(config, process.local_world_size)
     saved = None
     if resume or (restart and candidates(config.run_dir)):
-        # Sizes are for rank 0 to look at; afterwards the ranks agree on one that is whole: see agreement.py.
+        # Rank 0 checks the sizes of the files. Later the ranks agree on an intact checkpoint: see agreement.py.
         first = process.rank == 0
         saved = find_checkpoint(config, process.world_size, stage, sizes=first)
     if not (resume or restart) and RunFolder(config.run_dir).holds_run():
         raise ConfigError(
-            f"training.name = {config.training.name}: {config.run_dir} already holds a run; add --resume to go on with "
+            f"training.name = {config.training.name}: {config.run_dir} already holds a run; add --resume to continue "
             "it, or set another training.name"
         )
     tokenizer = Tokenizer(config.data.vocabulary)
     tokenizer.check_fits(config.architecture().vocab_size)
-    place: dict[str, Any] = {"rank": process.rank, "world_size": process.world_size}
+    ranks: dict[str, Any] = {"rank": process.rank, "world_size": process.world_size}
     micro_batch_size = config.training.micro_batch_size
-    loader = PretrainingLoader(config.data, tokenizer, batch_size=micro_batch_size, **place)
+    loader = PretrainingLoader(config.data, tokenizer, batch_size=micro_batch_size, **ranks)
     if saved is not None:
         loader.load_state_dict(saved.state.data)
     without_workers = config.data.model_copy(update={"num_workers": 0})
-    sample = PretrainingLoader(without_workers, tokenizer, batch_size=micro_batch_size, sources=loader.sources, **place)
+    sample = PretrainingLoader(without_workers, tokenizer, batch_size=micro_batch_size, sources=loader.sources, **ranks)
     loader.start()
     batches = -(-UNIGRAM_EXAMPLES // (micro_batch_size * process.world_size))
     return Inputs(
@@ -78,7 +78,7 @@ def prepare(config: RunConfig, process: Process, resume: bool, *, restart: bool 
             tokenizer,
             batch_size=micro_batch_size,
             num_batches=config.training.eval_examples // (micro_batch_size * process.world_size),
-            **place,
+            **ranks,
         ),
         zero_stage=stage,
         resume_from=saved,

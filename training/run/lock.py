@@ -1,33 +1,35 @@
-"""One run at a time writes to a run's folder: what a killed launcher left running must end before a restart begins."""
+"""One run at a time writes to a run folder: what a killed launcher left running must end before a restart begins."""
 
 import os
 import socket
-import sys
 import time
 from pathlib import Path
 from typing import IO
 
 from common.files import acquire_lock
+from common.logs import get_logger
 from training.config.errors import ConfigError
 from training.run.folder import RunFolder
 
 WAIT_SECONDS = 120.0
-LOOK_SECONDS = 0.2
+POLL_SECONDS = 0.2
+
+logger = get_logger(__name__)
 
 
 def lock_run(run_dir: Path, wait_seconds: float) -> IO[str]:
-    """Take the folder for this process, until the file is closed or the process ends, however it ends.
+    """Lock the run folder for this process, until the returned file is closed or the process ends, however it ends.
 
     Args:
-        run_dir: is made if it does not exist.
-        wait_seconds: for another process that has it.
+        run_dir: created if it does not exist.
+        wait_seconds: how long to wait for a process that holds the lock.
 
     Raises:
-        ConfigError: it still has it then.
+        ConfigError: that process still holds the lock after the wait.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     file = RunFolder(run_dir).lock_file.open("a+", encoding="utf-8")
-    deadline, said = time.monotonic() + wait_seconds, False
+    deadline, logged = time.monotonic() + wait_seconds, False
     try:
         while not acquire_lock(file):
             file.seek(0)
@@ -37,12 +39,12 @@ def lock_run(run_dir: Path, wait_seconds: float) -> IO[str]:
                     f"training.name = {run_dir.name}: {owner} still writes to {run_dir}: end it, or set another "
                     "training.name"
                 )
-            if not said:
-                print(f"waiting for {owner}, which still writes to {run_dir}", file=sys.stderr, flush=True)
-                said = True
-            time.sleep(LOOK_SECONDS)
+            if not logged:
+                logger.info("waiting for %s, which still writes to %s", owner, run_dir)
+                logged = True
+            time.sleep(POLL_SECONDS)
     except OSError as error:  # a file system without locks
-        print(f"warning: {run_dir} cannot be locked ({error}): start no second run in it", file=sys.stderr)
+        logger.warning("%s cannot be locked (%s): start no second run in it", run_dir, error)
     file.truncate(0)
     file.write(_describe(os.getpid()))
     file.flush()
@@ -50,7 +52,7 @@ def lock_run(run_dir: Path, wait_seconds: float) -> IO[str]:
 
 
 def enter_run(run_dir: Path, rank: int, wait_seconds: float) -> IO[str] | None:
-    """Before a run goes on: rank 0 takes the folder, before it looks for a checkpoint; others wait until it can.
+    """Before a run resumes: lock its folder on rank 0, wait on the other ranks until rank 0 can.
 
     Raises:
         ConfigError: see ``lock_run``.
@@ -62,9 +64,10 @@ def enter_run(run_dir: Path, rank: int, wait_seconds: float) -> IO[str] | None:
 
 
 def _wait_for_rank_0(run_dir: Path, wait_seconds: float) -> None:
-    """On another rank of its host: until no older process has the folder, whose rendezvous this rank would join.
+    """Wait until no earlier process of this host holds the lock: this rank would join that process's rendezvous.
 
-    Returns when it takes too long, or where it cannot be told: the rendezvous then fails, and a restart goes on.
+    Returns after ``wait_seconds`` in any case, and at once where the owner cannot be told. The rendezvous then fails,
+    and a restart recovers.
     """
     deadline = time.monotonic() + wait_seconds
     while time.monotonic() < deadline:
@@ -77,7 +80,7 @@ def _wait_for_rank_0(run_dir: Path, wait_seconds: float) -> None:
             return
         if owner.endswith(_launch()) or socket.gethostname() not in owner:
             return
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
 
 
 def _describe(pid: int) -> str:
@@ -85,5 +88,5 @@ def _describe(pid: int) -> str:
 
 
 def _launch() -> str:
-    """What the processes of a host that were started together have in common."""
+    """Return what the processes that one launcher started on a host have in common."""
     return f"{socket.gethostname()} (launcher {os.getppid()})"

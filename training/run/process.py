@@ -1,4 +1,4 @@
-"""Which process this is, and how processes find each other."""
+"""This process among all, and how processes join and leave the distributed run."""
 
 import os
 import sys
@@ -7,11 +7,12 @@ from datetime import timedelta
 from typing import NoReturn
 
 from common.ports import free_port
+from training.run.known_warnings import silence_known_warnings
 
 
 @dataclass(frozen=True)
 class Process:
-    """This process among all, as the deepspeed launcher (or torchrun) tells it; alone when nothing does."""
+    """This process among all, as the deepspeed launcher or torchrun sets it; a single one without a launcher."""
 
     rank: int
     local_rank: int
@@ -28,11 +29,12 @@ class Process:
 
 
 def initialize_distributed(process: Process, timeout_seconds: float) -> str:
-    """Start DeepSpeed's communication, NCCL on GPUs and gloo on a CPU, and give this process its device.
+    """Start DeepSpeed's communication, NCCL on GPUs and gloo on a CPU, and select this process's device.
 
     Returns:
         The device's name, ``cpu`` or ``cuda:N``.
     """
+    silence_known_warnings()
     import torch
 
     if torch.cuda.is_available():
@@ -58,7 +60,7 @@ def initialize_distributed(process: Process, timeout_seconds: float) -> str:
 
 
 def shut_down_distributed() -> None:
-    """Leave the process groups, all ranks together: a group that lives on has threads, which abort a dying process."""
+    """Destroy the process groups, all ranks together: the threads of a remaining group abort an exiting process."""
     import torch.distributed as dist
 
     if dist.is_initialized():
@@ -67,8 +69,11 @@ def shut_down_distributed() -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process alone and at once: groups that others hold cannot be left, and their threads would abort it
-    with another exit code."""
+    """End this process alone and at once with ``code``.
+
+    Its process groups cannot be destroyed without the other ranks, and at a normal exit their threads would abort the
+    process with another exit code.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -1,6 +1,7 @@
-"""Requests to stop: signals, a ``stop`` file in the run's folder, a launcher that is gone.
+"""Requests to stop: a signal, a ``stop`` file in the run folder, the end of the launcher.
 
-A request is only noted here. The trainer sums the notes of all ranks in each step, so that all stop after the same one.
+Requests are only recorded here. The trainer adds them up over all ranks in each step, so that all ranks stop after the
+same one.
 """
 
 import os
@@ -11,19 +12,20 @@ from pathlib import Path
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-LOOK_SECONDS = 1.0  # between looks at the file, which may be on a network file system
+LOOK_SECONDS = 1.0  # between checks of the file, which may be on a network file system
 LAUNCHER = b"deepspeed.launcher.launch"
 
 
 class StopRequests:
-    """Of one process. Signals are noted from its making on; repeated ones change nothing.
+    """Stop requests to this process; signal handlers are installed on construction. Repeated signals change nothing.
 
-    The deepspeed launcher answers SIGTERM and SIGINT by sending SIGTERM to all ranks, and kills them 30 s later. It
-    dies of SIGUSR1, and so does ``deepspeed`` itself of all three: the ranks would go on unseen, so that is a request.
+    On SIGTERM or SIGINT the deepspeed launcher sends SIGTERM to all ranks, and kills them 30 s later. SIGUSR1 ends the
+    launcher, and all three end ``deepspeed`` itself, which started it. The ranks would train on unnoticed, so the end
+    of either is a stop request, too.
 
     Args:
-        file: whose existence is a request; None: there is none to look for.
-        launcher_gone: of ``watch_launcher``.
+        file: whose existence is a stop request; None: no file is looked for.
+        launcher_gone: from ``watch_launcher``.
     """
 
     def __init__(self, file: Path | None, launcher_gone: Callable[[], bool]):
@@ -38,7 +40,7 @@ class StopRequests:
         self.reason = self.reason or signal.Signals(number).name
 
     def look(self) -> str | None:
-        """Why this process was asked to stop, if it was."""
+        """Return why this process was asked to stop, or None."""
         if self.reason is None and time.monotonic() - self.looked >= LOOK_SECONDS:
             self.looked = time.monotonic()
             if self.file is not None and self.file.exists():
@@ -48,29 +50,29 @@ class StopRequests:
         return self.reason
 
     def obeyed(self) -> None:
-        """Remove the file: the next run is not meant."""
+        """Remove the file, so that it does not stop the next run."""
         if self.file is not None:
             self.file.unlink(missing_ok=True)
 
 
 def watch_launcher() -> Callable[[], bool]:
-    """Tells whether the deepspeed launcher that started this process, or the command that started it, has ended.
+    """Return a function that tells whether the deepspeed launcher of this process, or its own parent, has ended.
 
-    To be called early: of a launcher that has ended by then, nothing is known.
+    Call it early: a launcher that has ended before is not recognized.
     """
     parent = os.getppid()
     try:
         is_launcher = LAUNCHER in Path(f"/proc/{parent}/cmdline").read_bytes()
     except OSError:
         is_launcher = False
-    if not is_launcher:  # a shell may well end before what it started
+    if not is_launcher:  # a shell may end before the programs that it started
         return lambda: False
     grandparent = _parent(parent)
     return lambda: os.getppid() != parent or _parent(parent) != grandparent
 
 
 def _parent(pid: int) -> int | None:
-    """Of another process; None when it is gone."""
+    """Return the parent of another process, or None if that process has ended."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
     except OSError:

@@ -1,4 +1,4 @@
-"""The columns of metrics.jsonl: declared once, documented from there. ``tests.support.launch.rows`` holds real rows to them."""
+"""The columns of metrics.jsonl are declared once and documented from there."""
 
 from common.project import ROOT
 from training.monitoring.columns import COLUMNS, CROSS_ENTROPY, GUARD, TRAIN, split_of, to_markdown, undeclared

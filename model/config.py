@@ -185,7 +185,7 @@ class StMoeConfig(PreTrainedConfig):
         return self.decoder_gating if decoder else self.gating
 
     def is_sparse_layer(self, index: int) -> bool:
-        """Whether block ``index`` (from 0) of a stack has a sparse feed-forward (SPEC: index % 4 == 3)."""
+        """Whether block ``index`` (from 0) of a stack has a sparse feed-forward (docs/method.md, Model)."""
         return self.num_experts > 0 and index % self.sparse_step == self.sparse_step - 1
 
 

@@ -5,7 +5,7 @@
 Two cases: documents of C4's mean length with a vocabulary of T5's size, and the short ones of configs/tiny.yaml with
 its small vocabulary. The parts of a case take turns, a slice of a fraction of a second each, so that what else a
 machine does strikes all of them alike; CPU time of this process is what counts. The text is that of
-`python -m data.prepare --source wikipedia`.
+`python -m data.prepare --source wikipedia --vocab-size 1000`.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Makes a dataset folder with one command: text shards in C4 layout, a validation split, a vocabulary, statistics.
 
-    python -m data.prepare --source wikipedia --out runs/data/wikipedia
+    python -m data.prepare --source wikipedia --vocab-size 1000 --out runs/data/wikipedia
     python -m data.prepare --source c4 --documents 200000 --vocab-size 32000
     python -m data.prepare --source files --files 'books/*.txt.gz' --vocabulary t5/ --out runs/data/books
 

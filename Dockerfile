@@ -1,4 +1,6 @@
-# docker build -t st-moe .        (another PyTorch or CUDA: --build-arg PYTORCH_IMAGE=…, with torch as in requirements.txt)
+# docker build -t st-moe .
+#
+# Another CUDA: --build-arg PYTORCH_IMAGE, an image with the torch of requirements.txt.
 ARG PYTORCH_IMAGE=pytorch/pytorch:2.13.0-cuda13.0-cudnn9-devel
 FROM ${PYTORCH_IMAGE}
 
@@ -24,6 +26,7 @@ COPY train.py convert.py pyproject.toml LICENSE README.md ./
 COPY configs ./configs
 COPY ds_configs ./ds_configs
 COPY launch ./launch
+COPY common ./common
 COPY model ./model
 COPY data ./data
 COPY optim ./optim

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Trains on several hosts with the deepspeed launcher; run it on one of them.
 #
-#   bash launch/multi_node.sh launch/hostfile --config configs/tiny.yaml [--resume] [key=value …]
+#   cp launch/hostfile.example launch/hostfile   # then name your hosts in it
+#   bash launch/multi_node.sh launch/hostfile --config configs/small.yaml [--resume] [key=value …]
 #
 # Every host needs the same checkout, virtual environment and data at the same paths, passwordless ssh from this host,
 # and a file system shared by all for `training.output_dir`. See docs/cluster.md.

@@ -2,7 +2,7 @@
 # Starts a training command again, from its newest checkpoint, until it is done.
 #
 #   bash launch/run_until_done.sh [--max-restarts N] [--backoff SECONDS] [--crash-loop N] \
-#     deepspeed --num_gpus 8 train.py --config configs/tiny.yaml [key=value …]
+#     deepspeed --num_gpus 8 train.py --config configs/small.yaml [key=value …]
 #
 # --max-restarts N   give up after N restarts (100)
 # --backoff SECONDS  wait before the first restart; doubles with each failure in a row, up to 300 s (5)

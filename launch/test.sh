@@ -7,11 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/setup.sh
 source launch/setup.sh requirements.txt requirements-dev.txt
 
-ruff check .
-ruff format --check .
-mypy
-shellcheck -x launch/*.sh .ci/run
-hadolint Dockerfile
+bash launch/lint.sh
 export CUDA_VISIBLE_DEVICES="" DS_ACCELERATOR=cpu
 # Two at a time: many tests wait for processes of their own, which have two ranks as a rule.
 exec python -m pytest --numprocesses 2 --dist worksteal --durations=10 "$@"

@@ -1,7 +1,7 @@
 """The stability study (Zoph et al. 2022, tables 2-4): which techniques stabilize sparse models, and at what cost.
 
 python -m studies.stability --config configs/tiny.yaml --seeds 3
-python -m studies.stability --config configs/my_run.yaml --steps 100000 --launcher slurm --nodes 8 --dry-run
+python -m studies.stability --config configs/st_moe_l.yaml --steps 100000 --launcher slurm --nodes 8 --dry-run
 
 Finished runs are kept: after an interruption the same command continues and gives the same table.
 """

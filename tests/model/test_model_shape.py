@@ -202,7 +202,7 @@ def test_building_does_not_import_deepspeed() -> None:
     assert result.stdout.strip() == "[]"
 
 
-# Standard deviations of SPEC section 1, before truncation, by the end of the parameter's name.
+# Standard deviations of docs/method.md (Model), before truncation, by the end of the parameter's name.
 SIGMA = {
     "q.weight": math.sqrt(0.1 / 32 / 12),
     "k.weight": math.sqrt(0.1 / 32),

@@ -76,7 +76,7 @@ def test_equals_hugging_face(clipping: float, beta1: float, weight_decay: float,
 
 
 def paper(weights: Tensor, gradients: list[Tensor], *, lr: float, clipping: float, factored: bool) -> Tensor:
-    """SPEC section 3 for one tensor, in float64."""
+    """The optimizer of docs/method.md (Pre-training) for one tensor, in float64."""
     x, row, column, full = weights.double(), 0.0, 0.0, 0.0
     for t, gradient_ in enumerate(gradients):
         g = gradient_.double()

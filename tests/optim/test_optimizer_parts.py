@@ -20,7 +20,7 @@ def factors(steps: list[int], total_steps: int = 100, **keys: Any) -> list[float
 
 
 def test_the_default_is_the_papers_schedule():
-    """SPEC: lr = 1 / sqrt(max(step, 10k)), 0.01 for the first 10k steps."""
+    """docs/method.md: lr = 1 / sqrt(max(step, 10k)), 0.01 for the first 10k steps."""
     config = OptimizerConfig()
     for step in (0, 1, 9_999, 10_000, 20_000, 500_000):
         rate = config.learning_rate * learning_rate_factor(step, config, 500_000)

@@ -1,6 +1,7 @@
 """Top-n gating against a slow reference in plain Python floats, and hand-worked cases.
 
-Reference order of events (SPEC section 2): softmax, best experts, gates, requests, capacity slots by choice then token.
+Reference order of events (docs/method.md, Router, capacity and losses): softmax, best experts, gates, requests,
+capacity slots by choice, then token.
 """
 
 import math

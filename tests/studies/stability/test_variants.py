@@ -64,7 +64,7 @@ def test_a_variant_that_does_not_apply_is_refused(config_file: str):
 
 
 def test_the_papers_figures():
-    # SPEC of the study: tables 2-4 of Zoph et al. 2022
+    # docs/method.md: tables 2-4 of Zoph et al. 2022
     figures = {name: VARIANTS[name].paper[1:] for name in VARIANTS}
     assert figures == {
         "baseline": (4, 6, -1.755, 0.02),

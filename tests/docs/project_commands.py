@@ -1,0 +1,193 @@
+"""Checks commands that start this project's programs and scripts."""
+
+import argparse
+import contextlib
+import importlib
+import io
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data.span_corruption import NUM_SENTINELS
+from tests.docs.page import Page, configs_of
+from tests.docs.parsing import PreflightError, called_as, parse, require, unknown
+from training.config.checks import check_all_to_all, check_layout
+from training.config.run import load_config
+
+GPUS_OF_A_HOST = (1, 2, 4, 8)  # of the machines on which a command may start one rank per GPU
+INTERNAL_PROGRAMS = ("data.streaming.worker",)  # started by other programs, with arguments that only these know
+RESTART_OPTIONS = ("--max-restarts", "--backoff", "--crash-loop")
+#: Options of pytest, and whether a value follows.
+PYTEST_OPTIONS = {"-q": False, "-s": False, "-x": False, "-v": False, "--lf": False, "-m": True, "-k": True, "-n": True}
+
+
+def check_train(page: Page, arguments: list[str], layouts: Sequence[tuple[int, int]]) -> None:
+    """``train.py``, for each layout: ranks, and ranks of a host."""
+    options = parse(importlib.import_module("train"), "train.py", arguments)
+    if options is None:
+        return
+    config = load_config(page.config_file(options.config), options.overrides)
+    for ranks, ranks_of_host in layouts:
+        try:
+            check_layout(config, ranks)
+            check_all_to_all(config, ranks_of_host)
+            streams = config.data.num_streams
+            require(streams % ranks == 0, f"data.num_streams = {streams} is not divisible by the world size {ranks}")
+        except (ValueError, PreflightError) as error:
+            raise PreflightError(f"on {ranks} ranks: {error}") from None
+    if not (options.resume or options.restart or options.is_done):
+        page.start_run(config)
+
+
+def check_deepspeed(page: Page, arguments: list[str]) -> None:
+    """The deepspeed launcher."""
+    layouts = [(gpus, gpus) for gpus in GPUS_OF_A_HOST]
+    while arguments and arguments[0].startswith("-"):
+        option, value, *arguments = arguments
+        if option == "--num_gpus":
+            layouts = [(int(value), int(value))]
+        elif option == "--hostfile":
+            layouts = [hostfile_layout(value)]
+        elif option not in ("--master_port", "--master_addr"):
+            raise unknown(f"deepspeed {option}")
+    if arguments[:1] != ["train.py"]:
+        raise unknown("deepspeed starts another program than train.py")
+    check_train(page, arguments[1:], layouts)
+
+
+def hostfile_layout(file: str) -> tuple[int, int]:
+    """Ranks in all, and on a host, of a hostfile of the deepspeed launcher."""
+    require(Path(file).is_file(), f"{file}: no such file")
+    slots = [int(n) for n in re.findall(r"^\w\S*\s+slots=(\d+)", Path(file).read_text(encoding="utf-8"), re.MULTILINE)]
+    require(slots, f"{file} names no hosts")
+    return sum(slots), min(slots)
+
+
+def check_python(page: Page, arguments: list[str]) -> None:
+    """``python FILE …`` and ``python -m MODULE …``."""
+    if arguments[:1] == ["-m"]:
+        module, rest = arguments[1], arguments[2:]
+    elif arguments and arguments[0].endswith(".py"):
+        require(Path(arguments[0]).is_file(), f"{arguments[0]}: no such file")
+        module, rest = arguments[0].removesuffix(".py").replace("/", "."), arguments[1:]
+    else:
+        raise unknown(shlex.join(["python", *arguments]))
+    if module == "train":
+        check_train(page, rest, [(1, 1)])
+    elif module == "pytest":
+        check_pytest(page, rest)
+    elif module == "venv":
+        require(len(rest) == 1, "python -m venv takes one folder")
+    else:
+        check_program(page, module, rest)
+
+
+def check_program(page: Page, module: str, arguments: list[str]) -> None:
+    """A program with a parser of its own."""
+    require(is_program(page.root, module), f"{module}: no such program")
+    if module in INTERNAL_PROGRAMS:
+        return None
+    package = (page.root / module.replace(".", "/") / "__main__.py").is_file()
+    program = importlib.import_module(f"{module}.__main__" if package else module)
+    if module.startswith("studies."):
+        return check_study(program, arguments)
+    options = parse(program, module, arguments)
+    if options is None and module != "training.report":
+        return None
+    if module == "data.prepare":
+        check_prepare(page, options)
+    elif module in ("convert", "training.report"):
+        page.run(str(options.run if hasattr(options, "run") else arguments[0]).rstrip("/"))
+    elif module == "tests.support.compare_runs" and page.in_order:
+        for folder in (options.before, options.after):
+            page.run(str(folder))
+    return None
+
+
+def is_program(root: Path, module: str) -> bool:
+    """Whether ``python -m`` can start the module."""
+    path = root / module.replace(".", "/")
+    return (path / "__main__.py").is_file() or path.with_suffix(".py").is_file()
+
+
+def check_study(program: Any, arguments: list[str]) -> None:
+    """Plan all runs of a study: their configurations are checked for their ranks."""
+    code, err = 0, io.StringIO()
+    dry_run = arguments if "--dry-run" in arguments else [*arguments, "--dry-run"]
+    with called_as("study", dry_run), contextlib.redirect_stderr(err):
+        code = program.main()
+    require(not code, err.getvalue().strip())
+
+
+def check_prepare(page: Page, options: argparse.Namespace) -> None:
+    """A vocabulary made for a config in ``configs/`` must fit its model."""
+    if options.vocabulary is not None:
+        return
+    for config in configs_of(page.root):
+        if Path(config.data.vocabulary) == options.out / "vocabulary":
+            rows = config.st_moe_config().vocab_size
+            require(
+                options.vocab_size + NUM_SENTINELS <= rows,
+                f"{options.vocab_size} pieces and {NUM_SENTINELS} sentinels do not fit model.vocab_size = {rows} of "
+                f"{config.training.name}, which reads {options.out}",
+            )
+
+
+def check_bash(page: Page, arguments: list[str]) -> None:
+    """The scripts of ``launch/``."""
+    require(arguments, "cannot be checked: bash alone; teach tests/docs")
+    script, *rest = arguments
+    require(Path(script).is_file(), f"{script}: no such file")
+    name = Path(script).name
+    if name == "quickstart.sh":
+        check_quickstart(page, rest)
+    elif name == "test.sh":
+        check_pytest(page, rest)
+    elif name == "lint.sh":
+        require(not rest, f"{script} takes no arguments")
+    elif name == "multi_node.sh":
+        require(rest, f"{script} needs a hostfile")
+        check_train(page, rest[1:], [hostfile_layout(rest[0])])
+    elif name == "run_until_done.sh":
+        while rest and rest[0].startswith("-"):
+            require(rest[0] in RESTART_OPTIONS, f"{script}: unknown option {rest[0]}")
+            rest = rest[2:]
+        require(rest, f"{script} needs a command")
+        page.check([*rest, "--restart"])
+    else:
+        raise unknown(script)
+
+
+def check_quickstart(page: Page, arguments: list[str]) -> None:
+    """The commands in the script, with these arguments."""
+    corpus = "c4" if "--c4" in arguments else "wikipedia"
+    overrides = [word for word in arguments if word != "--c4" and not word.startswith("training.name=")]
+    names = [word.removeprefix("training.name=") for word in arguments if word.startswith("training.name=")]
+    free = next(name for n in range(1, 99) if (name := f"tiny-{n}" if n > 1 else "tiny") not in page.trained)
+    values = {
+        '"${overrides[@]}"': shlex.join(overrides), "$name": names[-1] if names else free, "$corpus": corpus,
+        "$data": f"runs/data/{corpus}", "$port": "29500",
+    }  # fmt: skip
+    script = (page.root / "launch" / "quickstart.sh").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = [line for line in script.splitlines() if line.startswith(("deepspeed ", "python -m "))]
+    require(any("train.py" in command for command in commands), "cannot be checked: quickstart.sh trains nothing")
+    for command in commands:
+        for name, value in values.items():
+            command = command.replace(name, value)
+        if "$" in command:
+            raise unknown(command)
+        page.check(shlex.split(command))
+
+
+def check_pytest(page: Page, arguments: list[str]) -> None:
+    """Paths of tests, and options."""
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith("-"):
+            require(Path(word.partition("::")[0]).exists(), f"{word}: no such file")
+        elif word not in PYTEST_OPTIONS:
+            raise unknown(f"pytest {word}")
+        elif PYTEST_OPTIONS[word]:
+            require(next(words, None), f"pytest {word} needs a value")

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from model.config import StMoeConfig
-from model.feed_forward import FeedForward
 from model.initialization import initialize_weights
+from model.layers.feed_forward import FeedForward
 from model.moe.experts import Experts
 from model.moe.layer import SparseFeedForward
 from model.moe.router import group_tokens

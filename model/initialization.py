@@ -10,12 +10,12 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor, nn
 
-from model.attention import QueryProjection, RelativePositionBias
 from model.config import StMoeConfig
-from model.feed_forward import HiddenBias
+from model.layers.attention import QueryProjection, RelativePositionBias
+from model.layers.feed_forward import HiddenBias
+from model.layers.norm import RMSNorm
 from model.moe.experts import Experts
 from model.moe.router import Router
-from model.norm import RMSNorm
 from model.seeding import seed_of
 
 Fill = Callable[[Tensor, Generator | None], Tensor]

@@ -13,13 +13,13 @@ from transformers import EncoderDecoderCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
-from model.attention import Attention, RelativePositionBias, attention_bias
 from model.config import StMoeConfig
-from model.feed_forward import FeedForward
+from model.layers.attention import Attention, RelativePositionBias, attention_bias
+from model.layers.feed_forward import FeedForward
+from model.layers.norm import RMSNorm
+from model.layers.precision import to_matmul_dtype
 from model.losses import RouterLosses
 from model.moe.layer import SparseFeedForward
-from model.norm import RMSNorm
-from model.precision import to_matmul_dtype
 
 
 class SparseFactory(Protocol):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.config import StMoeConfig
-from model.feed_forward import gelu, make_hidden_bias
+from model.layers.feed_forward import gelu, make_hidden_bias
 from model.moe.grouped_geglu import ReusedMemory, can_group, geglu_grouped, geglu_per_expert
 
 Weights = tuple[Tensor, Tensor, Tensor]

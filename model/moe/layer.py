@@ -8,11 +8,11 @@ request), d = d_model.
 from torch import Tensor, nn
 
 from model.config import StMoeConfig
+from model.layers.precision import to_matmul_dtype
 from model.losses import RouterLosses, max_router_logit
 from model.moe.dispatch import combine, dispatch, tokens_of_rows
 from model.moe.experts import Experts
 from model.moe.router import Router, group_tokens, route
-from model.precision import to_matmul_dtype
 
 
 class SparseFeedForward(nn.Module):

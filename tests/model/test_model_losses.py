@@ -9,10 +9,10 @@ from torch.nn import functional
 
 from model.config import StMoeConfig
 from model.initialization import initialize_weights
+from model.layers.norm import RMSNorm
 from model.losses import LossDivisors, cross_entropy_and_z, load_balance_loss, max_router_logit, router_z_loss
 from model.moe.layer import SparseFeedForward
 from model.moe.router import Router
-from model.norm import RMSNorm
 from model.st_moe import StMoeForConditionalGeneration
 
 

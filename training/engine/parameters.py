@@ -6,12 +6,12 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from model.attention import Attention, RelativePositionBias
-from model.feed_forward import FeedForward
+from model.layers.attention import Attention, RelativePositionBias
+from model.layers.feed_forward import FeedForward
+from model.layers.norm import RMSNorm
 from model.moe.experts import Experts
 from model.moe.layer import SparseFeedForward
 from model.moe.router import Router
-from model.norm import RMSNorm
 from model.st_moe import StMoeForConditionalGeneration
 from optim.parameter import ExpertAxis, ParameterSpec, parameter_specs
 from optim.partition import Partition

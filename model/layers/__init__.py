@@ -1,0 +1,1 @@
+"""The dense sub-layers of a block: attention, feed-forward, norm."""

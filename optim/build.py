@@ -1,4 +1,4 @@
-"""The optimizer that a configuration asks for."""
+"""Builds the configured optimizer."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ from optim.parameter import ParameterSpec
 def build_optimizer(
     specs: Mapping[Tensor, ParameterSpec], config: OptimizerConfig, embedding: Tensor | None = None
 ) -> Optimizer:
-    """The optimizer over ``parameter_groups``, ready to be handed to DeepSpeed.
+    """Return the optimizer over ``parameter_groups``, to be passed to DeepSpeed.
 
     Args:
         specs: of every parameter, in the model's order.

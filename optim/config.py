@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-# Defaults that are other ones with AdamW.
+# Defaults that differ for AdamW.
 ADAMW_DEFAULTS = {"learning_rate": 1e-3, "warmup": "linear", "beta1": 0.9, "gradient_clipping": 1.0}
 # Keys that only some optimizers or schedules use.
 ADAMW_KEYS = ("unit_learning_rate", "beta2", "epsilon")
@@ -13,7 +13,7 @@ DECAY_KEYS = ("decay_steps", "floor")
 
 
 class OptimizerConfig(BaseModel):
-    """Which optimizer, and its learning-rate schedule."""
+    """The optimizer and its learning-rate schedule."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -22,47 +22,53 @@ class OptimizerConfig(BaseModel):
         description="Update rule; adafactor: T5's and ST-MoE's; adamw_8bit: moments of 8 bits (bitsandbytes, CUDA).",
     )
     learning_rate: float = Field(
-        1e-2, gt=0, description="Peak; of Adafactor, relative to the RMS of each weight tensor. AdamW's default: 1e-3."
+        1e-2,
+        gt=0,
+        description="Peak; for Adafactor relative to the RMS of each weight tensor. Default for AdamW: 1e-3.",
     )
     unit_learning_rate: float | None = Field(
         None,
         gt=0,
-        description="AdamW: the same for the parameters that begin at the scale of 1, the input embedding and the "
-        "norms' scales; null: learning_rate. AdamW moves every weight equally, and matrices begin 30 times smaller.",
+        description="AdamW: peak for the parameters whose initial scale is 1, the input embedding and the norms' scales; "
+        "null: learning_rate. AdamW moves every weight equally, and matrices start about 30 times smaller.",
     )
     schedule: Literal["rsqrt", "constant", "linear", "cosine"] = Field(
         "rsqrt",
-        description="After warmup_steps: rsqrt: 1/sqrt(step) (T5); constant; linear and cosine: down to floor at "
+        description="After warmup_steps. rsqrt: 1/sqrt(step) (T5); constant; linear and cosine: decay to floor at "
         "decay_steps.",
     )
     warmup: Literal["constant", "linear"] = Field(
         "constant",
-        description="Before warmup_steps: constant at the peak (T5), or linear from 0. AdamW's default: linear.",
+        description="Before warmup_steps: constant at the peak (T5), or linear from 0. Default for AdamW: linear.",
     )
-    warmup_steps: int = Field(10_000, ge=1, description="Steps before the schedule's decay begins.")
+    warmup_steps: int = Field(10_000, ge=1, description="Steps before the decay starts.")
     decay_steps: int | None = Field(
         None, ge=1, description="Step at which linear and cosine reach floor; null: training.steps."
     )
-    floor: float = Field(0.0, ge=0, lt=1, description="Where linear and cosine end, as a fraction of the peak.")
+    floor: float = Field(0.0, ge=0, lt=1, description="Final value of linear and cosine, as a fraction of the peak.")
     update_clipping: float = Field(
         1.0, gt=0, description="Adafactor: largest RMS of each tensor's update, before learning rate and scale."
     )
     min_dim_size_to_factor: int = Field(
-        128, ge=1, description="Adafactor: matrices of at least this in both dimensions keep row and column means only."
+        128,
+        ge=1,
+        description="Adafactor: matrices with both dimensions of at least this size keep only row and column means.",
     )
     beta1: float = Field(
-        0.0, ge=0, lt=1, description="Decay of the first moment; Adafactor at 0 keeps none. AdamW's default: 0.9."
+        0.0, ge=0, lt=1, description="Decay of the first moment; at 0 Adafactor keeps none. Default for AdamW: 0.9."
     )
     beta2: float = Field(0.999, ge=0, lt=1, description="AdamW: decay of the second moment.")
-    epsilon: float = Field(1e-8, gt=0, description="AdamW: added to the root of the second moment.")
+    epsilon: float = Field(1e-8, gt=0, description="AdamW: added to the square root of the second moment.")
     weight_decay: float = Field(
-        0.0, ge=0, description="Decoupled decay of matrices, times their learning rate; vectors are never decayed."
+        0.0,
+        ge=0,
+        description="Decoupled weight decay of matrices, multiplied by their learning rate; vectors are never decayed.",
     )
     gradient_clipping: float = Field(
-        0.0, ge=0, description="Largest global gradient norm; 0: no clipping, as T5. AdamW's default: 1.0."
+        0.0, ge=0, description="Largest global gradient norm; 0: no clipping, as in T5. Default for AdamW: 1.0."
     )
     non_finite: Literal["skip", "stop"] = Field(
-        "skip", description="A gradient with infinities or NaN: leave out the update on all ranks, or end the run."
+        "skip", description="On a gradient with infinities or NaN: skip the step on all ranks, or end the run."
     )
 
     @model_validator(mode="before")
@@ -93,7 +99,7 @@ class OptimizerConfig(BaseModel):
                 )
 
     def check_decay(self, end: int, key: str) -> None:
-        """Raise ValueError if a schedule that decays until step ``end``, given by ``key``, has no step to do so."""
+        """Raise ValueError if a schedule that decays until step ``end``, set by ``key``, has no step left to decay."""
         if self.schedule in ("linear", "cosine") and end <= self.warmup_steps:
             raise ValueError(
                 f"{key} = {end} leaves optimizer.schedule = {self.schedule} no step to decay after "

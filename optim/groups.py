@@ -1,4 +1,4 @@
-"""Parameter groups: by the process group that reduces their gradients, learning rate, and whether they are decayed."""
+"""Parameter groups: by the process group that reduces their gradients, learning rate and weight decay."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,19 +11,19 @@ from optim.config import OptimizerConfig
 def parameter_groups(
     parameters: Iterable[Tensor], config: OptimizerConfig, embedding: Tensor | None = None
 ) -> list[dict[str, Any]]:
-    """Split parameters into the groups that DeepSpeed's ZeRO wants, as few as possible: each has its own collectives.
+    """Split parameters into the groups that DeepSpeed's ZeRO needs, as few as possible: each has its own collectives.
 
-    Expert weights that are split over ranks (``allreduce`` is False) need groups of their own with ``moe`` set and,
-    as ``name``, the name of their process group. The embedding and vectors, which begin at the scale of 1, may have a
-    learning rate of their own; vectors are not decayed.
+    Expert weights that are split over ranks (``allreduce`` is False) need their own groups, with ``moe`` set and the name
+    of their process group as ``name``. The embedding and vectors, whose initial scale is 1, may have their own learning
+    rate; vectors are not decayed.
 
     Args:
-        parameters: every parameter, in the model's order; frozen ones are left out.
+        parameters: every parameter, in the model's order; frozen ones are skipped.
         config: learning rates and weight decay.
         embedding: the input embedding, one of the parameters.
 
     Returns:
-        Groups without empty ones; every trainable parameter is in exactly one.
+        Groups, none of them empty; every trainable parameter is in exactly one.
     """
     unit_rate = config.unit_learning_rate or config.learning_rate
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}

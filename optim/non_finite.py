@@ -1,4 +1,4 @@
-"""Leaves out an update whose gradient is not finite, where DeepSpeed does not."""
+"""Skips the optimizer step on a non-finite gradient where DeepSpeed does not."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from torch.optim import Optimizer
 
 @torch.no_grad()
 def discard_non_finite(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-    """A step pre-hook: drops all gradients if any rank's norm is infinite or NaN; one all-reduce of one number.
+    """Drop all gradients if the norm on any rank is infinite or NaN; a step pre-hook, one all-reduce of one number.
 
-    ``optimizer.overflow`` then tells DeepSpeed's engine, as its own wrappers do, to count a skipped step and to leave
-    the learning rate where it is.
+    As DeepSpeed's own wrappers do, ``optimizer.overflow`` then tells the engine to count a skipped step and to keep the
+    learning rate.
     """
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     finite = torch.isfinite(get_total_norm(gradients)).float()

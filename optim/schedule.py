@@ -1,4 +1,4 @@
-"""Learning-rate schedules, as factors of the peak."""
+"""Learning-rate schedules as factors of the peak learning rate."""
 
 import math
 
@@ -9,15 +9,15 @@ from optim.config import OptimizerConfig
 
 
 def learning_rate_factor(step: int, config: OptimizerConfig, total_steps: int) -> float:
-    """The factor of the peak at an update.
+    """Return the factor of the peak learning rate at an update.
 
     ``rsqrt`` is T5's 1/sqrt(max(step, warmup_steps)), scaled to 1 at ``warmup_steps``: with the peak 0.01 and 10k
     steps, the paper's 1/sqrt(max(step, 10k)).
 
     Args:
-        step: updates already made, from 0.
-        config: which schedule.
-        total_steps: where linear and cosine decay end unless ``config.decay_steps`` says so.
+        step: updates made before, from 0.
+        config: names the schedule.
+        total_steps: where linear and cosine decay end, unless ``config.decay_steps`` is set.
     """
     if step < config.warmup_steps:
         return 1.0 if config.warmup == "constant" else (step + 1) / config.warmup_steps
@@ -32,5 +32,5 @@ def learning_rate_factor(step: int, config: OptimizerConfig, total_steps: int) -
 
 
 def make_schedule(optimizer: Optimizer, config: OptimizerConfig, total_steps: int) -> LambdaLR:
-    """The schedule that ``config`` asks for; one ``step()`` per update."""
+    """Return the configured schedule; one ``step()`` per update."""
     return LambdaLR(optimizer, lambda step: learning_rate_factor(step, config, total_steps))

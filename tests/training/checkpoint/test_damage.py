@@ -70,7 +70,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(
     if damage != "flip" and file != MANIFEST_FILE:
         assert find_checkpoint(config, 2, 1).state.step == 2
     DAMAGES[damage](folder / "step_00000002" / file)
-    with pytest.raises(ConfigError, match=r"holds no checkpoint that is whole \(step_00000004: [^\n]*step_00000002: "):
+    with pytest.raises(ConfigError, match=r"holds no intact checkpoint \(step_00000004: [^\n]*step_00000002: "):
         read_checkpoint(config.run_dir)
 
 

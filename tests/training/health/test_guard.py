@@ -101,7 +101,7 @@ def test_a_run_goes_back_and_leaves_the_bad_data_out(corpus: dict[str, Any], tmp
     )
     guard = [row for row in spiked if row.get("split") == "guard"]
     assert [row["decision"] for row in guard] == ["spike", "roll_back"], guard
-    assert "going back to step_00000020; the data of steps 21 to 24 are left out" in guard[1]["reason"]
+    assert "rolling back to step_00000020; the data of steps 21 to 24 are skipped" in guard[1]["reason"]
     steps = [row["step"] for row in spiked if "split" not in row]
     assert steps == [*range(1, 25), *range(21, 41)]
     before = [row["loss"] for row in untouched if "split" not in row]

@@ -1,7 +1,7 @@
-"""The manifest of a checkpoint: every file with its size and SHA-256, taken while it was written.
+"""The manifest of a checkpoint: every file with its size and SHA-256, computed while it is written.
 
-``manifest.json`` is written last, so a folder without one is incomplete. A folder that does not match its manifest is
-``DamagedError`` and never loaded.
+``manifest.json`` is written last, so a folder without one is incomplete. A folder that does not match its manifest
+raises ``DamagedError`` and is never loaded.
 """
 
 import hashlib
@@ -17,11 +17,11 @@ READ_BYTES = 2**22
 
 
 class DamagedError(ValueError):
-    """A checkpoint is incomplete or not as it was written; the message names checkpoint and file."""
+    """A checkpoint is incomplete or differs from what was written; the message names checkpoint and file."""
 
 
 class FileRecord(NamedTuple):
-    """What a file must be."""
+    """Name, size and digest that a file must have."""
 
     name: str
     size: int  # bytes
@@ -29,7 +29,7 @@ class FileRecord(NamedTuple):
 
 
 class RecordedFile:
-    """Context manager: a new file whose digest is taken as it is written; on disk when the context is left.
+    """Context manager: a new file whose digest is computed as it is written; on disk when the context is left.
 
     Raises:
         OSError: the file exists or cannot be written.
@@ -41,7 +41,7 @@ class RecordedFile:
         self.file = path.open("xb")
 
     def write(self, data: bytes | memoryview) -> int:
-        """Append; returns the number of bytes."""
+        """Append, and return the number of bytes."""
         self.digest.update(data)
         written = self.file.write(data)
         self.size += written
@@ -49,7 +49,7 @@ class RecordedFile:
 
     @property
     def record(self) -> FileRecord:
-        """Of all that was written."""
+        """The record of everything written so far."""
         return FileRecord(self.path.name, self.size, self.digest.hexdigest())
 
     def __enter__(self) -> "RecordedFile":
@@ -62,20 +62,20 @@ class RecordedFile:
 
 
 def record_text(path: Path, text: str) -> FileRecord:
-    """Write a new file of text."""
+    """Write a new file of text, and return its record."""
     with RecordedFile(path) as file:
         file.write(text.encode())
     return file.record
 
 
 def write_manifest(folder: Path, records: Iterable[FileRecord]) -> None:
-    """The last file of a checkpoint: all others are on disk."""
+    """Write the last file of a checkpoint; all others must be on disk."""
     files = {name: {"size": size, "sha256": sha256} for name, size, sha256 in sorted(records)}
     record_text(folder / MANIFEST_FILE, json.dumps({"files": files}, indent=1))
 
 
 def read_manifest(folder: Path) -> list[FileRecord]:
-    """What ``folder`` must hold, largest files first. Raises DamagedError."""
+    """Return the records of the files that ``folder`` must hold, largest first. Raises DamagedError."""
     try:
         files = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["files"]
         records = [FileRecord(name, int(entry["size"]), str(entry["sha256"])) for name, entry in files.items()]
@@ -87,7 +87,7 @@ def read_manifest(folder: Path) -> list[FileRecord]:
 
 
 def check_sizes(folder: Path, records: Iterable[FileRecord]) -> None:
-    """Every file is there and as long as it was. Raises DamagedError."""
+    """Check that every file is there and has its size. Raises DamagedError."""
     for record in records:
         try:
             size = (folder / record.name).stat().st_size
@@ -100,7 +100,7 @@ def check_sizes(folder: Path, records: Iterable[FileRecord]) -> None:
 
 
 def check_contents(folder: Path, records: Iterable[FileRecord]) -> None:
-    """Every byte is as it was written; reads the files. Raises DamagedError."""
+    """Check every byte; reads the files. Raises DamagedError."""
     for record in records:
         check_sizes(folder, [record])
         digest = hashlib.sha256()
@@ -111,4 +111,4 @@ def check_contents(folder: Path, records: Iterable[FileRecord]) -> None:
         except OSError as error:
             raise DamagedError(f"{folder.name}: {record.name} cannot be read: {error}") from None
         if digest.hexdigest() != record.sha256:
-            raise DamagedError(f"{folder.name}: {record.name} is not what was written: its SHA-256 differs")
+            raise DamagedError(f"{folder.name}: {record.name} differs from what was written (SHA-256)")

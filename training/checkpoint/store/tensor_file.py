@@ -1,7 +1,7 @@
-"""A safetensors file written piece by piece, so that neither a tensor nor the file need fit in memory.
+"""Writes a safetensors file chunk by chunk, so that neither a tensor nor the file needs to fit in memory.
 
-``safetensors.torch.save_file`` wants all tensors at once. The format is one JSON header and the tensors' bytes behind
-each other (https://huggingface.co/docs/safetensors).
+``safetensors.torch.save_file`` needs all tensors at once. The format is a JSON header followed by the bytes of the
+tensors (https://huggingface.co/docs/safetensors).
 """
 
 import json
@@ -19,18 +19,18 @@ DTYPES = {
     torch.float32: "F32", torch.bfloat16: "BF16", torch.float64: "F64",
     torch.uint8: "U8", torch.int8: "I8", torch.int32: "I32", torch.int64: "I64",
 }  # fmt: skip
-CHUNK = 2**26  # elements read or written at once: 256 MB of float32
+CHUNK = 2**26  # most elements read or written at once: 256 MB of float32
 
 
 class TensorFileWriter:
-    """Context manager that writes the tensors it was promised, in order; on disk when the context is left.
+    """Context manager that writes the announced tensors in order; on disk when the context is left.
 
     Args:
         path: the file, which must not exist.
         tensors: name → dtype and shape.
 
     Raises:
-        ValueError: a piece of another dtype, too many elements or, at the end, too few.
+        ValueError: a chunk of another dtype, too many elements or, at the end, too few.
     """
 
     def __init__(self, path: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]):
@@ -43,23 +43,23 @@ class TensorFileWriter:
             self.ends.append((end, dtype, name))
         self.path, self.written, self.current = path, 0, 0
         text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+        text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
         self.file = RecordedFile(path)
         self.file.write(len(text).to_bytes(8, "little") + text)
 
-    def append(self, piece: Tensor) -> None:
-        """The next elements of the present tensor, in row-major order, or the first ones of the next."""
+    def append(self, chunk: Tensor) -> None:
+        """Write the next elements of the current tensor, in row-major order, or the first ones of the next tensor."""
         while self.current < len(self.ends) and self.written == self.ends[self.current][0]:
             self.current += 1
         end, dtype, name = self.ends[self.current] if self.current < len(self.ends) else (self.written, None, None)
-        data = piece.detach().to("cpu").contiguous().view(-1)
+        data = chunk.detach().to("cpu").contiguous().view(-1)
         if data.dtype != dtype or self.written + data.numel() * data.itemsize > end:
             raise ValueError(f"{self.path}: {data.numel()} elements of {data.dtype} do not fit {name} of {dtype}")
         self.written += self.file.write(data.view(torch.uint8).numpy().data)
 
     @property
     def record(self) -> FileRecord:
-        """Of the whole file, for a manifest."""
+        """The record of the whole file, for a manifest."""
         return self.file.record
 
     def __enter__(self) -> "TensorFileWriter":
@@ -74,11 +74,11 @@ class TensorFileWriter:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
-    """A new file of whole tensors, of any device; at most ``CHUNK`` elements are copied at once."""
+    """Write a new file of tensors on any device; at most ``CHUNK`` elements are copied to the host at once."""
     with TensorFileWriter(
         path, {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     ) as file:
         for tensor in tensors.values():
-            for piece in tensor.detach().reshape(-1).split(CHUNK) if tensor.numel() else ():
-                file.append(piece)
+            for chunk in tensor.detach().reshape(-1).split(CHUNK) if tensor.numel() else ():
+                file.append(chunk)
     return file.record

@@ -24,12 +24,12 @@ class OptimizerConfig(BaseModel):
     learning_rate: float = Field(
         1e-2,
         gt=0,
-        description="Peak; for Adafactor relative to the RMS of each weight tensor. Default for AdamW: 1e-3.",
+        description="Peak; Adafactor: relative to the RMS of each weight tensor. Default for AdamW: 1e-3.",
     )
     unit_learning_rate: float | None = Field(
         None,
         gt=0,
-        description="AdamW: peak for the parameters whose initial scale is 1, the input embedding and the norms' scales; "
+        description="AdamW: peak for the parameters whose initial scale is 1: input embedding and norms. "
         "null: learning_rate. AdamW moves every weight equally, and matrices start about 30 times smaller.",
     )
     schedule: Literal["rsqrt", "constant", "linear", "cosine"] = Field(
@@ -52,7 +52,7 @@ class OptimizerConfig(BaseModel):
     min_dim_size_to_factor: int = Field(
         128,
         ge=1,
-        description="Adafactor: matrices with both dimensions of at least this size keep only row and column means.",
+        description="Adafactor: matrices whose dimensions are both at least this keep only row and column means.",
     )
     beta1: float = Field(
         0.0, ge=0, lt=1, description="Decay of the first moment; at 0 Adafactor keeps none. Default for AdamW: 0.9."
@@ -62,7 +62,7 @@ class OptimizerConfig(BaseModel):
     weight_decay: float = Field(
         0.0,
         ge=0,
-        description="Decoupled weight decay of matrices, multiplied by their learning rate; vectors are never decayed.",
+        description="Decoupled decay of matrices, multiplied by their learning rate; vectors are never decayed.",
     )
     gradient_clipping: float = Field(
         0.0, ge=0, description="Largest global gradient norm; 0: no clipping, as in T5. Default for AdamW: 1.0."

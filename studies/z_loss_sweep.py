@@ -10,7 +10,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from studies.plots import plot_sweep
-from studies.runner.options import carry_out, common_arguments, exit_code, make_launcher, make_parser, positive, refuse
+from studies.runner.options import (
+    common_arguments,
+    execute_plan,
+    exit_code,
+    make_launcher,
+    make_parser,
+    positive,
+    report_user_error,
+)
 from studies.runner.runs import Result
 from studies.runner.statistics import as_row, summarize
 from training.config.errors import ConfigError
@@ -65,9 +73,9 @@ def main() -> int:
             for seed in range(arguments.seeds)
             for coefficient in coefficients
         ]
-        outcome = carry_out(arguments, launcher, common, plan)
+        outcome = execute_plan(arguments, launcher, common, plan)
     except ValueError as error:
-        return refuse(error)
+        return report_user_error(error)
     if outcome is None:
         return 0
     results = {c: [result for run, result in outcome if run.variant == f"c_z_{c:g}"] for c in coefficients}

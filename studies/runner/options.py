@@ -97,7 +97,7 @@ def common_arguments(arguments: argparse.Namespace, launcher: Local | Slurm) -> 
     return together, config
 
 
-def carry_out(
+def execute_plan(
     arguments: argparse.Namespace,
     launcher: Local | Slurm,
     common: Sequence[str],
@@ -137,7 +137,7 @@ def exit_code(arguments: argparse.Namespace, results: Iterable[Result]) -> int:
     return int(failed and arguments.minutes is None)
 
 
-def refuse(error: ValueError) -> int:
+def report_user_error(error: ValueError) -> int:
     """Print a user's mistake on one line; return the exit code."""
     print(f"error: {error}", file=sys.stderr)
     return USER_ERROR

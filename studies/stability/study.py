@@ -12,7 +12,15 @@ import sys
 from typing import Any
 
 from studies.plots import plot_curves, plot_quality_against_stability
-from studies.runner.options import carry_out, common_arguments, exit_code, make_launcher, make_parser, positive, refuse
+from studies.runner.options import (
+    common_arguments,
+    execute_plan,
+    exit_code,
+    make_launcher,
+    make_parser,
+    positive,
+    report_user_error,
+)
 from studies.stability.report import write_report
 from studies.stability.table import format_tables, to_json
 from studies.stability.variants import BASELINE, VARIANTS, variant_overrides
@@ -61,9 +69,9 @@ def main() -> int:
     try:
         launcher = make_launcher(arguments)
         common, config = common_arguments(arguments, launcher)
-        outcome = carry_out(arguments, launcher, common, plan(arguments, config))
+        outcome = execute_plan(arguments, launcher, common, plan(arguments, config))
     except ValueError as error:
-        return refuse(error)
+        return report_user_error(error)
     if outcome is None:
         return 0
     runs, results = [run for run, _ in outcome], [result for _, result in outcome]

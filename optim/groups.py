@@ -14,8 +14,8 @@ def parameter_groups(
     """Split parameters into the groups that DeepSpeed's ZeRO needs, as few as possible: each has its own collectives.
 
     Expert weights that are split over ranks (``allreduce`` is False) need their own groups, with ``moe`` set and the
-    name of their process group as ``name``. The embedding and vectors, whose initial scale is 1, may have their own learning
-    rate; vectors are not decayed.
+    name of their process group as ``name``. The embedding and vectors, whose initial scale is 1, may have their own
+    learning rate; vectors are not decayed.
 
     Args:
         parameters: every parameter, in the model's order; frozen ones are skipped.

@@ -127,10 +127,10 @@ def _reshard_and_die(run_dir: Path) -> None:
     """Die of SIGKILL after 39 chunks of tensors."""
     append, count = TensorFileWriter.append, itertools.count(1)
 
-    def append_or_die(self: TensorFileWriter, piece: torch.Tensor) -> None:
+    def append_or_die(self: TensorFileWriter, chunk: torch.Tensor) -> None:
         if next(count) == 40:
             os.kill(os.getpid(), signal.SIGKILL)
-        append(self, piece)
+        append(self, chunk)
 
     TensorFileWriter.append = append_or_die  # type: ignore[method-assign]
     reshard(run_dir, 1, 2, 2)

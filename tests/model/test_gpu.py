@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model.config import StMoeConfig
-from model.initialisation import initialise_weights
+from model.initialization import initialize_weights
 from model.st_moe import StMoeForConditionalGeneration
 from tests.support.gatings import GATINGS
 from tests.support.small import SMALL_MODEL, global_batch
@@ -18,7 +18,7 @@ def outputs_and_gradients(device: str, options: dict[str, Any]) -> dict[str, tor
     """Loss, logits and every gradient of one batch, without random draws."""
     config = StMoeConfig(**SMALL_MODEL, second_policy="all", **options)
     model = StMoeForConditionalGeneration(config)
-    initialise_weights(model, config, seed=0)
+    initialize_weights(model, config, seed=0)
     model.to(device).train()
     output = model(**{name: tensor.to(device) for name, tensor in global_batch(0, 4).items()})
     output.loss.backward()

@@ -159,6 +159,13 @@ def test_imports_go_down_only(imports: dict[str, set[str]]):
     assert broken_rules(imports) == []
 
 
+def test_the_model_needs_no_deepspeed_and_data_no_torch():
+    never = {"model": {"deepspeed"}, "data": {"torch", "deepspeed"}, "common": {"torch", "deepspeed", "transformers"}}
+    for file in python_files():
+        found = {name.partition(".")[0] for name in imported((ROOT / file).read_text(encoding="utf-8"))}
+        assert not found & never.get(file.parts[0], set()), file
+
+
 def test_no_circle_among_modules(imports: dict[str, set[str]]):
     assert circles(imports) == []
 

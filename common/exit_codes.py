@@ -1,4 +1,4 @@
-"""How a run may end, for scripts and schedulers; any other failure leaves a traceback and code 1."""
+"""Exit codes for scripts and schedulers; any other failure leaves a traceback and code 1."""
 
 USER_ERROR = 2  # a mistake in configuration, data or layout: a restart would meet it again
 UNHEALTHY = 3  # the guard gave up: see training/health/guard.py

@@ -1,4 +1,4 @@
-"""How far a run has come."""
+"""Progress of a run: steps, tokens, the last evaluation."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,14 +15,14 @@ class Evaluation(NamedTuple):
 
 @dataclass
 class TrainState:
-    """Steps, tokens and the last evaluation; what a checkpoint restores besides tensors, data and guard."""
+    """Progress that a checkpoint restores, besides tensors, data and guard."""
 
     step: int = 0  # optimizer steps made
     tokens: int = 0  # real tokens trained on, over all ranks
     evaluated: Evaluation | None = None
 
     def restore(self, saved: SavedState) -> None:
-        """Go to where a checkpoint was written."""
+        """Restore the progress at which a checkpoint was written."""
         self.step, self.tokens = saved.step, saved.tokens
         self.evaluated = None if saved.evaluated is None else Evaluation(int(saved.evaluated[0]), saved.evaluated[1])
 

@@ -1,4 +1,4 @@
-"""What a checkpoint is made of, taken from a DeepSpeed engine, and its files.
+"""Captures a checkpoint from a DeepSpeed engine and writes its files.
 
 Each rank writes the master weights and the optimizer's state that it holds; on loading, each rank reads what it holds
 then from whichever files have it, so a checkpoint loads at any parallel layout, bit for bit. No file is pickled.
@@ -27,7 +27,7 @@ COUNTERS = ("global_steps", "global_samples", "skipped_steps")  # DeepSpeed's ow
 
 @dataclass(frozen=True)
 class Moment:
-    """Where a run is, besides its tensors."""
+    """Position of a run: its state besides tensors."""
 
     step: int  # updates made
     tokens: int  # real tokens processed, over all ranks
@@ -40,7 +40,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class RankMeta:
-    """What rank 0 must know of a rank's files."""
+    """Metadata of one rank's files, gathered for rank 0."""
 
     contents: RankContents  # of its rank file
     data: dict[str, Any]
@@ -62,7 +62,7 @@ class Capture:
 
 
 def capture(engine: Any, config: RunConfig, moment: Moment) -> Capture:
-    """Return what a checkpoint is made of; its tensors are views of the engine's own. Collective over all ranks.
+    """Capture a checkpoint; its tensors are views of the engine's own. Collective over all ranks.
 
     Raises:
         ValueError: a parameter is frozen, or the optimizer keeps what a checkpoint cannot hold.

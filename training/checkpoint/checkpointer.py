@@ -1,4 +1,4 @@
-"""When a run's checkpoints are waited for, what is reported of them, and what follows from one that failed."""
+"""Checkpoint policy of a run: when to wait for a save, what to report, what to do after a failed one."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -44,11 +44,11 @@ class Checkpointer:
         return self.saver.signals()
 
     def advance(self, totals: Mapping[str, int]) -> None:
-        """Go one step further with the checkpoint being written, if all ranks are ready. Raises SaveError."""
+        """Advance the save in progress if all ranks are ready. Raises SaveError, see ``settle``."""
         self._report(self.saver.advance(totals))
 
     def save(self, engine: Any, moment: Moment) -> None:
-        """Begin a checkpoint; ``settle`` first. Raises SaveError, see there."""
+        """Start a save; call ``settle`` before. Raises SaveError, see there."""
         self.watchdog.enter("copying a checkpoint", moment.step)
         self.saver.start(engine, moment)
         self.saved_step = moment.step
@@ -56,16 +56,16 @@ class Checkpointer:
             self.settle(moment.step)
 
     def settle(self, step: int) -> None:
-        """Wait for the checkpoint being written. Raises SaveError if it failed and ``on_save_error`` is ``stop``."""
+        """Wait for the save in progress. Raises SaveError if it failed and ``on_save_error`` is ``stop``."""
         self._report(self.saver.wait(lambda: self.watchdog.enter("waiting for a checkpoint", step)))
 
     def is_saved(self, step: int) -> bool:
-        """Wait for the checkpoint being written, and return whether the newest one is of ``step``."""
+        """Wait for the save in progress, and return whether the newest checkpoint is of ``step``."""
         self.settle(step)
         return self.saved_step == step
 
     def roll_back(self, checkpoint: Checkpoint) -> None:
-        """Make ``checkpoint`` the latest: the run has gone back to it, and later ones belong to an abandoned future."""
+        """Make ``checkpoint`` the latest after a roll-back to it; later ones belong to an abandoned future."""
         self.saved_step = checkpoint.state.step
         if self.metrics.enabled:
             self.saver.folder.set_latest(checkpoint.folder)

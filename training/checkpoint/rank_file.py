@@ -1,4 +1,4 @@
-"""What one rank writes of the master weights, and of optimizer state that is one number per weight (AdamW's moments).
+"""Contents of the rank files: master weights and per-weight optimizer state, such as AdamW's moments.
 
 Every element is written by exactly one rank: ranks that hold the same partition write equal shares of it.
 """
@@ -15,7 +15,7 @@ from training.checkpoint.store.index import WEIGHT, Index, StoredParameter, Stor
 
 
 class RankContents(NamedTuple):
-    """What a rank's file holds, for the index."""
+    """Contents of one rank file, for the index."""
 
     states: dict[str, torch.dtype]  # of every element
     scalars: dict[str, float]  # of the optimizer

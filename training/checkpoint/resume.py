@@ -1,4 +1,4 @@
-"""Which checkpoint a run resumes from, and whether it can; imports torch only to check the optimizer's state."""
+"""Selects the checkpoint that a run resumes from, and checks that it fits; imports torch only for the optimizer state."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What optimizer, checkpoints and metrics know of the model's parameters: specs, partitions, families."""
+"""Specs, ZeRO partitions and families of the model's parameters, for optimizer, checkpoints and metrics."""
 
 from collections.abc import Mapping
 from typing import Any

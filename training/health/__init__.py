@@ -1,1 +1,1 @@
-"""What watches over a run: the guard, diagnosis, the watchdog."""
+"""The guard against non-finite gradients and loss spikes, and its diagnosis."""

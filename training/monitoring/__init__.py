@@ -1,1 +1,1 @@
-"""What a run reports: metrics, throughput, progress."""
+"""Metrics of a run: columns, monitors, the writer, the progress bar."""

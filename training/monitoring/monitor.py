@@ -1,4 +1,4 @@
-"""What observes a run and adds columns to its rows, but never changes it."""
+"""Passive observers: they add columns to a run's rows and never change the run."""
 
 import time
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ class Monitor(Protocol):
     """A passive observer. ``metrics`` is collective: all ranks hold the same monitors in the same order."""
 
     def begin_step(self, step: int) -> None:
-        """Note that the step after ``step`` updates begins."""
+        """Note the start of the step after ``step`` updates."""
 
     def metrics(self) -> dict[str, float]:
         """Return this monitor's columns of the row that is due."""
@@ -24,7 +24,7 @@ class Monitor(Protocol):
 
 
 class PassiveMonitor:
-    """Defaults for monitors that need not all of the methods."""
+    """Empty ``begin_step`` and ``close``, for monitors that need neither."""
 
     def begin_step(self, step: int) -> None:
         """Do nothing."""
@@ -45,7 +45,7 @@ class Throughput(PassiveMonitor):
         self.restart()
 
     def restart(self) -> None:
-        """Begin a new window: time spent outside of steps does not count."""
+        """Start a new window, so that time spent outside of steps does not count."""
         self.started = time.monotonic()
         self.steps = self.tokens = 0
         self.waited = 0.0
@@ -77,7 +77,7 @@ class Throughput(PassiveMonitor):
 
 
 class DataCounts(PassiveMonitor):
-    """What the loaders of all ranks have read."""
+    """Counts of the data that the loaders of all ranks have read."""
 
     def __init__(self, loader: PretrainingLoader, device: str):
         self.loader, self.device = loader, device

@@ -1,4 +1,4 @@
-"""What a user sees of the steps: a bar with the time left on a terminal, plain lines elsewhere; rank 0 only."""
+"""Shows progress to the user: a bar with the time left on a terminal, plain lines elsewhere; rank 0 only."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""Selects the checkpoint that a run resumes from, and checks that it fits; imports torch only for the optimizer state."""
+"""Selects the checkpoint that a run resumes from and checks that it fits; imports torch only for optimizer state."""
 
 from pathlib import Path
 

@@ -1,18 +1,20 @@
 """Retries: after a failure a shard is opened again at the row after the last one read, with backoff and a limit."""
 
 import random
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from common.logs import ALL_RANKS, get_logger
 from data.sources.rows import Row
 
 LONGEST_WAIT_SECONDS = 60.0
 # HTTP statuses that a retry does not change: wrong address, no read permission, no range requests.
 FINAL_STATUS = {400, 401, 403, 404, 405, 410, 416}
+
+logger = get_logger(__name__)
 
 
 class DataError(ValueError):
@@ -77,7 +79,8 @@ class Retries:
         # Jitter spreads the retries of many readers.
         wait = min(LONGEST_WAIT_SECONDS, self.first_seconds * 2.0 ** (failures - 1)) * random.uniform(0.5, 1.5)  # noqa: S311
         wait = max(wait, _requested_wait(error))
-        print(f"data: {what}, attempt {failures + 1} in {wait:.1f} s ({reason(error)})", file=sys.stderr, flush=True)
+        text = f"data: {what}, attempt {failures + 1} in {wait:.1f} s ({reason(error)})"
+        logger.warning(text, extra=ALL_RANKS)  # each rank reads its own shards
         self.sleep(wait)
 
 

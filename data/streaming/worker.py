@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from common.logs import configure_logging
 from common.project import ROOT
 from data.sources.retry import DataError
 from data.streaming.group import ExampleBatch, StreamGroup
@@ -55,7 +56,7 @@ class WorkerPool:
                 self._processes.append(_start(theirs))
             self._connections.append(ours)
         for connection, group in zip(self._connections, groups, strict=True):
-            with contextlib.suppress(BrokenPipeError):  # `take` reports a worker that died at start
+            with contextlib.suppress(BrokenPipeError):  # ``take`` reports a worker that died at start
                 connection.send((group, schedule, next_example, prefetch))
 
     def take(self, order: Sequence[int]) -> ExampleBatch:
@@ -157,6 +158,7 @@ def _send(connection: Connection, ready: "queue.Queue[ExampleBatch | DataError |
 
 
 if __name__ == "__main__":
+    configure_logging()
     # The launcher signals the whole process tree. Workers ignore it: they serve until the trainer closes or exits.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Throughput of the data pipeline on one core, compared with its upper bound, SentencePiece encoding alone.
+"""Throughput of the data pipeline on one core, beside its upper bound, SentencePiece encoding alone; it has no peer.
 
     python benchmarks/data_pipeline.py [--metrics runs/tiny/metrics.jsonl] [--out benchmarks/results/data_pipeline.json]
 

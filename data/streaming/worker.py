@@ -56,7 +56,7 @@ class WorkerPool:
                 self._processes.append(_start(theirs))
             self._connections.append(ours)
         for connection, group in zip(self._connections, groups, strict=True):
-            with contextlib.suppress(BrokenPipeError):  # `take` reports a worker that died at start
+            with contextlib.suppress(BrokenPipeError):  # ``take`` reports a worker that died at start
                 connection.send((group, schedule, next_example, prefetch))
 
     def take(self, order: Sequence[int]) -> ExampleBatch:

@@ -24,6 +24,7 @@ COPY train.py convert.py pyproject.toml LICENSE README.md ./
 COPY configs ./configs
 COPY ds_configs ./ds_configs
 COPY launch ./launch
+COPY common ./common
 COPY model ./model
 COPY data ./data
 COPY optim ./optim

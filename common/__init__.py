@@ -1,1 +1,1 @@
-"""What every other room may use: exit codes, files, ports, logs. Imports nothing of the project."""
+"""Shared by all packages: exit codes, files, ports, logs. Imports nothing else of the project."""

@@ -1,4 +1,4 @@
-"""Where the project's own files are, whichever folder a command is started from."""
+"""The project's root folder, independent of the current folder."""
 
 from pathlib import Path
 

@@ -37,7 +37,8 @@ class Local:
             place = ["--include", f"localhost:{','.join(str(first + rank) for rank in range(self.ranks))}"]
         deepspeed = Path(sys.executable).with_name("deepspeed")
         program = str(deepspeed) if deepspeed.exists() else "deepspeed"
-        return [program, *place, "--master_port", str(port), "train.py", *train_arguments(run, run.can_resume())]
+        start = [program, *place, "--master_port", str(port), "--quiet", "train.py"]
+        return [*start, *train_arguments(run, run.can_resume())]
 
     def environment(self) -> dict[str, str]:
         """What is set beside this process's environment; the cores are shared out unless it says how many threads."""

@@ -1,1 +1,1 @@
-"""One process of a run: its rank, the run folder, the lock, requests to stop."""
+"""One process of a run: its rank, the run folder and its lock, stop requests."""

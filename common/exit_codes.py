@@ -1,13 +1,13 @@
 """Exit codes for scripts and schedulers; any other failure leaves a traceback and code 1."""
 
-USER_ERROR = 2  # a mistake in configuration, data or layout: a restart would meet it again
+USER_ERROR = 2  # a mistake in configuration, data or layout: it would recur on a restart
 UNHEALTHY = 3  # the guard gave up: see training/health/guard.py
-LOST_RANK = 4  # the watchdog found a rank that is dead or hangs
+LOST_RANK = 4  # the watchdog found a dead or hung rank
 SAVE_FAILED = 5  # a checkpoint could not be written, and training.on_save_error = stop
-STOPPED = 75  # asked to stop by a signal or a stop file; the checkpoint is written (EX_TEMPFAIL of sysexits.h)
+STOPPED = 75  # on request, by a signal or a stop file, after writing a checkpoint (EX_TEMPFAIL of sysexits.h)
 
 
 class RunError(RuntimeError):
-    """Ends the run on all ranks alike: one line, and a code of its own."""
+    """Ends the run on all ranks, with one line and an exit code of its own."""
 
     code: int

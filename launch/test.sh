@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets up, then lints, type-checks and tests: `bash launch/test.sh`, or with pytest's own arguments
-# (`bash launch/test.sh tests/model`, `bash launch/test.sh -m long` for the checks that take minutes each).
+# Installs the requirements, then lints, type-checks and tests: `bash launch/test.sh`, or with arguments of pytest
+# (`bash launch/test.sh tests/model`; `bash launch/test.sh -m long` for the tests that take minutes each).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -9,5 +9,5 @@ source launch/setup.sh requirements.txt requirements-dev.txt
 
 bash launch/lint.sh
 export CUDA_VISIBLE_DEVICES="" DS_ACCELERATOR=cpu
-# Two at a time: many tests wait for processes of their own, which have two ranks as a rule.
+# Two at a time: many tests start processes of their own, usually two ranks.
 exec python -m pytest --numprocesses 2 --dist worksteal --durations=10 "$@"

@@ -37,7 +37,8 @@ class Local:
             devices = ["--include", f"localhost:{','.join(str(first + rank) for rank in range(self.ranks))}"]
         deepspeed = Path(sys.executable).with_name("deepspeed")
         program = str(deepspeed) if deepspeed.exists() else "deepspeed"
-        return [program, *devices, "--master_port", str(port), "train.py", *train_arguments(run, run.can_resume())]
+        start = [program, *devices, "--master_port", str(port), "--quiet", "train.py"]
+        return [*start, *train_arguments(run, run.can_resume())]
 
     def environment(self) -> dict[str, str]:
         """Return the variables to add to this process's environment; on a CPU jobs share its cores equally.

@@ -1,1 +1,1 @@
-"""A run's configuration: the sections, and every check that needs no model."""
+"""A run's configuration: its sections, and all checks that need no model."""

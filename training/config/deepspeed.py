@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration: the user's JSON file plus what the YAML config decides."""
+"""DeepSpeed's configuration: the user's JSON file, completed from the YAML config."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from training.config.errors import FP16_REFUSED, ConfigError
 from training.config.run import RunConfig
 
-# Keys of DeepSpeed's that the YAML config decides, and where.
+# DeepSpeed's keys that the YAML config sets, and where.
 OWNED_KEYS = {
     "train_batch_size": "training.global_batch_size",
     "train_micro_batch_size_per_gpu": "training.micro_batch_size",
@@ -21,7 +21,7 @@ OWNED_KEYS = {
 
 
 def read_deepspeed_file(path: str) -> dict[str, Any]:
-    """The user's JSON file. Raises ConfigError if it is missing, broken, or sets what the YAML config decides."""
+    """Read the user's JSON file. Raises ConfigError if it is missing, broken, or sets a key of ``OWNED_KEYS``."""
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"training.deepspeed_config = {path}: no such file; this project's are in ds_configs/")
@@ -35,7 +35,7 @@ def read_deepspeed_file(path: str) -> dict[str, Any]:
         raise ConfigError(f"training.deepspeed_config = {path}: fp16 {FP16_REFUSED}; set training.precision")
     for key, owner in OWNED_KEYS.items():
         if key in options:
-            raise ConfigError(f"training.deepspeed_config = {path}: remove {key!r}, which is decided by {owner}")
+            raise ConfigError(f"training.deepspeed_config = {path}: remove {key!r}, which is set by {owner}")
     stage = zero_stage(options)
     if stage not in (0, 1, 2, 3):
         raise ConfigError(
@@ -45,13 +45,13 @@ def read_deepspeed_file(path: str) -> dict[str, Any]:
 
 
 def zero_stage(options: dict[str, Any]) -> Any:
-    """The ZeRO stage, 0 when none is given."""
+    """Return the ZeRO stage of these options, 0 by default; not checked."""
     section = options.get("zero_optimization", {})
     return section.get("stage", 0) if isinstance(section, dict) else section
 
 
 def accumulation_steps(config: RunConfig, world_size: int) -> int:
-    """Micro-batches per rank and update. Raises ConfigError if the global batch is not divisible."""
+    """Return the micro-batches per rank and step. Raises ConfigError if the global batch is not divisible."""
     t = config.training
     per_pass = t.micro_batch_size * world_size
     if t.global_batch_size % per_pass:
@@ -63,7 +63,7 @@ def accumulation_steps(config: RunConfig, world_size: int) -> int:
 
 
 def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
-    """What ``deepspeed.initialize`` is given."""
+    """Return the configuration for ``deepspeed.initialize``. Raises ConfigError."""
     precision = config.training.precision
     options = read_deepspeed_file(config.training.deepspeed_config)
     options |= {
@@ -73,7 +73,7 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
         "gradient_clipping": config.optimizer.gradient_clipping,
         "bf16": {"enabled": precision == "bf16"},
     }
-    # DeepSpeed asks to be told that the optimizer is not one of its own.
+    # DeepSpeed wants to be told that the optimizer is not one of its own.
     options |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
     if precision == "bf16_autocast":
         options["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}

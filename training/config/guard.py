@@ -4,30 +4,33 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class GuardConfig(BaseModel):
-    """The guard section."""
+    """When the guard skips steps, rolls the run back or ends it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     max_non_finite_steps: int = Field(
         100,
         ge=0,
-        description="End the run, with a diagnosis, after so many steps in a row whose gradient is not finite; each is "
-        "left out on all ranks. 0: never.",
+        description="End the run, with a diagnosis, after this many consecutive steps whose gradient is not finite. "
+        "Such steps are skipped on all ranks. 0: never.",
     )
     spike_threshold: float = Field(
         0.0,
         ge=0,
-        description="A loss so many robust standard deviations (1.4826 x median absolute deviation) above the median "
-        "of spike_window is a spike; such as 6. 0: do not look for spikes, which saves one small all-reduce a step.",
+        description="A loss is a spike if it is this many robust standard deviations (1.4826 x median absolute "
+        "deviation) above the median of spike_window losses; such as 6. 0: no detection, which saves a small "
+        "all-reduce per step.",
     )
-    spike_window: int = Field(128, ge=8, description="Past losses, without spikes, that a new one is compared with.")
+    spike_window: int = Field(
+        128, ge=8, description="Number of past losses, without spikes, that a loss is compared with."
+    )
     spike_steps: int = Field(
         3,
         ge=1,
-        description="Spikes in a row before the run goes back to a checkpoint from before the first; it then leaves "
-        "out the data that it read since.",
+        description="Consecutive spikes after which the run rolls back to a checkpoint from before the first. It skips "
+        "the data that it has read since.",
     )
     spike_margin: int = Field(
-        10, ge=1, description="Steps that a checkpoint must be older than the first spike to be gone back to."
+        10, ge=1, description="Steps by which a checkpoint must precede the first spike to be rolled back to."
     )
-    max_rollbacks: int = Field(3, ge=0, description="How often a run may go back; the next spike ends it.")
+    max_rollbacks: int = Field(3, ge=0, description="Rollbacks that a run may make; the next series of spikes ends it.")

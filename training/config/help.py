@@ -1,4 +1,4 @@
-"""``train.py --help``: every key with its meaning, unit and default, from where it is declared."""
+"""``train.py --help``: every key with its meaning, unit and default, read from the declarations."""
 
 import textwrap
 import types
@@ -21,7 +21,7 @@ def _type_name(annotation: object) -> str:
 
 
 def describe_keys() -> str:
-    """All sections and keys, one paragraph each."""
+    """Return all sections and keys as text, one paragraph per key."""
     lines = []
     for section, config in SECTIONS.items():
         lines.append(f"\n{section}:")

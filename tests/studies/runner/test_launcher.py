@@ -22,7 +22,7 @@ def test_local_command(config_file: str, tmp_path: Path):
     run = a_run(config_file, tmp_path / "study")
     command = Local(ranks=2, jobs=2, gpus=0).command(run, slot=1, port=1234)
     assert command[1:] == [
-        "--num_gpus", "2", "--master_port", "1234", "train.py", "--config", config_file, "training.steps=20",
+        "--num_gpus", "2", "--master_port", "1234", "--quiet", "train.py", "--config", config_file, "training.steps=20",
         "model.router_z_coefficient=0.0", "training.seed=3", "training.eval_every=20", "training.log_every=1",
         "optimizer.non_finite=stop", "guard.spike_threshold=0.0",
         f"training.output_dir={tmp_path}/study/runs", "training.name=baseline-3",

@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,19 +70,28 @@ def without_fences(text: str) -> str:
 
 
 def markdown_commands(file: str, text: str) -> Iterator[Command]:
-    """Commands of ``bash`` blocks and inline code, in the order of the page."""
-    found = list(inline_commands(file, without_fences(text)))
+    """Commands of code blocks, fenced or indented, and inline code, in the order of the page."""
+    prose = without_fences(text)
+    found = list(inline_commands(file, prose))
     for block in FENCE.finditer(text):
         if block[1] in ("bash", "sh", "shell", "console"):
             found += script_commands(file, block[2], _line(text, block.start(2)))
+        elif not block[1]:
+            found += _those_that_look_so(script_commands(file, block[2], _line(text, block.start(2))))
+    indented = "\n".join(line if line.startswith(("    ", "\t")) else "" for line in prose.splitlines())
+    found += _those_that_look_so(script_commands(file, indented))
     return iter(sorted(found, key=lambda command: command.line))
+
+
+def _those_that_look_so(commands: Iterable[Command]) -> Iterator[Command]:
+    for command in commands:
+        if looks_like_command(command.text) and "`" not in command.text.partition("#")[0]:
+            yield command
 
 
 def _plain_or_inline(file: str, text: str, first_line: int) -> Iterator[Command]:
     """Commands on lines of their own, as usage texts have them, and in backticks."""
-    for command in script_commands(file, text, first_line):
-        if looks_like_command(command.text) and "`" not in command.text.split("#")[0]:
-            yield command
+    yield from _those_that_look_so(script_commands(file, text, first_line))
     yield from inline_commands(file, text, first_line)
 
 

@@ -20,7 +20,10 @@ GPUS_OF_A_HOST = (1, 2, 4, 8)  # of the machines on which a command may start on
 INTERNAL_PROGRAMS = ("data.streaming.worker",)  # started by other programs, with arguments that only these know
 RESTART_OPTIONS = ("--max-restarts", "--backoff", "--crash-loop")
 #: Options of pytest, and whether a value follows.
-PYTEST_OPTIONS = {"-q": False, "-s": False, "-x": False, "-v": False, "--lf": False, "-m": True, "-k": True, "-n": True}
+PYTEST_OPTIONS = {
+    "-q": False, "-s": False, "-x": False, "-v": False, "--lf": False, "--cov": False, "--cov-report": True,
+    "-m": True, "-k": True, "-n": True, "--numprocesses": True, "--dist": True,
+}  # fmt: skip
 
 
 def check_train(page: Page, arguments: list[str], layouts: Sequence[tuple[int, int]]) -> None:
@@ -174,6 +177,7 @@ def check_quickstart(page: Page, arguments: list[str]) -> None:
     commands = [line for line in script.splitlines() if line.startswith(("deepspeed ", "python -m "))]
     require(any("train.py" in command for command in commands), "cannot be checked: quickstart.sh trains nothing")
     for command in commands:
+        command = re.sub(r"\$\(python -m common\.ports\)", "29500", command)
         for name, value in values.items():
             command = command.replace(name, value)
         if "$" in command:
@@ -187,7 +191,7 @@ def check_pytest(page: Page, arguments: list[str]) -> None:
     for word in words:
         if not word.startswith("-"):
             require(Path(word.partition("::")[0]).exists(), f"{word}: no such file")
-        elif word not in PYTEST_OPTIONS:
+        elif word.partition("=")[0] not in PYTEST_OPTIONS:
             raise unknown(f"pytest {word}")
-        elif PYTEST_OPTIONS[word]:
+        elif PYTEST_OPTIONS[word.partition("=")[0]] and "=" not in word:
             require(next(words, None), f"pytest {word} needs a value")

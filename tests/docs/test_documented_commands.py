@@ -106,6 +106,14 @@ def test_an_unknown_option_in_a_sentence_is_found(tmp_path: Path):
     assert "train.py knows no --resumed" in found[0]
 
 
+def test_commands_are_found_in_every_kind_of_block(tmp_path: Path):
+    indented = "A\n\n    python -m pytest tests/a   # why\n    not a command\n\n"
+    text = f"{indented}```\npython -m pytest tests/b\nits output\n```\n"
+    count, found = check_page(text, tmp_path)
+    assert count == 2
+    assert [problem.partition(": ")[0] for problem in found] == ["page.md:3", "page.md:7"]
+
+
 def test_inline_commands_are_told_from_other_code():
     text = "`git` is a name, `python train.py\n--help` is not; `INDEX=x pip install y`, ``bash a.sh``; `a = b`"
     found = [command.text for command in markdown_commands("page.md", text)]

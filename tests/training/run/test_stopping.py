@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from tests.support.launch import ROOT
+from tests.support.launch import ROOT, rows, train
 from tests.support.processes import started
 from tests.support.small import small_config
 from training.checkpoint.resume import read_checkpoint
@@ -59,33 +60,45 @@ def config(corpus: dict[str, Any], tmp_path: Path) -> RunConfig:
     )
 
 
+def check_resume(config: RunConfig, folder: Path, stopped_after: int) -> None:
+    """Resume from the checkpoint of the step after which the run stopped: no step is missing or made twice."""
+    assert read_checkpoint(config.run_dir).state.step == stopped_after
+    file = folder / "resumed.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump()))
+    result = train(file, "--resume", f"training.steps={stopped_after + 3}", ranks=2)
+    assert result.returncode == 0, result.stderr[-3000:]
+    steps = [row["step"] for row in rows(config.run_dir) if "split" not in row]
+    assert steps == list(range(1, stopped_after + 4))
+
+
 @pytest.mark.distributed
-def test_ranks_stop_together_and_go_on(config: RunConfig, tmp_path: Path):
+def test_ranks_stop_together_after_a_schedulers_warning(config: RunConfig, tmp_path: Path):
     script = ("bash", "launch/run_until_done.sh", "--backoff", "0")
-    with started(config, tmp_path / "first.log", before=script) as run:
+    with started(config, tmp_path / "log", before=script) as run:
         run.wait_for_rows(3)
-        run.process.send_signal(signal.SIGUSR1)  # to the script, as a scheduler's early warning
+        run.process.send_signal(signal.SIGUSR1)  # to the script
         began = time.monotonic()
         assert run.process.wait(SECONDS) == 75, run.log.read_text()[-3000:]
-        seconds = [time.monotonic() - began]
+        print(f"ended {time.monotonic() - began:.1f} s after SIGUSR1")
         last = run.steps()[-1]
         assert "stopped after step" in run.log.read_text()
-    assert read_checkpoint(config.run_dir).state.step == last
+    check_resume(config, tmp_path, last)
 
-    with started(config, tmp_path / "second.log", "--resume") as run:
-        run.wait_for_rows(last + 3)
+
+@pytest.mark.distributed
+def test_ranks_stop_together_when_the_launcher_is_told_to(config: RunConfig, tmp_path: Path):
+    with started(config, tmp_path / "log") as run:
+        run.wait_for_rows(3)
         ranks = [run.find(f"rank {rank}") for rank in (0, 1)]
         run.find("launcher").send_signal(signal.SIGTERM)  # which it passes on, and then exits with 1 itself
         began = time.monotonic()
         for rank in ranks:
             rank.wait(SECONDS)
-        seconds.append(time.monotonic() - began)
+        print(f"ended {time.monotonic() - began:.1f} s after SIGTERM")
         assert run.process.wait(SECONDS) == 1
         assert run.steps() == list(range(1, run.steps()[-1] + 1))
         last = run.steps()[-1]
-    assert read_checkpoint(config.run_dir).state.step == last
-
-    print(f"ended {seconds[0]:.1f} s after SIGUSR1 and {seconds[1]:.1f} s after SIGTERM")
+    check_resume(config, tmp_path, last)
 
 
 @pytest.mark.distributed

@@ -96,7 +96,7 @@ def test_a_stopped_rank_ends_the_run_in_time(rank: int, corpus: dict[str, Any], 
         training={"steps": 100_000, "log_every": 1, "eval_examples": 16, "timeout_seconds": TIMEOUT_SECONDS},
     )
     with started(config, tmp_path / "log") as run:
-        run.wait_for_rows(40)
+        run.wait_for_rows(10)
         victim, survivor = run.find(f"rank {rank}"), run.find(f"rank {1 - rank}")
         victim.send_signal(signal.SIGSTOP)
         stopped = time.monotonic()

@@ -42,7 +42,14 @@ def test_every_documented_command_passes_its_preflight(tmp_path: Path):
     print(f"\n{sum(counts.values())} commands of {len(counts)} files checked: {counts}")
     assert not problems, "\n" + "\n".join(problems)
     assert {"README.md", "CONTRIBUTING.md", "docs/cluster.md", "docs/faults.md", "docs/stability.md"} <= set(counts)
-    assert {"train.py", "convert.py", "data/prepare.py", "studies/z_loss_sweep.py", "launch/test.sh"} <= set(counts)
+    assert {
+        "train.py",
+        "convert.py",
+        "data/prepare.py",
+        "studies/z_loss_sweep.py",
+        "launch/test.sh",
+        "configs/small.yaml",
+    } <= set(counts)
 
 
 def test_good_commands_are_found_and_pass(tmp_path: Path):

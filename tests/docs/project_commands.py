@@ -45,19 +45,20 @@ def check_train(page: Page, arguments: list[str], layouts: Sequence[tuple[int, i
 
 
 def check_deepspeed(page: Page, arguments: list[str]) -> None:
-    """The deepspeed launcher."""
+    """The deepspeed launcher, whose options its own parser reads."""
+    runner = importlib.import_module("deepspeed.launcher.runner")
+    with called_as("deepspeed", arguments):
+        options = runner.parse_args(arguments)
+    if options.include or options.exclude or options.num_nodes != -1:
+        raise unknown("deepspeed --include, --exclude or --num_nodes")
+    if options.user_script != "train.py":
+        raise unknown(f"deepspeed starts {options.user_script}")
     layouts = [(gpus, gpus) for gpus in GPUS_OF_A_HOST]
-    while arguments and arguments[0].startswith("-"):
-        option, value, *arguments = arguments
-        if option == "--num_gpus":
-            layouts = [(int(value), int(value))]
-        elif option == "--hostfile":
-            layouts = [hostfile_layout(value)]
-        elif option not in ("--master_port", "--master_addr"):
-            raise unknown(f"deepspeed {option}")
-    if arguments[:1] != ["train.py"]:
-        raise unknown("deepspeed starts another program than train.py")
-    check_train(page, arguments[1:], layouts)
+    if options.num_gpus != -1:
+        layouts = [(options.num_gpus, options.num_gpus)]
+    elif options.hostfile != runner.DLTS_HOSTFILE:
+        layouts = [hostfile_layout(options.hostfile)]
+    check_train(page, options.user_args, layouts)
 
 
 def hostfile_layout(file: str) -> tuple[int, int]:

@@ -33,6 +33,21 @@ def test_a_config_fits_the_ranks_that_its_first_line_names(file: Path, monkeypat
     assert fits == named
 
 
+@pytest.mark.parametrize(
+    ("ranks", "override"),
+    [
+        (1, "parallel.expert_parallel_size=1"),
+        (4, "training.micro_batch_size=4"),
+        (8, "training.micro_batch_size=2"),
+    ],
+)
+def test_tiny_fits_other_ranks_as_its_comment_says(ranks: int, override: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    config = load_config(ROOT / "configs" / "tiny.yaml", [override])
+    check_layout(config, ranks)
+    check_all_to_all(config, ranks)
+
+
 def test_one_config_starts_on_one_two_four_and_eight_gpus():
     text = (ROOT / "configs" / "small.yaml").read_text(encoding="utf-8")
     assert text.startswith("# Ranks: 1, 2, 4, 8 or 16. ")

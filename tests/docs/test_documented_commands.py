@@ -42,7 +42,14 @@ def test_every_documented_command_passes_its_preflight(tmp_path: Path):
     print(f"\n{sum(counts.values())} commands of {len(counts)} files checked: {counts}")
     assert not problems, "\n" + "\n".join(problems)
     assert {"README.md", "CONTRIBUTING.md", "docs/cluster.md", "docs/faults.md", "docs/stability.md"} <= set(counts)
-    assert {"train.py", "convert.py", "data/prepare.py", "studies/z_loss_sweep.py", "launch/test.sh"} <= set(counts)
+    assert {
+        "train.py",
+        "convert.py",
+        "data/prepare.py",
+        "studies/z_loss_sweep.py",
+        "launch/test.sh",
+        "configs/small.yaml",
+    } <= set(counts)
 
 
 def test_good_commands_are_found_and_pass(tmp_path: Path):
@@ -60,6 +67,7 @@ def test_good_commands_are_found_and_pass(tmp_path: Path):
         ("deepspeed --num_gpus 2 train.py --config configs/tny.yaml", "no such file"),
         ("deepspeed --num_gpus 2 train.py --config configs/tiny.yaml --again", "unrecognized arguments"),
         ("deepspeed --num_gpus 2 train.py --config configs/tiny.yaml …", "placeholder"),
+        ("deepspeed --frobnicate 2 train.py --config configs/tiny.yaml", "unrecognized arguments: --frobnicate"),
         ("train.py --config configs/small.yaml", "cannot be checked: train.py"),
         ("bash launch/run_until_done.sh --retries 2 python train.py --config configs/small.yaml", "unknown option"),
         ("bash launch/run_until_done.sh deepspeed --num_gpus 4 train.py --config configs/tiny.yaml", "on 4 ranks"),

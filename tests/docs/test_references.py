@@ -63,7 +63,7 @@ def test_paths_exist():
             continue
         for span in spans(page):
             if path.fullmatch(span) and "/" in span and span.split("/")[0] in entries:
-                assert (ROOT / span).exists() or (page.parent / span).exists(), f"{page.name}: {span} does not exist"
+                assert (ROOT / span).exists() or (page.parent / span).exists(), f"{page}: {span}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

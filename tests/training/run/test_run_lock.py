@@ -1,6 +1,5 @@
 """One run at a time in a folder."""
 
-import logging
 import subprocess
 import sys
 import time
@@ -8,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from common.logs import ROOT_LOGGER
 from common.project import ROOT
 from training.config.errors import ConfigError
 from training.run.lock import enter_run, lock_run
@@ -16,15 +14,17 @@ from training.run.lock import enter_run, lock_run
 HOLD = "import sys, time, pathlib, training.run.lock as r; lock = r.lock_run(pathlib.Path(sys.argv[1]), 1); print(1); "
 
 
-def test_a_second_run_waits_for_the_first_and_then_refuses(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    caplog.set_level(logging.INFO, logger=ROOT_LOGGER)
+def test_a_second_run_waits_for_the_first_and_then_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    logged: list[str] = []
+    monkeypatch.setattr("training.run.lock.logger.info", lambda text, *values: logged.append(text % values))
     command = [sys.executable, "-u", "-c", HOLD + "time.sleep(60)", str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as first:
         assert first.stdout is not None
         first.stdout.readline()
         with pytest.raises(ConfigError, match=rf"process {first.pid} of .* still writes to {tmp_path}: end it"):
             enter_run(tmp_path, 0, 0.3)
-        assert caplog.text.count("waiting for process") == 1
+        assert len(logged) == 1
+        assert logged[0].startswith(f"waiting for process {first.pid} of ")
         first.kill()
         first.wait()
         lock = enter_run(tmp_path, 0, 5.0)

@@ -4,11 +4,25 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import MOMENTS, format_row, run_trials
+from tests.chaos import MOMENTS, format_row, run_trials, uninterrupted
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """A folder in which the run without a kill is done."""
+    uninterrupted(tmp_path)
+    return tmp_path
 
 
 @pytest.mark.distributed
-def test_a_killed_run_gives_what_an_uninterrupted_one_gives(tmp_path: Path):
+def test_a_killed_run_gives_what_an_uninterrupted_one_gives(work: Path):
     number = MOMENTS.index("save")
-    (trial,) = run_trials(tmp_path, range(number, number + 1), seed=0)
+    (trial,) = run_trials(work, range(number, number + 1), seed=0)
     assert trial.equal, format_row(trial)
+
+
+@pytest.mark.distributed
+@pytest.mark.long  # ten restarts of two ranks under the launcher: six minutes
+def test_ten_killed_runs_give_what_an_uninterrupted_one_gives(work: Path):
+    trials = run_trials(work, range(10), seed=1)
+    assert all(trial.equal for trial in trials), "\n".join(map(format_row, trials))

@@ -27,7 +27,7 @@ def _make_texts(count: int, seed: int = 0, words: int = 40) -> list[str]:
 
 
 def _write_shards(folder: Path, shards: Sequence[Sequence[str | bytes]]) -> str:
-    """Writes texts as JSON lines and bytes as they are; returns the glob of the files."""
+    """Write texts as JSON lines and bytes as they are; return the glob of the files."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, rows in enumerate(shards):
         lines = [row if isinstance(row, bytes) else json.dumps({"text": row}).encode() for row in rows]

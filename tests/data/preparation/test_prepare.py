@@ -108,7 +108,7 @@ def test_a_complete_dataset_is_reused_at_once(
     assert "lacks files" in capsys.readouterr().err
 
 
-def test_an_interrupted_run_is_no_dataset_and_the_next_goes_on(
+def test_an_interrupted_run_is_no_dataset_and_the_next_continues_it(
     tmp_path: Path, pip: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*arguments: object) -> None:
@@ -176,7 +176,7 @@ print(len(written))
 """
 
 
-def test_fetching_goes_on_after_a_kill(
+def test_fetching_continues_after_a_kill(
     tmp_path: Path, make_texts: Callable[..., list[str]], write_shards: Callable[..., str]
 ) -> None:
     """Killed while it writes chunk 4 of 12, killed again while it writes the next, then let be."""

@@ -1,4 +1,4 @@
-"""A worker's memory over minutes of streaming: `MEMORY_MINUTES=3 pytest -m long -s tests/data/test_memory.py`."""
+"""A worker's memory over minutes of streaming: ``MEMORY_MINUTES=3 pytest -m long -s -k memory_stays_flat``."""
 
 import gzip
 import json
@@ -20,7 +20,7 @@ MINUTES = float(os.environ.get("MEMORY_MINUTES", "10"))
 MIB = 2**20
 
 
-@pytest.mark.long
+@pytest.mark.long  # ten minutes of streaming each: growth shows with time alone
 @pytest.mark.parametrize("place", ["files", "http"])
 def test_memory_stays_flat(tmp_path: Path, vocabulary: Path, make_texts: Callable[..., list[str]], place: str) -> None:
     """Short and single-character documents, and one of ten megabytes in a shard, with shuffling and prefetch.

@@ -108,7 +108,7 @@ def test_workers_stop_when_they_are_far_enough_ahead(make: MakeLoader) -> None:
     loader.next_batch()
 
 
-def test_a_killed_worker_is_an_error_that_names_its_streams_and_the_loader_can_go_on(make: MakeLoader) -> None:
+def test_a_killed_worker_is_an_error_that_names_its_streams_and_the_loader_can_continue(make: MakeLoader) -> None:
     loader, alone = make(num_workers=2, prefetch_batches=1), make()
     np.testing.assert_equal(loader.next_batch(), alone.next_batch())
     workers(loader)[1].kill()

@@ -39,7 +39,7 @@ def test_cores_are_divided_among_jobs_and_ranks():
     assert Local(2, 3 * cores, 0).environment()["OMP_NUM_THREADS"] == "1"
 
 
-def test_a_run_with_a_checkpoint_goes_on(config_file: str, tmp_path: Path):
+def test_a_run_with_a_checkpoint_resumes(config_file: str, tmp_path: Path):
     run = a_run(config_file, tmp_path / "study")
     assert Local(1, 1, 0).command(run, 0, 1)[-1] != "--resume"
     (run.dir / "checkpoints").mkdir(parents=True)

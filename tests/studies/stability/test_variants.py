@@ -54,7 +54,7 @@ def test_relu_has_the_parameters_of_geglu(config_file: str):
     assert sizes[0] == sizes[1]
 
 
-def test_a_variant_that_would_not_be_one_is_refused(config_file: str):
+def test_a_variant_equal_to_the_baseline_is_refused(config_file: str):
     with pytest.raises(ConfigError, match=r"model\.router_jitter = 0\.01 already.*input_jitter.*baseline again"):
         variant_overrides("input_jitter", load_config(config_file, ["model.router_jitter=0.01"]))
     with pytest.raises(ConfigError, match=r"model\.d_ff = 50.*multiple of 4"):

@@ -61,7 +61,7 @@ def train_all(folder: str) -> list[tuple[str, dict[str, Any], list[dict[str, Any
 
 
 @pytest.mark.distributed
-def test_the_step_is_left_out_on_all_ranks(tmp_path: Path):
+def test_the_step_is_skipped_on_all_ranks(tmp_path: Path):
     for rank in run_ranks(train_all, 2, tmp_path, str(tmp_path)):
         for name, good, bad_ones in rank:
             assert good["skipped"] == 0
@@ -81,7 +81,7 @@ def train_adamw(folder: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.distributed
-def test_adamw_without_zero_leaves_it_out_too(tmp_path: Path):
+def test_adamw_without_zero_skips_it_too(tmp_path: Path):
     for good, bad in run_ranks(train_adamw, 2, tmp_path, str(tmp_path)):
         assert bad["losses"] == good["losses"]
         assert (bad["bad"]["applied"], bad["skipped"]) == (False, 1)

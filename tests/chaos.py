@@ -1,10 +1,10 @@
-"""Kills random processes of a run at random moments; restarted, it must give what an uninterrupted run gives.
+"""Kill random processes of a run at random moments: restarted, it must equal a run without a kill, bit for bit.
 
 python -m tests.chaos --trials 30 [--seed 0] [--first 0] [--work FOLDER]
 
 A trial is `launch/run_until_done.sh` with the deepspeed launcher and two expert-parallel ranks under ZeRO 1. Compared
 are all rows of metrics but times, and the digests of the last checkpoint's tensors, bit for bit. Run it in parts with
---first and the same --work, whose uninterrupted run is then used again.
+--first and the same --work, whose run without a kill is then reused.
 """
 
 import argparse
@@ -37,7 +37,7 @@ TIMES = ("tokens_per_second", "step_seconds", "data_seconds", "all_to_all_second
 
 
 class Trial(NamedTuple):
-    """What was done, and what came of it."""
+    """One kill and its result."""
 
     number: int
     victim: str
@@ -49,7 +49,7 @@ class Trial(NamedTuple):
 
 
 def make_config(work: Path, name: str) -> RunConfig:
-    """Of a run on the corpus of ``work``; dropout, jitter and sampled experts are on."""
+    """Return the configuration of a run on the corpus of ``work``; dropout, jitter and sampled experts are on."""
     section = work / "corpus.json"
     if not section.exists():
         section.write_text(json.dumps(write_corpus(work / "corpus")))
@@ -68,13 +68,13 @@ def make_config(work: Path, name: str) -> RunConfig:
 
 
 def begin(config: RunConfig, log: Path) -> Started:
-    """`launch/run_until_done.sh deepspeed … train.py`."""
+    """Start ``launch/run_until_done.sh deepspeed … train.py``."""
     script = ["bash", "launch/run_until_done.sh", "--backoff", "0"]
     return Started([*script, *deepspeed_command(config, log.parent)], config.run_dir, log)
 
 
 def outcome(run_dir: Path) -> tuple[list[dict[str, Any]], list[Any]]:
-    """What two runs must agree on."""
+    """Return what two runs must agree on: rows without times, and digests of the last checkpoint's tensors."""
     kept = [row for row in rows(run_dir) if row.get("split") != "checkpoint"]
     metrics = [{key: value for key, value in row.items() if key not in TIMES} for row in kept]
     last = run_dir / "checkpoints" / (run_dir / "checkpoints" / "latest").read_text()
@@ -82,7 +82,7 @@ def outcome(run_dir: Path) -> tuple[list[dict[str, Any]], list[Any]]:
 
 
 def attack(run: Started, moment: str, rng: random.Random, victim: str) -> str:
-    """Wait for the moment and kill; gives where the run was."""
+    """Wait for the moment and kill; return where the run was."""
     run.wait_for_rows(1)
     process = run.find(victim)
     checkpoints = run.run_dir / "checkpoints"
@@ -103,7 +103,7 @@ def attack(run: Started, moment: str, rng: random.Random, victim: str) -> str:
 
 
 def run_trial(work: Path, number: int, seed: int, expected: Any) -> Trial:
-    """One run with one kill."""
+    """Run once, with one kill."""
     rng = random.Random(1000 * seed + number)
     victim, moment = rng.choice(VICTIMS), MOMENTS[number % len(MOMENTS)]
     config, began = make_config(work, f"trial-{seed}-{number}"), time.monotonic()
@@ -135,7 +135,7 @@ def uninterrupted(work: Path) -> Any:
 
 
 def run_trials(work: Path, trials: range, seed: int) -> list[Trial]:
-    """One after another; each is printed."""
+    """Run trials one after another, and print each."""
     expected = uninterrupted(work)
     results = []
     for number in trials:
@@ -145,7 +145,7 @@ def run_trials(work: Path, trials: range, seed: int) -> list[Trial]:
 
 
 def format_row(trial: Trial) -> str:
-    """A line of the table."""
+    """Return a line of the table."""
     return (
         f"{trial.number:>5}  {trial.victim:<9}  {trial.moment:<7}  {trial.hit:<20}  {trial.seconds:>5.1f} s  "
         f"{'equal' if trial.equal else 'DIFFERENT':<9}  {trial.note}"

@@ -1,4 +1,4 @@
-"""A small prepared data set of made-up sentences, laid out as ``data.prepare`` lays it out."""
+"""A small data set of generated sentences, in the layout of ``data.prepare``."""
 
 import gzip
 import json
@@ -12,7 +12,7 @@ WORDS = [a + b for a in ("ka", "lo", "mi", "tu", "re", "san") for b in ("da", "n
 
 
 def sentences(count: int, seed: int) -> list[str]:
-    """Documents in which each word hints at the next, so that a model can learn something."""
+    """Return documents in which each word depends on the last, so that a model can learn something."""
     rng = random.Random(seed)
     documents = []
     for _ in range(count):
@@ -25,7 +25,7 @@ def sentences(count: int, seed: int) -> list[str]:
 
 
 def write_corpus(folder: Path) -> dict[str, object]:
-    """Write shards and vocabulary; returns the ``data`` section that reads them."""
+    """Write shards and vocabulary, and return the ``data`` section that reads them."""
     for split, count in (("train", 400), ("validation", 60)):
         documents = sentences(count, seed=len(split))
         (folder / split).mkdir(parents=True)

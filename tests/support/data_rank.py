@@ -1,9 +1,9 @@
-"""One rank that reads the training data and writes down what it read: run by tests, killed by them, started again.
+"""One rank that reads the training data and writes down what it read: tests start it, kill it and start it again.
 
     python -m tests.support.data_rank CONFIG_JSON RANK WORLD_SIZE FOLDER STEP
 
-goes on after step STEP, from the states that the ranks of the last start left (0: from the beginning). Every few steps
-it leaves ``step_<step>_<rank>_of_<world size>.json``: its state, and the text of its examples since the last, per
+continues after step STEP, from the states that the ranks of the last start wrote (0: from the beginning). Every few
+steps it writes ``step_<step>_<rank>_of_<world size>.json``: its state, and the text of its examples since the last, per
 stream.
 """
 
@@ -22,14 +22,14 @@ SAVE_EVERY = 5
 
 
 def step_files(folder: Path, step: int) -> list[Path]:
-    """What the ranks left at a step, if all of them did."""
+    """Return the files that the ranks wrote at a step, none if one is missing."""
     files = sorted(folder.glob(f"step_{step:06d}_*.json"))
     world = {int(file.stem.rpartition("_")[2]) for file in files}
     return files if world == {len(files)} else []
 
 
 def main(config: DataConfig, rank: int, world_size: int, folder: Path, step: int) -> None:
-    """Reads for ever."""
+    """Read until killed."""
     tokenizer = Tokenizer(config.vocabulary)
     batch_size = GLOBAL_BATCH // world_size
     loader = PretrainingLoader(config, tokenizer, rank=rank, world_size=world_size, batch_size=batch_size)

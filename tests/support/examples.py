@@ -1,10 +1,10 @@
-"""From examples back to the text that they were made of."""
+"""From examples back to their text."""
 
 from data.tokenizer import Tokenizer
 
 
 def raw_tokens(inputs: list[int], labels: list[int], tokenizer: Tokenizer) -> list[int]:
-    """Undoes padding and span corruption, token by token."""
+    """Undo padding and span corruption, token by token."""
     kept, targets = [i for i in inputs if i != 0], [i for i in labels if i != -100]
     assert kept.pop() == targets.pop() == tokenizer.eos_id
     spans: dict[int, list[int]] = {}

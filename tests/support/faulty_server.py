@@ -16,7 +16,7 @@ FAULTS = ("drop", "cut", "status 429", "status 503")
 
 
 class FaultyServer(ThreadingHTTPServer):
-    """Serves the files of a folder.
+    """Serves the files of a folder over HTTP.
 
     Args:
         folder: of the files; ``/name`` is ``folder/name``. A folder ``owner/name`` in it is a Hub dataset too.
@@ -49,12 +49,12 @@ class FaultyServer(ThreadingHTTPServer):
             return fault
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no error."""
+        """Ignore clients that went away."""
 
 
 @contextmanager
 def serve(folder: Path, **options: Any) -> Iterator[FaultyServer]:
-    """A running server; stopped at the end."""
+    """Yield a running server, and stop it at the end."""
     with FaultyServer(folder, **options) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()

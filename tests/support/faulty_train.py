@@ -1,6 +1,6 @@
-"""train.py with a fault put in, for tests: ``python -m tests.support.faulty_train FAULT <arguments of train.py>``.
+"""train.py with an injected fault: ``python -m tests.support.faulty_train FAULT <arguments of train.py>``.
 
-``spike:A:B``: the labels of the batches A to B (exclusive, from 0) are made up, wherever the training meets them.
+``spike:A:B``: the labels of batches A to B (exclusive, from 0, in the order of the data) are random.
 ``nan:A:B``: one gradient of the steps A to B (exclusive, from 1) is NaN.
 """
 
@@ -18,7 +18,7 @@ from tests.support.small import small_config
 
 
 def run_faulty(folder: Path, corpus: dict[str, Any], name: str, fault: str) -> list[dict[str, Any]]:
-    """Rows of metrics of 40 steps of one process, with checkpoints every 5 steps and the guard on."""
+    """Train 40 steps on one process, with a checkpoint every 5 steps and the guard on; return the rows of metrics."""
     config = small_config(
         folder,
         data=corpus,
@@ -36,7 +36,7 @@ def run_faulty(folder: Path, corpus: dict[str, Any], name: str, fault: str) -> l
 
 
 def inject(fault: str) -> None:
-    """Patch what trains."""
+    """Patch the loader or the update."""
     kind, first, last = fault.split(":")
     bounds = range(int(first), int(last))
     if kind == "nan":
@@ -45,10 +45,10 @@ def inject(fault: str) -> None:
     next_batch = PretrainingLoader.next_batch
 
     def faulty(self: PretrainingLoader) -> Batch:
-        # The position in the data, not the step: what is left out is not met again.
+        # The position in the data, not the step: skipped data is not read again.
         number = self.state_dict()["next_example"] // (self._schedule.world_size * self._schedule.batch_size)
         batch = next_batch(self)
-        if self._server is not None and self._config.num_workers and number in bounds:  # not the loader that counts
+        if self._server is not None and self._config.num_workers and number in bounds:  # not a loader that counts
             rng = np.random.default_rng(number)
             batch["labels"] = np.where(batch["labels"] == -100, -100, rng.integers(200, 256, batch["labels"].shape))
         return batch

@@ -1,4 +1,4 @@
-"""A run whose processes a test signals one by one, under the real launcher."""
+"""A run under the real launcher, whose processes a test signals one by one."""
 
 import contextlib
 import os
@@ -18,12 +18,12 @@ from tests.support.launch import ROOT, rows
 from training.config.run import RunConfig
 
 PATIENCE_SECONDS = 150.0
-# Words by which to find a process of a run, in the order of the tree.
+# The argument by which to find a process of a run, from the leaves of the tree to its root.
 NAMES = {"launcher": "deepspeed.launcher.launch", "deepspeed": str(Path(sys.executable).with_name("deepspeed"))}
 
 
 class Started:
-    """Processes of one command, and what they wrote."""
+    """The processes of one command, and their output."""
 
     def __init__(self, command: list[str], run_dir: Path, log: Path):
         self.run_dir, self.log = run_dir, log
@@ -35,25 +35,25 @@ class Started:
             )
 
     def find(self, name: str) -> psutil.Process:
-        """``rank N``, ``launcher`` or ``deepspeed``. Raises ProcessLookupError."""
+        """Return the process ``rank N``, ``launcher`` or ``deepspeed``. Raises ProcessLookupError."""
         word = f"--local_rank={name[-1]}" if name.startswith("rank") else NAMES[name]
         top = psutil.Process(self.process.pid)
         for process in [top, *top.children(recursive=True)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 words = process.cmdline()
-                # The restart script has deepspeed among its words, too.
+                # The restart script has deepspeed among its arguments, too.
                 if word in (words[1:2] if name == "deepspeed" else words):
                     return process
         raise ProcessLookupError(name)
 
     def steps(self) -> list[int]:
-        """Of the rows of training so far."""
+        """Return the steps of the training rows so far."""
         if not (self.run_dir / "metrics.jsonl").exists():
             return []
         return [row["step"] for row in rows(self.run_dir) if "split" not in row]
 
     def wait_for_rows(self, count: int) -> None:
-        """Until so many steps are made."""
+        """Wait until the run has logged ``count`` steps."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while len(self.steps()) < count:
             assert self.process.poll() is None, self.log.read_text()[-3000:]
@@ -61,7 +61,7 @@ class Started:
             time.sleep(0.05)
 
     def end(self) -> None:
-        """Whatever is left of it."""
+        """Kill every process that is left."""
         with contextlib.suppress(psutil.NoSuchProcess):
             top = psutil.Process(self.process.pid)
             for process in [*top.children(recursive=True), top]:
@@ -71,7 +71,7 @@ class Started:
 
 
 def deepspeed_command(config: RunConfig, folder: Path, *arguments: str) -> list[str]:
-    """``deepspeed --num_gpus 2 train.py --config …``."""
+    """Return the command ``deepspeed --num_gpus 2 train.py --config …``."""
     file = folder / f"{config.training.name}.yaml"
     file.write_text(yaml.safe_dump(config.model_dump()))
     start = [NAMES["deepspeed"], "--num_gpus", "2", "--master_port", str(free_port())]
@@ -80,7 +80,7 @@ def deepspeed_command(config: RunConfig, folder: Path, *arguments: str) -> list[
 
 @contextlib.contextmanager
 def started(config: RunConfig, log: Path, *arguments: str, before: tuple[str, ...] = ()) -> Iterator[Started]:
-    """A run of two ranks, behind the words ``before``; nothing of it is left afterwards."""
+    """Start a run of two ranks, its command after the words ``before``, and kill what is left of it at the end."""
     run = Started([*before, *deepspeed_command(config, log.parent, *arguments)], config.run_dir, log)
     try:
         yield run

@@ -1,4 +1,4 @@
-"""A sparse model small enough for tests, as a run's configuration, and batches for it."""
+"""The configuration of a run with a small sparse model, and batches for it."""
 
 import json
 import os
@@ -19,7 +19,7 @@ SMALL_MODEL: dict[str, Any] = {
 def small_config(
     tmp_path: Path, *, model: dict[str, Any] | None = None, zero_stage: int = 1, **sections: dict[str, Any]
 ) -> RunConfig:
-    """``SMALL_MODEL`` in fp32 with 8 sequences a step; ``model`` and other sections override."""
+    """Return the configuration of ``SMALL_MODEL`` in fp32 with 8 sequences a step, overridden section by section."""
     ds_file = tmp_path / f"zero{zero_stage}.json"
     written = ds_file.with_suffix(f".{os.getpid()}")  # every rank writes it, and may read while another writes
     written.write_text(json.dumps({"zero_optimization": {"stage": zero_stage}}))
@@ -41,7 +41,7 @@ def small_config(
 
 
 def global_batch(step: int, sequences: int, vocab_size: int = 256) -> dict[str, Tensor]:
-    """Random ``input_ids [n, 32]`` and ``labels [n, 16]`` with unequal padding, the same on every rank."""
+    """Return random ``input_ids [n, 32]`` and ``labels [n, 16]`` with unequal padding, the same on every rank."""
     generator = torch.Generator().manual_seed(1000 + step)
     inputs = torch.randint(2, vocab_size, (sequences, 32), generator=generator)
     labels = torch.randint(2, 18, (sequences, 16), generator=generator)  # few kinds, so that a few steps learn

@@ -202,7 +202,7 @@ def train_tiny(folder: str, layouts: list[tuple[int, int]]) -> list[dict[str, An
     return results
 
 
-@pytest.mark.long
+@pytest.mark.long  # 450 steps of a model eight times as large: six minutes
 def test_fifty_steps_of_tiny_at_every_layout_equal_one_process(tmp_path: Path):
     one = run_ranks(train_tiny, 1, tmp_path, str(tmp_path), [(0, 1)])[0][0]
     ranks = run_ranks(train_tiny, 2, tmp_path, str(tmp_path), LAYOUTS)

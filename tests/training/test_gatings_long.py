@@ -22,7 +22,7 @@ KINDS: dict[str, list[str]] = {
 
 
 @pytest.mark.distributed
-@pytest.mark.long
+@pytest.mark.long  # 14 launches of 50 steps: a minute each kind; tests/parallel/test_gating_parity.py is the short form
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_every_gating_trains_tiny_on_two_ranks(kind: str, tmp_path: Path):
     if not (ROOT / "runs/data/wikipedia/vocabulary").is_dir():

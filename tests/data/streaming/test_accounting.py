@@ -167,7 +167,7 @@ def test_every_row_once_an_epoch_through_kills_faults_and_world_sizes(tmp_path: 
 
 
 @pytest.mark.distributed
-@pytest.mark.long
+@pytest.mark.long  # two minutes of reading; the test above is the short form
 def test_forty_thousand_rows_and_five_kills(tmp_path: Path) -> None:
     """Two ranks with two workers each, killed and resumed five times, once with a single rank."""
     check(

@@ -20,7 +20,7 @@ MINUTES = float(os.environ.get("MEMORY_MINUTES", "10"))
 MIB = 2**20
 
 
-@pytest.mark.long
+@pytest.mark.long  # ten minutes of streaming each: growth shows with time alone
 @pytest.mark.parametrize("origin", ["files", "http"])
 def test_memory_stays_flat(tmp_path: Path, vocabulary: Path, make_texts: Callable[..., list[str]], origin: str) -> None:
     """Short and single-character documents and one of ten megabytes per shard, with shuffling and prefetch.

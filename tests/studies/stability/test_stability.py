@@ -93,7 +93,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(options: list[str], message: str,
 
 
 @pytest.mark.distributed
-@pytest.mark.long
+@pytest.mark.long  # five studies of two runs under the launcher: four minutes
 def test_a_study_killed_in_the_middle_gives_the_same_table(corpus: dict[str, Any], tmp_path: Path):
     whole = run(command(tmp_path, corpus, "whole", "--steps", "60"))
     assert whole.returncode == 0, whole.stderr[-3000:]

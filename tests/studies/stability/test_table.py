@@ -90,7 +90,7 @@ def test_sweep_table(tmp_path: Path):
     ]
 
 
-def test_what_three_stable_seeds_prove():
+def test_least_stable_fraction_of_three_stable_seeds():
     assert least_stable_fraction(3) ** 3 == pytest.approx(0.05)
 
 

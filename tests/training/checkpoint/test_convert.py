@@ -82,7 +82,7 @@ def _same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.mark.distributed
-def test_a_run_goes_on_at_another_layout_and_says_so(run_dir: Path, tmp_path: Path):
+def test_a_run_resumes_at_another_layout_and_says_so(run_dir: Path, tmp_path: Path):
     zero3 = small_config(tmp_path, zero_stage=3).training.deepspeed_config
     expected = {row["step"]: row["loss"] for row in rows(run_dir) if "split" not in row}
     result = train(

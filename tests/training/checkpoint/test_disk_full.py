@@ -1,4 +1,8 @@
-"""A disk that is really full, a small tmpfs; needs the right to mount."""
+"""A disk that is really full, a small tmpfs; needs the right to mount.
+
+Long: each policy is a launch of up to 200 steps with 40 checkpoints. The short form, a rank that may write no large
+file, is in ``test_saver.py``.
+"""
 
 import subprocess
 from collections.abc import Iterator
@@ -17,7 +21,7 @@ pytestmark = [pytest.mark.long, pytest.mark.distributed]
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """Of 6 MB."""
+    """A file system of 6 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "none", str(folder)], capture_output=True).returncode:

@@ -21,7 +21,7 @@ def calm(guard: Guard, steps: range, level: float = 3.0) -> None:
         assert guard.observe(step, applied=True, loss=level + rng.uniform(-0.1, 0.1)) is None
 
 
-def test_a_spike_is_noted_then_gone_back_from_then_fatal():
+def test_a_spike_is_noted_then_rolled_back_then_fatal():
     guard = Guard(CONFIG)
     calm(guard, range(1, 21))
     first = guard.observe(21, applied=True, loss=9.0)
@@ -39,7 +39,7 @@ def test_a_spike_is_noted_then_gone_back_from_then_fatal():
     assert "guard.max_rollbacks = 1" in last.reason
 
 
-def test_noise_falls_of_the_loss_and_single_spikes_are_no_reason():
+def test_noise_a_falling_loss_and_single_spikes_are_no_reason_to_roll_back():
     guard = Guard(CONFIG)
     calm(guard, range(1, 17))
     assert guard.observe(17, applied=True, loss=9.0) is not None
@@ -95,10 +95,16 @@ def final(rows: list[dict[str, Any]]) -> float:
     return float([row["cross_entropy"] for row in rows if row.get("split") == "validation"][-1])
 
 
-def test_a_run_goes_back_and_leaves_the_bad_data_out(corpus: dict[str, Any], tmp_path: Path):
-    untouched, spiked = (
-        run_faulty(tmp_path, corpus, name, fault) for name, fault in (("untouched", ""), ("spiked", "spike:22:24"))
-    )
+@pytest.fixture(scope="module")
+def untouched(corpus: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The rows of the run without a fault."""
+    return run_faulty(tmp_path_factory.mktemp("guard"), corpus, "untouched", "")
+
+
+def test_a_run_rolls_back_and_skips_the_bad_data(
+    untouched: list[dict[str, Any]], corpus: dict[str, Any], tmp_path: Path
+):
+    spiked = run_faulty(tmp_path, corpus, "spiked", "spike:22:24")
     guard = [row for row in spiked if row.get("split") == "guard"]
     assert [row["decision"] for row in guard] == ["spike", "roll_back"], guard
     assert "rolling back to step_00000020; the data of steps 21 to 24 are skipped" in guard[1]["reason"]
@@ -110,11 +116,10 @@ def test_a_run_goes_back_and_leaves_the_bad_data_out(corpus: dict[str, Any], tmp
     assert final(spiked) == pytest.approx(final(untouched), abs=0.1)
 
 
-@pytest.mark.long
-def test_a_run_goes_on_after_steps_that_are_not_finite(corpus: dict[str, Any], tmp_path: Path):
-    untouched, poisoned = (
-        run_faulty(tmp_path, corpus, name, fault) for name, fault in (("untouched", ""), ("poisoned", "nan:20:22"))
-    )
+def test_a_run_continues_after_steps_that_are_not_finite(
+    untouched: list[dict[str, Any]], corpus: dict[str, Any], tmp_path: Path
+):
+    poisoned = run_faulty(tmp_path, corpus, "poisoned", "nan:20:22")
     skipped = [(row["step"], row["decision"]) for row in poisoned if row.get("split") == "guard"]
     assert skipped == [(20, "skipped"), (21, "skipped")]
     print(f"validation cross-entropy: untouched {final(untouched):.4f}, two steps left out {final(poisoned):.4f}")

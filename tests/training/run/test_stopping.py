@@ -51,7 +51,7 @@ def test_requests_are_noted(what: str, reason: str, tmp_path: Path):
 
 @pytest.fixture
 def config(corpus: dict[str, Any], tmp_path: Path) -> RunConfig:
-    """Of a run that ends only when it is asked to."""
+    """The configuration of a run that ends only on request."""
     return small_config(
         tmp_path,
         data=corpus,
@@ -102,8 +102,8 @@ def test_ranks_stop_together_when_the_launcher_is_told_to(config: RunConfig, tmp
 
 
 @pytest.mark.distributed
-@pytest.mark.long
-def test_ranks_stop_when_nobody_is_left_to_stop_them(config: RunConfig, tmp_path: Path):
+@pytest.mark.long  # another launch and up to half a minute of waiting
+def test_ranks_stop_when_the_launcher_is_gone(config: RunConfig, tmp_path: Path):
     with started(config, tmp_path / "log") as run:
         run.wait_for_rows(3)
         ranks = [run.find(f"rank {rank}") for rank in (0, 1)]

@@ -39,7 +39,7 @@ def watch(timeout: float, act: Callable[[list[Watchdog]], None]) -> list[list[st
     return said
 
 
-def test_ranks_that_get_on_are_left_alone(store: TCPStore):
+def test_ranks_that_make_progress_are_left_alone(store: TCPStore):
     def act(ranks: list[Watchdog]) -> None:
         for rank in ranks:
             rank.enter("updating", 7)
@@ -87,7 +87,7 @@ def test_one_process_watches_itself():
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.long)])
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.long)])  # as long a wait again
 def test_a_stopped_rank_ends_the_run_in_time(rank: int, corpus: dict[str, Any], tmp_path: Path):
     config = small_config(
         tmp_path,

@@ -14,6 +14,8 @@ from common.ports import free_port
 from common.project import ROOT
 from tests.support.forks import ENVIRONMENT, TIMEOUT_SECONDS, outcome, script
 from tests.support.ranks import rank_environments
+from training.monitoring.columns import undeclared
+from training.run.folder import RunFolder
 
 Completed = subprocess.CompletedProcess[str]
 
@@ -43,8 +45,10 @@ def train(config: Path, *arguments: str, ranks: int = 1) -> Completed:
 
 
 def rows(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the rows of ``metrics.jsonl``."""
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    """Return the rows of ``metrics.jsonl``, every key of which must be a declared column."""
+    found = [json.loads(line) for line in RunFolder(run_dir).metrics_file.read_text().splitlines()]
+    assert {key for row in found for key in undeclared(row)} == set()
+    return found
 
 
 def _ended(command: list[str], environments: list[dict[str, str]]) -> Completed:

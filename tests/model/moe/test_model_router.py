@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from model.config import StMoeConfig
-from model.moe.router import expert_capacity, group_tokens, route
+from model.moe.router import expert_capacity, group_tokens
+from model.router import route
 
 
 def make_config(**options: Any) -> StMoeConfig:

@@ -50,7 +50,7 @@ ALL = [(2, zero, ep) for zero in range(4) for ep in (1, 2)] + [(1, zero, 1) for 
 
 
 def _config(folder: str, place: Place, source: Place) -> RunConfig:
-    """A run that goes on from what ``source`` saved. Without clipping, which is wrong under ZeRO 0 and EP 2."""
+    """A run that resumes from the checkpoint of ``source``. Without clipping, which is wrong under ZeRO 0 and EP 2."""
     return small_config(
         Path(folder),
         model={"second_policy": "all"},

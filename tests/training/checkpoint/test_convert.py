@@ -1,4 +1,4 @@
-"""convert.py, and a run that goes on at another layout, on the checkpoint of a real run."""
+"""convert.py, and resuming at another layout, on the checkpoint of a real run."""
 
 import hashlib
 import itertools

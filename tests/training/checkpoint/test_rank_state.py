@@ -45,7 +45,7 @@ def _train(optimizer: BlockwiseMomentum, steps: range) -> list[Tensor]:
     return [p.detach().clone() for p in parameters]
 
 
-def test_state_in_blocks_goes_on_bit_for_bit(tmp_path: Path):
+def test_state_in_blocks_is_restored_bit_for_bit(tmp_path: Path):
     def fresh() -> BlockwiseMomentum:
         return BlockwiseMomentum([nn.Parameter(torch.zeros(size)) for size in (8, 12)])
 

@@ -122,5 +122,5 @@ def test_a_run_continues_after_steps_that_are_not_finite(
     poisoned = run_faulty(tmp_path, corpus, "poisoned", "nan:20:22")
     skipped = [(row["step"], row["decision"]) for row in poisoned if row.get("split") == "guard"]
     assert skipped == [(20, "skipped"), (21, "skipped")]
-    print(f"validation cross-entropy: untouched {final(untouched):.4f}, two steps left out {final(poisoned):.4f}")
+    print(f"validation cross-entropy: untouched {final(untouched):.4f}, two steps skipped {final(poisoned):.4f}")
     assert final(poisoned) == pytest.approx(final(untouched), abs=0.1)

@@ -95,7 +95,7 @@ def attack(run: Started, moment: str, rng: random.Random, victim: str) -> str:
     partial, published = checkpoints / f".step_{step:08d}.partial", checkpoints / f"step_{step:08d}"
     awaited = partial if moment == "save" else partial / rng.choice(LAST_FILES)
     while not awaited.exists() and not published.exists() and process.is_running():
-        pass  # a save takes milliseconds
+        time.sleep(0.0005)  # a save takes milliseconds; the ranks need the core
     if moment == "save":
         time.sleep(rng.uniform(0, 0.02))
     process.kill()

@@ -68,7 +68,7 @@ def test_a_silent_rank_is_named(store: TCPStore):
         heard = ranks[0].beats.get(2)
         if heard is None or heard[0].phase != "evaluating":
             ranks[2].enter("evaluating", 3)
-        else:
+        else:  # silent once rank 0 knows where it is
             ranks[2].close()
 
     said = watch(4.0, act)

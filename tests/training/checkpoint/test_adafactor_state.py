@@ -62,6 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.distributed
 def test_state_goes_to_every_layout_and_back(folder: Path):
     run_ranks(load_and_save, 2, folder, folder, LAYOUTS)
     run_ranks(load_and_save, 1, folder, folder, [(3, 1)])
@@ -97,10 +98,12 @@ def read_experts(folder: Path) -> list[str]:
     return sorted({name.split("expert_")[1][0] for name in state.read if "experts.w1" in name})
 
 
+@pytest.mark.distributed
 def test_a_rank_reads_its_experts_only(folder: Path):
     assert run_ranks(read_experts, 2, folder, folder) == [["0", "1"], ["2", "3"]]
 
 
+@pytest.mark.distributed
 def test_broken_files_are_named(folder: Path, tmp_path: Path):
     shutil.copytree(folder / "first", tmp_path / "first")
     saved = SavedState(tmp_path / "first")

@@ -103,6 +103,7 @@ def _both(folder: str) -> dict[str, Any]:
     return {"background": _save_while_training(folder), "full": _fill_disk(folder)}
 
 
+@pytest.mark.distributed
 def test_what_is_written_is_what_was_and_a_full_disk_is_everybodys(tmp_path: Path):
     first, second = run_ranks(_both, 2, tmp_path, str(tmp_path))
     assert first == second

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,8 @@ MOMENTS = ("step", "save", "publish")
 LAST_FILES = ("index.json", "trainer_state.json", "manifest.json")  # written by rank 0 before it publishes
 LONGEST_WAIT_SECONDS = 2.0  # about as long as the steps of a run take
 TIMES = ("tokens_per_second", "step_seconds", "data_seconds", "all_to_all_seconds")
+
+Command = Callable[[RunConfig, Path], list[str]]
 
 
 class Trial(NamedTuple):
@@ -67,10 +70,10 @@ def make_config(work: Path, name: str) -> RunConfig:
     )  # fmt: skip
 
 
-def begin(config: RunConfig, log: Path) -> Started:
-    """Start ``launch/run_until_done.sh deepspeed … train.py``."""
+def begin(config: RunConfig, log: Path, command: Command) -> Started:
+    """Start ``launch/run_until_done.sh deepspeed … train.py``, or another command of the launcher's."""
     script = ["bash", "launch/run_until_done.sh", "--backoff", "0"]
-    return Started([*script, *deepspeed_command(config, log.parent)], config.run_dir, log)
+    return Started([*script, *command(config, log.parent)], config.run_dir, log)
 
 
 def outcome(run_dir: Path) -> tuple[list[dict[str, Any]], list[Any]]:
@@ -102,12 +105,12 @@ def attack(run: Started, moment: str, rng: random.Random, victim: str) -> str:
     return f"step {step}, {'partial' if partial.exists() else 'published' if published.exists() else 'aside'}"
 
 
-def run_trial(work: Path, number: int, seed: int, expected: Any) -> Trial:
+def run_trial(work: Path, number: int, seed: int, expected: Any, command: Command) -> Trial:
     """Run once, with one kill."""
     rng = random.Random(1000 * seed + number)
     victim, moment = rng.choice(VICTIMS), MOMENTS[number % len(MOMENTS)]
     config, began = make_config(work, f"trial-{seed}-{number}"), time.monotonic()
-    run = begin(config, work / f"{config.training.name}.log")
+    run = begin(config, work / f"{config.training.name}.log", command)
     hit, note, equal = "never", "", False
     try:
         hit = attack(run, moment, rng, victim)
@@ -134,12 +137,12 @@ def uninterrupted(work: Path) -> Any:
     return outcome(config.run_dir)
 
 
-def run_trials(work: Path, trials: range, seed: int) -> list[Trial]:
+def run_trials(work: Path, trials: range, seed: int, command: Command = deepspeed_command) -> list[Trial]:
     """Run trials one after another, and print each."""
     expected = uninterrupted(work)
     results = []
     for number in trials:
-        results.append(run_trial(work, number, seed, expected))
+        results.append(run_trial(work, number, seed, expected, command))
         print(format_row(results[-1]), flush=True)
     return results
 

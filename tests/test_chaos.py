@@ -6,6 +6,7 @@ import pytest
 
 from tests import chaos
 from tests.chaos import MOMENTS, format_row, run_trials, uninterrupted
+from tests.support.processes import launcher_command
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def half(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("half", "work")
 def test_a_killed_run_gives_what_an_uninterrupted_one_gives(tmp_path: Path):
     number = MOMENTS.index("save")
-    (trial,) = run_trials(tmp_path, range(number, number + 1), seed=0)
+    (trial,) = run_trials(tmp_path, range(number, number + 1), seed=0, command=launcher_command)
     assert trial.equal, format_row(trial)
 
 

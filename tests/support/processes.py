@@ -1,6 +1,8 @@
 """A run under the real launcher, whose processes a test signals one by one."""
 
+import base64
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -76,6 +78,15 @@ def deepspeed_command(config: RunConfig, folder: Path, *arguments: str) -> list[
     file.write_text(yaml.safe_dump(config.model_dump()))
     start = [NAMES["deepspeed"], "--num_gpus", "2", "--master_port", str(free_port())]
     return [*start, "train.py", "--config", str(file), *arguments]
+
+
+def launcher_command(config: RunConfig, folder: Path) -> list[str]:
+    """Return the command that ``deepspeed`` runs on each host: the launcher, without the program above it."""
+    hosts = base64.urlsafe_b64encode(json.dumps({"localhost": [0, 1]}).encode()).decode()
+    program, _, _, _, port, *arguments = deepspeed_command(config, folder)
+    assert program == NAMES["deepspeed"]
+    start = [sys.executable, "-u", "-m", NAMES["launcher"], f"--world_info={hosts}", "--master_addr=127.0.0.1"]
+    return [*start, f"--master_port={port}", *arguments]
 
 
 @contextlib.contextmanager

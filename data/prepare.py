@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from common.exit_codes import USER_ERROR
+from common.logs import configure_logging
 from data.preparation.build import prepare
 from data.preparation.recipe import DEFAULT_C4_DOCUMENTS, DEFAULT_VOCAB_SIZE, LICENCES, Recipe
 
@@ -82,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, or ``USER_ERROR`` after one line on stderr.
     """
+    configure_logging()
     options = parse_arguments(arguments)
     recipe = Recipe(**{field: getattr(options, field) for field in Recipe._fields})
     print(f"source: {recipe.origin}\nlicence: {recipe.licence}", flush=True)

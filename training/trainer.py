@@ -50,7 +50,7 @@ class Trainer:
         self, config: RunConfig, process: Process, inputs: Inputs, device: str, launcher_gone: Callable[[], bool]
     ):
         self.config, self.process, self.inputs, self.device = config, process, inputs, device
-        self.folder, self.launcher_gone = RunFolder(config.run_dir), launcher_gone
+        self.folder = RunFolder(config.run_dir)
         self.watchdog = Watchdog(process.rank, process.world_size, config.training.timeout_seconds)
         self.state = TrainState()
         self.watchdog.enter("checking the checkpoint", 0)
@@ -82,6 +82,8 @@ class Trainer:
             OptimizerFigures(self.engine, config.optimizer.learning_rate),
             DataCounts(inputs.loader, device),
         )
+        self.stop_requests = StopRequests(self.folder.stop_file if process.rank == 0 else None, launcher_gone)
+        self.stopping = False
 
     def train(self) -> bool:
         """Train to ``training.steps``, with evaluations and checkpoints on the way and at the end.
@@ -99,8 +101,6 @@ class Trainer:
         unigram = unigram_baseline(self.inputs, self.device)
         self._announce(unigram)
         self.throughput.restart()
-        self.stop_requests = StopRequests(self.folder.stop_file if self.process.rank == 0 else None, self.launcher_gone)
-        self.stopping = False
         if 0 < state.step < t.steps and state.step % t.eval_every == 0 and not state.is_evaluated:
             self.evaluate()  # a request to stop came before it
         while state.step < t.steps and not self.stopping:

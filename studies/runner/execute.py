@@ -1,7 +1,6 @@
 """Executes the unfinished runs of a study, several at a time, and reports progress."""
 
 import contextlib
-import fcntl
 import os
 import shutil
 import signal
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.files import acquire_lock
 from common.ports import free_port
 from studies.runner.launcher import Local, Slurm
 from studies.runner.runs import Run
@@ -97,12 +97,14 @@ def alone_in(out: Path) -> Iterator[None]:
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            held = acquire_lock(file)
+        except OSError as error:
+            raise ConfigError(f"--out {out}: its file system has no locks ({error}): set another --out") from None
+        if not held:
             raise ConfigError(
                 f"--out {out}: another study, or a run that it started, is using this folder: wait for it to end, or "
                 "set another --out"
-            ) from None
+            )
         os.set_inheritable(file.fileno(), True)
         yield
 

@@ -27,7 +27,7 @@ COUNTERS = ("global_steps", "global_samples", "skipped_steps")  # DeepSpeed's ow
 
 @dataclass(frozen=True)
 class Moment:
-    """Position of a run: its state besides tensors."""
+    """Position of a run; fields of ``SavedState``, ``data`` of this rank alone."""
 
     step: int  # updates made
     tokens: int  # real tokens processed, over all ranks
@@ -78,17 +78,11 @@ def capture(engine: Any, config: RunConfig, moment: Moment) -> Capture:
     ranks: list[Any] = [None] * world_size
     dist.all_gather_object(ranks, meta)
     state = SavedState(
-        step=moment.step,
-        tokens=moment.tokens,
+        **vars(moment) | {"data": merge_states([meta.data for meta in ranks]) if rank == 0 else {}},
         config=config.model_dump(),
         world_size=world_size,
         zero_stage=int(engine.zero_optimization_stage()),
-        data=merge_states([meta.data for meta in ranks]) if rank == 0 else {},
         engine={name: getattr(engine, name) for name in COUNTERS} | {"schedule": engine.lr_scheduler.state_dict()},
-        guard=moment.guard,
-        evaluated=moment.evaluated,
-        metrics_bytes=moment.metrics_bytes,
-        code=moment.code,
     )
     return Capture({rank_file: tensors} | extra, state, ranks)
 

@@ -1,9 +1,12 @@
 """Settings of every test process."""
 
+import logging
 import sys
 from collections.abc import Iterator
 
 import pytest
+
+from common.logs import ROOT_LOGGER
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,3 +33,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def unconfigured_logging() -> Iterator[None]:
+    """Undo what a test's program made of the log, so that ``caplog`` sees the records of the next test."""
+    logger = logging.getLogger(ROOT_LOGGER)
+    before = logger.handlers, logger.level, logger.propagate
+    yield
+    logger.handlers, logger.level, logger.propagate = before

@@ -38,7 +38,9 @@ def parse_arguments() -> argparse.Namespace:
         ("--world-size", "ranks, and files"),
     ):
         reshard.add_argument(option, type=positive, required=True, metavar="N", help=meaning)
-    reshard.add_argument("--zero-stage", type=int, required=True, choices=(0, 1, 2, 3))
+    reshard.add_argument(
+        "--zero-stage", type=int, required=True, choices=(0, 1, 2, 3), help="ZeRO stage that will resume from it"
+    )
     for command in (export, reshard):
         command.add_argument("run", type=Path, help="run folder, such as runs/tiny")
     return parser.parse_args()
@@ -50,7 +52,7 @@ def main() -> None:
     arguments = parse_arguments()
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from training.checkpoint.export import DTYPES, export
-    from training.checkpoint.reshard import reshard
+    from training.checkpoint.reshard import reshard, resume_command
 
     try:
         if arguments.command == "export":
@@ -59,11 +61,7 @@ def main() -> None:
         else:
             size, world, stage = arguments.expert_parallel_size, arguments.world_size, arguments.zero_stage
             folder = reshard(arguments.run, size, world, stage)
-            logger.info(
-                f"{folder}; continue with:\n"
-                f"deepspeed --num_gpus {world} train.py --config {arguments.run}/config.yaml --resume "
-                f"parallel.expert_parallel_size={size} training.deepspeed_config=ds_configs/zero{stage}.json"
-            )
+            logger.info(f"{folder}; continue with:\n{resume_command(arguments.run, folder)}")
     except ValueError as error:
         logger.error(str(error))
         sys.exit(USER_ERROR)

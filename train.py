@@ -66,6 +66,11 @@ def main() -> None:
         patience = max(WAIT_SECONDS, config.training.timeout_seconds) if arguments.restart else WAIT_SECONDS
         lock = enter_run(config.run_dir, process.rank, patience) if resumes else None
         inputs = prepare(config, process, arguments.resume, restart=arguments.restart)
+        step, steps = inputs.resume_from and inputs.resume_from.state.step, config.training.steps
+        if step == steps and RunFolder(config.run_dir).is_done(steps):
+            inputs.loader.close()
+            logger.info(f"{config.run_dir} is done at step {steps}; set training.steps higher to continue")
+            return
         if lock is None and process.rank == 0:  # held until the process ends
             lock = lock_run(config.run_dir, patience)
     except ValueError as error:

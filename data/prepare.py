@@ -86,14 +86,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure_logging()
     options = parse_arguments(arguments)
     recipe = Recipe(**{field: getattr(options, field) for field in Recipe._fields})
-    print(f"source: {recipe.origin}\nlicence: {recipe.licence}", flush=True)
+    print(f"source: {recipe.origin}\nlicense: {recipe.license}", flush=True)
     try:
         description, existed = prepare(recipe, options.out)
     except ValidationError as error:
         return _report(error.errors()[0]["msg"].removeprefix("Value error, "))
     except (ValueError, OSError) as error:
         return _report(" ".join(str(error).split()))
-    print(f"{options.out}: {'already there' if existed else 'made'}, {summarize(description)}")
+    print(f"{options.out}: {'already there' if existed else 'created'}: {summarize(description)}")
     return 0
 
 
@@ -109,8 +109,8 @@ def summarize(description: dict[str, Any]) -> str:
     if "train_statistics" in description:
         counts = description["train_statistics"]
         items += [
-            f"{counts['tokens']:,} training tokens of {counts['bytes_per_token']:.2f} bytes",
-            f"{description['pieces']} pieces, <extra_id_0> = {description['first_sentinel_id']}",
+            f"{counts['tokens']:,} training tokens ({counts['bytes_per_token']:.2f} bytes each on average)",
+            f"vocabulary of {description['pieces']:,} pieces, <extra_id_0> has id {description['first_sentinel_id']}",
         ]
         items += [f"skipped {count} {kind}" for kind, count in description["skipped_rows"].items()]
     return ", ".join(items)

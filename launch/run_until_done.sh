@@ -21,8 +21,9 @@ while [ $# -gt 0 ]; do
     --max-restarts) max_restarts=$2 && shift 2 ;;
     --backoff) backoff=$2 && shift 2 ;;
     --crash-loop) crash_loop=$2 && shift 2 ;;
+    -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0" && exit 0 ;;
     --) shift && break ;;
-    -*) echo "error: unknown option $1; see the first lines of launch/run_until_done.sh" >&2 && exit 2 ;;
+    -*) echo "error: unknown option $1; see bash launch/run_until_done.sh --help" >&2 && exit 2 ;;
     *) break ;;
   esac
 done

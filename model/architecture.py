@@ -51,9 +51,9 @@ class Architecture:
     )
     gating: Gating = documented(  # noqa: RUF009 - it returns a field
         "top_n",
-        "top_n: the paper's: weights normalized over the top_n experts; second_policy decides on those after the best. "
-        "flaxformer: all top_n experts, raw probabilities as weights, rounded capacity. expert_choice: each expert "
-        "takes its most probable tokens; no load-balance loss; encoder only, see decoder_gating.",
+        "top_n: as in the paper, weights are normalized over the top_n experts; second_policy decides on those after "
+        "the best. flaxformer: all top_n experts, raw probabilities as weights, rounded capacity. expert_choice: each "
+        "expert takes its most probable tokens; no load-balance loss; encoder only, see decoder_gating.",
     )
     decoder_gating: Gating | None = documented(  # noqa: RUF009
         None,

@@ -30,7 +30,7 @@ HEADER = "| c_Z | Fraction stable | Quality (↑) | Final L_Z | Largest router l
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = make_parser(__doc__, "runs/z_loss_sweep")
+    parser = make_parser("studies.z_loss_sweep", __doc__, "runs/z_loss_sweep")
     parser.add_argument(
         "--coefficients",
         nargs="+",

@@ -13,14 +13,18 @@ def describe(run_dir: Path) -> str:
     summary = folder.summary()
     if summary is None:
         raise OSError(f"{folder.summary_file} does not exist")
-    gain = summary["unigram_cross_entropy"] - summary["validation_cross_entropy"]
+    excess = summary["validation_cross_entropy"] - summary["unigram_cross_entropy"]
+    side = "above" if excess > 0 else "below"
+    # A resumed run knows the time of its last session only.
+    resumed = summary["session_steps"] < summary["steps"]
+    session = f"the last {summary['session_steps']} steps in " if resumed else "in "
     return "\n".join(
         (
             "",
             f"Trained {summary['steps']} steps on {summary['tokens']:,} tokens with {summary['world_size']} ranks, "
-            f"expert-parallel size {summary['expert_parallel_size']}, in {summary['wall_seconds']:.0f} s.",
-            f"Validation cross-entropy {summary['validation_cross_entropy']:.3f} nats per token, {gain:.3f} below the "
-            f"unigram baseline ({summary['unigram_cross_entropy']:.3f}).",
+            f"expert-parallel size {summary['expert_parallel_size']}, {session}{summary['session_seconds']:.0f} s.",
+            f"Validation cross-entropy {summary['validation_cross_entropy']:.3f} nats per target, {abs(excess):.3f} "
+            f"{side} the unigram baseline ({summary['unigram_cross_entropy']:.3f}).",
             f"  run         {run_dir}/  (config.yaml, metrics.jsonl, summary.json)",
             f"  checkpoint  {folder.checkpoints / (folder.latest() or '')}/",
             "Next, in this folder:",

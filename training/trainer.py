@@ -97,7 +97,7 @@ class Trainer:
             SaveError: a checkpoint could not be written.
         """
         t, state = self.config.training, self.state
-        started = time.monotonic()
+        started, first_step = time.monotonic(), state.step
         unigram = unigram_baseline(self.inputs, self.device)
         self._announce(unigram)
         self.throughput.restart()
@@ -121,7 +121,7 @@ class Trainer:
         if self.stopping:
             self._announce_stop()
         else:
-            self._finish(unigram, time.monotonic() - started)
+            self._finish(unigram, state.step - first_step, time.monotonic() - started)
         return not self.stopping
 
     def train_step(self) -> tuple[LossTerms, Checkpoint | None]:
@@ -238,7 +238,7 @@ class Trainer:
         self._close()
         logger.info("stopped after step %d by %s; --resume continues from there", self.state.step, reason)
 
-    def _finish(self, unigram: float, wall_seconds: float) -> None:
+    def _finish(self, unigram: float, session_steps: int, session_seconds: float) -> None:
         """Write the summary and report skipped rows."""
         assert self.state.evaluated is not None
         summary = summarize(
@@ -248,7 +248,8 @@ class Trainer:
             tokens=self.state.tokens,
             validation_cross_entropy=self.state.evaluated.cross_entropy,
             unigram_cross_entropy=unigram,
-            wall_seconds=wall_seconds,
+            session_steps=session_steps,
+            session_seconds=session_seconds,
         )
         if self.process.rank == 0:
             self.folder.write_summary(summary)

@@ -125,7 +125,7 @@ def build(recipe: Recipe, work: Path) -> dict[str, Any]:
     plot_lengths(lengths, folder / HISTOGRAM_FILE)
     description = {
         "origin": recipe.origin,
-        "licence": recipe.licence,
+        "license": recipe.license,
         "train_documents": len(train),
         "validation_documents": len(validation),
         "skipped_rows": skipped,

@@ -49,7 +49,7 @@ class Recipe(NamedTuple):
         }[self.source]
 
     @property
-    def licence(self) -> str:
+    def license(self) -> str:
         """Licence of the text."""
         return LICENCES[self.source]
 

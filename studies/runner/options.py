@@ -20,15 +20,19 @@ from training.config.run import RunConfig, load_config
 DEFAULT_STEPS = 250
 
 
-def make_parser(description: str, out: str) -> argparse.ArgumentParser:
+def make_parser(name: str, description: str, out: str) -> argparse.ArgumentParser:
     """Make a parser with the options that every study has.
 
     Args:
+        name: of the study's module.
         description: text of ``--help``.
         out: default of ``--out``.
     """
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog=f"python -m {name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--config", default="configs/tiny.yaml", help="base configuration of all runs (%(default)s)")

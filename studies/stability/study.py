@@ -30,7 +30,7 @@ from training.config.run import RunConfig
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = make_parser(__doc__, "runs/stability")
+    parser = make_parser("studies.stability", __doc__, "runs/stability")
     parser.add_argument(
         "--variants", nargs="+", default=list(VARIANTS), metavar="NAME", help=f"of {', '.join(VARIANTS)}"
     )

@@ -91,7 +91,7 @@ def imported(file: Path, seen: set[Path]) -> set[Path]:
     return seen
 
 
-def test_the_image_holds_what_its_programs_import():
+def test_the_image_holds_what_its_programs_import() -> None:
     copied = {source for words in dockerfile(ROOT) if words[0] == "COPY" for source in words[1:-1]}
     needed: set[Path] = set()
     for program in IMAGE_PROGRAMS:

@@ -65,7 +65,7 @@ class Checkpointer:
         return self.saved_step == step
 
     def roll_back(self, checkpoint: Checkpoint) -> None:
-        """Make ``checkpoint`` the latest after a roll-back to it; later ones belong to an abandoned future."""
+        """Make ``checkpoint`` the latest after a rollback to it; later ones belong to an abandoned future."""
         self.saved_step = checkpoint.state.step
         if self.metrics.enabled:
             self.saver.folder.set_latest(checkpoint.folder)

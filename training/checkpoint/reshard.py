@@ -4,6 +4,7 @@ Any checkpoint loads at any layout without this (see ``load``). Afterwards each 
 in one file: for moving a checkpoint to another cluster, or merging many small files.
 """
 
+import math
 import os
 import shutil
 from dataclasses import replace
@@ -72,6 +73,25 @@ def reshard(run_dir: Path, expert_parallel_size: int, world_size: int, zero_stag
         publish(folder)
     run.set_latest(folder)
     return folder
+
+
+def resume_command(run_dir: Path, folder: Path) -> str:
+    """Return the command that resumes ``run_dir`` from ``folder`` at its layout.
+
+    The global batch stays: where a rank's share of it, or of the evaluation, is smaller than a micro-batch, the command
+    sets a smaller micro-batch.
+    """
+    state = read_folder(folder).state
+    training, world = state.config["training"], state.world_size
+    micro = math.gcd(training["micro_batch_size"], training["global_batch_size"] // world)
+    if training["eval_examples"] % world == 0:
+        micro = math.gcd(micro, training["eval_examples"] // world)
+    command = (
+        f"deepspeed --num_gpus {world} train.py --config {run_dir}/config.yaml --resume "
+        f"parallel.expert_parallel_size={state.layout.expert_parallel_size} "
+        f"training.deepspeed_config=ds_configs/zero{state.zero_stage}.json"
+    )
+    return command if micro == training["micro_batch_size"] else f"{command} training.micro_batch_size={micro}"
 
 
 def _refuse_other(folder: Path, state: SavedState) -> None:

@@ -59,6 +59,11 @@ def find_checkpoint(config: RunConfig, world_size: int, zero_stage: int, *, size
         checkpoint = read_checkpoint(config.run_dir, contents=False, sizes=sizes)
     except ConfigError as error:
         raise ConfigError(f"--resume: {error}; start without --resume, or set training.name") from None
+    if checkpoint.state.step > config.training.steps:
+        raise ConfigError(
+            f"--resume: training.steps = {config.training.steps} but {config.run_dir} is at step "
+            f"{checkpoint.state.step}: set at least {checkpoint.state.step}"
+        )
     check_fits(checkpoint, config, world_size, zero_stage)
     return checkpoint
 

@@ -20,7 +20,7 @@ def check_expert_parallel(config: RunConfig, world_size: int) -> None:
     if world_size % size:
         raise ConfigError(
             f"{key} does not divide the world size {world_size}: start a multiple of {size} ranks "
-            "(deepspeed --num_gpus), or set a divisor"
+            f"(deepspeed --num_gpus), or set a divisor of {world_size}"
         )
 
 
@@ -39,7 +39,8 @@ def check_layout(config: RunConfig, world_size: int) -> int:
     if config.training.eval_examples % per_pass:
         raise ConfigError(
             f"training.eval_examples = {config.training.eval_examples} is not divisible by training.micro_batch_size x "
-            f"world size = {config.training.micro_batch_size} x {world_size}: set a multiple of {per_pass}"
+            f"world size = {config.training.micro_batch_size} x {world_size}: set a multiple of {per_pass}, or "
+            "a smaller training.micro_batch_size"
         )
     size = config.parallel.expert_parallel_size
     options = read_deepspeed_file(config.training.deepspeed_config)

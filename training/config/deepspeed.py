@@ -57,7 +57,8 @@ def accumulation_steps(config: RunConfig, world_size: int) -> int:
     if t.global_batch_size % per_pass:
         raise ConfigError(
             f"training.global_batch_size = {t.global_batch_size} is not divisible by training.micro_batch_size x world "
-            f"size = {t.micro_batch_size} x {world_size}: set a multiple of {per_pass}"
+            f"size = {t.micro_batch_size} x {world_size}: set a multiple of {per_pass}, or a smaller "
+            "training.micro_batch_size"
         )
     return t.global_batch_size // per_pass
 

@@ -62,7 +62,7 @@ class Guard:
             return Decision("spike", reason)
         reason += f", spike {self.spikes} in a row"
         if self.rollbacks >= self.config.max_rollbacks:
-            return Decision("stop", f"{reason}, after guard.max_rollbacks = {self.rollbacks} roll-backs")
+            return Decision("stop", f"{reason}, after guard.max_rollbacks = {self.rollbacks} rollbacks")
         first = step - self.spikes + 1
         return Decision("roll_back", reason, before=first - self.config.spike_margin + 1)
 
@@ -77,7 +77,7 @@ class Guard:
         return (loss - middle) / max(deviation, LEAST_DEVIATION * abs(middle), 1e-12)
 
     def rolled_back(self) -> None:
-        """Count a roll-back; the window stays, because it holds no spike."""
+        """Count a rollback; the window stays, because it holds no spike."""
         self.rollbacks += 1
         self.spikes = 0
 

@@ -33,7 +33,7 @@ class Health:
         config: of the run.
         engine: the DeepSpeed engine.
         metrics: takes the guard's rows.
-        checkpointer: waited for before a roll-back.
+        checkpointer: waited for before a rollback.
         rank: of this process.
     """
 
@@ -81,7 +81,7 @@ class Health:
             checkpoint = agree_on_checkpoint(self.config.run_dir, before=decision.before)
         except ConfigError as error:
             self.guard.spikes = 0
-            self._record(step, "go_on", f"{decision.reason}; cannot roll back: {error}")
+            self._record(step, "continue", f"{decision.reason}; cannot roll back: {error}")
             return None
         self.guard.rolled_back()
         back = checkpoint.state.step
@@ -89,7 +89,7 @@ class Health:
             step,
             "roll_back",
             f"{decision.reason}: rolling back to {checkpoint.folder.name}; the data of steps {back + 1} to {step} are "
-            f"skipped; roll-back {self.guard.rollbacks} of guard.max_rollbacks = {self.config.guard.max_rollbacks}",
+            f"skipped; rollback {self.guard.rollbacks} of guard.max_rollbacks = {self.config.guard.max_rollbacks}",
         )
         return checkpoint
 

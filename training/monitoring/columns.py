@@ -60,7 +60,7 @@ Column("load_balance_loss_weighted", "nats", "c_B L_B", *_LOSS)
 Column("router_z_loss_weighted", "nats", "c_Z L_Z", *_LOSS)
 Column("output_z_loss_weighted", "nats", "the weighted z-loss of the output head", *_LOSS)
 DROPPED_FRACTION = Column("dropped_fraction", "share", "real tokens that got no capacity slot at any expert", *_LOSS)
-MAX_ROUTER_LOGIT = Column("max_router_logit", "nats", "largest router logit of any sparse layer", *_LOSS)
+MAX_ROUTER_LOGIT = Column("max_router_logit", "", "largest router logit of any sparse layer", *_LOSS)
 
 LEARNING_RATE = Column("learning_rate", "", "learning rate of the last update", TRAIN)
 GRAD_NORM = Column("grad_norm", "", "global gradient norm before clipping", TRAIN)
@@ -68,11 +68,13 @@ SKIPPED_STEPS = Column("skipped_steps", "updates", "updates skipped so far for a
 PARAMETER_RMS = Column("parameter_rms/<family>", "", "RMS of the weights before the update (Adafactor)", TRAIN)
 UPDATE_RMS = Column("update_rms/<family>", "", "RMS of the update before clipping, scale and learning rate", TRAIN)
 CLIPPED_UPDATE_RMS = Column("clipped_update_rms/<family>", "", "the same after clipping", TRAIN)
-CLIPPED_FRACTION = Column("clipped_fraction/<family>", "share", "tensors, each expert one, that were clipped", TRAIN)
+CLIPPED_FRACTION = Column(
+    "clipped_fraction/<family>", "share", "of tensors that were clipped; each expert counts as one", TRAIN
+)
 
 TOKENS_PER_SECOND = Column("tokens_per_second", "tokens/s", "over all ranks, since the last row", TRAIN)
 STEP_SECONDS = Column("step_seconds", "s", "mean time of a step since the last row, on rank 0", TRAIN)
-DATA_SECONDS = Column("data_seconds", "s", "of which waiting for data", TRAIN)
+DATA_SECONDS = Column("data_seconds", "s", "mean time per step spent waiting for data", TRAIN)
 ALL_TO_ALL_BYTES = Column("all_to_all_bytes", "bytes", "sent by rank 0 in all-to-alls, per step", TRAIN)
 ALL_TO_ALL_SECONDS = Column("all_to_all_seconds", "s", "time that compute was blocked by them, per step", TRAIN)
 
@@ -88,10 +90,12 @@ SAVE_SECONDS = Column("save_seconds", "s", "time until the checkpoint was publis
 RANK_BYTES = Column("rank_bytes", "bytes", "tensors that rank 0 wrote", CHECKPOINT)
 ERROR = Column("error", "", "why the checkpoint could not be written; absent on success", CHECKPOINT)
 
-DECISION = Column("decision", "", "`skipped`, `spike`, `roll_back`, `go_on` (nothing to roll back to) or `stop`", GUARD)
-REASON = Column("reason", "", "one line for people", GUARD)
+DECISION = Column(
+    "decision", "", "`skipped`, `spike`, `roll_back`, `continue` (nothing to roll back to) or `stop`", GUARD
+)
+REASON = Column("reason", "", "human-readable, one line", GUARD)
 NON_FINITE_IN_A_ROW = Column("non_finite_in_a_row", "steps", "consecutive steps with a non-finite gradient", GUARD)
-ROLLBACKS = Column("rollbacks", "", "roll-backs so far", GUARD)
+ROLLBACKS = Column("rollbacks", "", "rollbacks so far", GUARD)
 
 
 def split_of(row: dict[str, Any]) -> str:

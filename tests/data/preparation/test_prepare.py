@@ -75,7 +75,7 @@ def test_a_complete_dataset(
     assert Tokenizer(out / "vocabulary").num_pieces == 200
     description = json.loads((out / "dataset.json").read_text())
     assert (description["train_documents"], description["validation_documents"]) == (90, 10)
-    assert "CC BY-SA 4.0" in description["licence"] and description["recipe"]["vocab_size"] == 200
+    assert "CC BY-SA 4.0" in description["license"] and description["recipe"]["vocab_size"] == 200
     assert [path.name for path in out.parent.iterdir()] == ["wiki"]
     assert FileShards.matching("k", str(out / "train/*.json.gz"), "text", Retries(0, 0.0), 1024).num_shards == 4
 
@@ -223,7 +223,7 @@ def test_a_given_vocabulary_is_used_unchanged(
     options = [*SMALL[2:], "--vocabulary", str(vocabulary)]
     assert prepare.main([*options, "--out", str(tmp_path / "wiki")]) == 0
     assert (tmp_path / "wiki/vocabulary/spiece.model").read_bytes() == (vocabulary / "spiece.model").read_bytes()
-    assert "300 pieces, <extra_id_0> = 399" in capsys.readouterr().out
+    assert "vocabulary of 300 pieces, <extra_id_0> has id 399" in capsys.readouterr().out
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/spiece.model").write_bytes(b"no model")
     options[-1] = str(tmp_path / "broken")

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 import convert
+from common.exit_codes import USER_ERROR
 from model.st_moe import StMoeForConditionalGeneration
 from tests.support.forks import fork
 from tests.support.launch import python, rows, train
@@ -24,11 +25,14 @@ from tests.support.small import global_batch, small_config
 from training.checkpoint.export import export
 from training.checkpoint.load import load_checkpoint
 from training.checkpoint.optimizer_state.adafactor import SavedState
-from training.checkpoint.reshard import rank_share, reshard
+from training.checkpoint.reshard import rank_share, reshard, resume_command
 from training.checkpoint.resume import find_checkpoint, read_checkpoint
 from training.checkpoint.store.index import WEIGHT, StoredParameter, TensorReader
+from training.checkpoint.store.state import STATE_FILE
 from training.checkpoint.store.tensor_file import TensorFileWriter
-from training.config.run import validate
+from training.config.checks import check_layout
+from training.config.errors import ConfigError
+from training.config.run import load_config, validate
 from training.engine.build import build_engine
 
 NAME = "step_00000004"
@@ -123,6 +127,31 @@ def test_reshard_keeps_every_tensor_and_the_original(run_dir: Path):
     assert torch.equal(torch.cat(parts), tensors[key])
 
 
+@pytest.mark.distributed
+def test_a_finished_run_is_not_trained_again(trained: Path):
+    files = {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.name != ".lock"}
+    again = train(trained / "config.yaml", "--resume", ranks=2)
+    assert again.returncode == 0 and "is done at step 8; set training.steps higher" in again.stdout, again
+    shorter = train(trained / "config.yaml", "--resume", "training.steps=7", ranks=2)
+    assert shorter.returncode == USER_ERROR
+    assert f"--resume: training.steps = 7 but {trained} is at step 8: set at least 8" in shorter.stderr
+    assert files == {path: path.stat().st_mtime_ns for path in files}
+
+
+@pytest.mark.distributed
+def test_the_printed_command_starts_where_a_micro_batch_is_more_than_the_share_of_a_rank(run_dir: Path):
+    folder = reshard(run_dir, 1, 4, 1)
+    for file, size in ((run_dir / "config.yaml", "micro_batch_size: "), (folder / STATE_FILE, '"micro_batch_size": ')):
+        text = file.read_text()
+        assert f"{size}2" in text
+        file.write_text(text.replace(f"{size}2", f"{size}8"))  # the global batch
+    command = resume_command(run_dir, folder).split()
+    assert command[:3] == ["deepspeed", "--num_gpus", "4"] and command[-1] == "training.micro_batch_size=2"
+    check_layout(load_config(command[5], command[7:]), 4)
+    with pytest.raises(ConfigError, match=r"or a smaller training\.micro_batch_size"):
+        check_layout(load_config(command[5], command[7:-1]), 4)
+
+
 def _reshard_and_die(run_dir: Path) -> None:
     """Die of SIGKILL after 39 chunks of tensors."""
     append, count = TensorFileWriter.append, itertools.count(1)
@@ -150,6 +179,7 @@ def test_a_conversion_killed_in_the_middle_damages_nothing(run_dir: Path):
     assert _hashes(checkpoints / NAME) == before
 
     folder = reshard(run_dir, 1, 2, 2)
+    assert "micro_batch_size" not in resume_command(run_dir, folder)
     assert _same(_tensors(folder), _tensors(checkpoints / NAME))
     assert {path.name for path in checkpoints.iterdir()} - folders == {folder.name}
     # killed after the copy was whole, before latest was moved: it is used

@@ -44,4 +44,5 @@ def test_every_gating_trains_tiny_on_two_ranks(kind: str, tmp_path: Path):
         assert last["cross_entropy"] < runs[stage][0]["cross_entropy"] - 0.5
         assert kind != "dropless" or all(row["dropped_fraction"] == 0 for row in runs[stage])
     for one, three in zip(runs[1], runs[3], strict=True):
-        assert one["loss"] == pytest.approx(three["loss"], rel=1e-4)
+        # Routing is discrete: sooner or later a rounding error of 1e-7 changes the expert of a token.
+        assert one["loss"] == pytest.approx(three["loss"], rel=1e-5 if one["step"] <= 30 else 1e-2)

@@ -41,7 +41,8 @@ if __name__ == "__main__":
         print("usage: python -m training.report RUN_FOLDER", file=sys.stderr)
         sys.exit(USER_ERROR)
     try:
-        print(describe(Path(sys.argv[1])))
+        text = describe(Path(sys.argv[1]))
     except OSError as error:
         print(f"error: {sys.argv[1]} holds no finished run: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)
+    print(text)

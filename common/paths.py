@@ -1,0 +1,96 @@
+"""Paths as users type them: ``~`` and variables, the folder that a relative path was looked for in, what can be written.
+
+Every path of a config has the type ``UserPath``, every path of a command line the type ``path_argument``.
+"""
+
+import argparse
+import errno
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+VARIABLE = re.compile(r"\$(?:\{(\w+)\}|([A-Za-z_]\w*))")
+# What a full, missing or forbidden place gives; other errors of the system are no mistake of the user.
+PLACE_ERRORS = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+     errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP}
+)  # fmt: skip
+
+
+def expand(path: str) -> str:
+    """Return a path or URL with ``~``, ``$NAME`` and ``${NAME}`` replaced, as a shell would.
+
+    Raises:
+        ValueError: a variable is not set, or a user has no home folder.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if not os.environ.get(name):
+            raise ValueError(f"the environment variable {name} is not set: export it, or write the path out")
+        return os.environ[name]
+
+    expanded = os.path.expanduser(VARIABLE.sub(value, path))
+    if path.startswith("~") and expanded.startswith("~"):
+        raise ValueError(
+            f"{path.partition('/')[0]} has no home folder: write the path out, or ./{path} for such a name"
+        )
+    return expanded
+
+
+UserPath = Annotated[str, AfterValidator(expand)]
+
+
+def path_argument(text: str) -> Path:
+    """Return a path of the command line; a ``type`` of argparse."""
+    try:
+        return Path(expand(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+
+
+def searched(path: str | Path) -> str:
+    """Return `` in FOLDER`` for a relative path, the folder that it was looked for in; nothing for other paths."""
+    text = str(path)
+    return "" if os.path.isabs(text) or "://" in text else f" in {Path.cwd()}"
+
+
+def beside(path: str, *folders: Path) -> Path:
+    """Return a file named relative to the current folder or, if it is not there, to the first folder that has it.
+
+    A path that is in none of them is returned as it is.
+    """
+    found = (Path(path), *(folder / path for folder in folders))
+    return next((file for file in found if file.exists()), Path(path))
+
+
+def why(error: OSError) -> str:
+    """Return the reason of a system's error and its file, as ``Permission denied: /data/x``."""
+    name = error.filename if error.filename2 is None else error.filename2
+    return (error.strerror or str(error)) + (f": {name}" if name is not None else "")
+
+
+def check_can_write(folder: str | Path, setting: str) -> None:
+    """Check that a folder can be made or written to, and that its disk is not full. Creates nothing.
+
+    Args:
+        folder: need not exist.
+        setting: key or option that names it, for the message.
+
+    Raises:
+        ValueError: one line that names setting, folder and reason.
+    """
+    path = Path(folder).absolute()
+    there = next(p for p in (path, *path.parents) if os.path.lexists(p))
+    reason = None
+    if not there.is_dir():
+        reason = f"{there} is no folder"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        reason = f"no permission to write to {there}"
+    elif os.statvfs(there).f_bavail == 0 and os.statvfs(there).f_blocks > 0:
+        reason = f"the disk of {there} is full"
+    if reason is not None:
+        raise ValueError(f"{setting} = {folder}: {reason}: set another folder, or mend this one")

@@ -1,0 +1,93 @@
+"""Paths as users type them."""
+
+import argparse
+import os
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from common.paths import UserPath, beside, check_can_write, expand, path_argument, searched, why
+
+
+def test_tilde_and_variables_are_those_of_the_shell(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    assert expand("~/c4/*.gz") == "/home/me/c4/*.gz"
+    assert expand("~") == "/home/me"
+    assert expand("$SCRATCH/runs") == expand("${SCRATCH}/runs") == "/scratch/me/runs"
+    assert expand("s3://bucket/$SCRATCH/{00..03}.gz") == "s3://bucket//scratch/me/{00..03}.gz"
+    for plain in ("runs/data/*.gz", "a~b", "cost$", "100$/x", "{00..03}", ""):
+        assert expand(plain) == plain
+
+
+@pytest.mark.parametrize(
+    ("path", "words"), [("$NOT_SET/x", "NOT_SET is not set"), ("~nobody-here/x", "no home folder")]
+)
+def test_what_cannot_be_replaced_is_refused(path: str, words: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("NOT_SET", raising=False)
+    with pytest.raises(ValueError, match=words):
+        expand(path)
+    with pytest.raises(argparse.ArgumentTypeError, match=words):
+        path_argument(path)
+
+
+def test_the_type_of_config_keys(monkeypatch: pytest.MonkeyPatch):
+    class Section(BaseModel):
+        one: UserPath = "runs"
+        several: list[UserPath] = []
+
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    assert Section(one="$SCRATCH/a", several=["$SCRATCH/b"]).model_dump() == {
+        "one": "/scratch/a",
+        "several": ["/scratch/b"],
+    }
+    with pytest.raises(ValidationError, match="NOT_SET is not set"):
+        Section(several=["a", "$NOT_SET"])
+
+
+def test_a_message_says_where_a_relative_path_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert searched("a/b") == f" in {tmp_path}"
+    assert searched("/a/b") == searched("s3://a/b") == ""
+
+
+def test_the_current_folder_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    here, other = tmp_path / "here", tmp_path / "other"
+    for folder in (here, other):
+        folder.mkdir()
+    monkeypatch.chdir(here)
+    assert beside("x.json", other) == Path("x.json")
+    (other / "x.json").touch()
+    assert beside("x.json", tmp_path, other) == other / "x.json"
+    (here / "x.json").touch()
+    assert beside("x.json", other) == Path("x.json")
+
+
+def test_folders_that_can_and_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    check_can_write(tmp_path / "new" / "folder", "--out")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"^--out = .*/file/x: .*/file is no folder: [^\n]+$"):
+        check_can_write(tmp_path / "file" / "x", "--out")
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(ValueError, match="link is no folder"):
+        check_can_write(tmp_path / "link", "--out")
+    # root may write anywhere: let the system answer as it would another user
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(ValueError, match=f"no permission to write to {tmp_path}"):
+        check_can_write(tmp_path / "x", "--out")
+
+
+def test_a_full_disk_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    full = os.statvfs_result((4096, 4096, 100, 0, 0, 10, 10, 10, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _: full)
+    with pytest.raises(ValueError, match="is full"):
+        check_can_write(tmp_path, "--out")
+
+
+def test_reasons_of_the_system(tmp_path: Path):
+    with pytest.raises(OSError, match="No such file") as error:
+        (tmp_path / "none").read_text()
+    assert why(error.value) == f"No such file or directory: {tmp_path / 'none'}"
+    assert why(OSError("plain")) == "plain"

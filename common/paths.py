@@ -1,4 +1,4 @@
-"""Paths as users type them: ``~`` and variables, the folder that a relative path was looked for in, what can be written.
+"""Paths as users type them: ``~`` and variables, where a relative path was looked for, what can be written.
 
 Every path of a config has the type ``UserPath``, every path of a command line the type ``path_argument``.
 """

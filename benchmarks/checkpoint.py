@@ -5,7 +5,6 @@ python -m benchmarks.checkpoint --layers 4 --experts 4     # less memory
 """
 
 import argparse
-import json
 import platform
 import shutil
 import tempfile
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common.project import ROOT
+from common.strict_json import to_json
 from data.config import DataConfig
 from model.size import count_parameters
 from training.config.run import RunConfig, validate
@@ -92,7 +92,7 @@ def main() -> None:
                 f"{name} {number:<{11 - len(name)}} {save['stall_seconds']:>9.2f} {save['save_seconds']:>11.2f} "
                 f"{gigabytes:>6.2f} {gigabytes / save['save_seconds']:>6.2f}"
             )
-    print(json.dumps({"machine": platform.processor() or platform.machine(), "parameters": total, **results}))
+    print(to_json({"machine": platform.processor() or platform.machine(), "parameters": total, **results}))
 
 
 if __name__ == "__main__":

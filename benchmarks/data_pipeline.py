@@ -27,6 +27,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from common.strict_json import to_json
 from data.config import DataConfig
 from data.objectives.registry import make_objective
 from data.sources.open import open_shards
@@ -143,7 +144,7 @@ def write_c4_like(texts: list[str], folder: Path) -> None:
     documents = ["\n".join(texts[i : i + JOINED]) for i in range(0, len(texts), JOINED)]
     for shard in range(8):
         lines = (
-            json.dumps({"text": text, "timestamp": "2019-04-25T12:57:54Z", "url": f"https://example.org/{i}"})
+            to_json({"text": text, "timestamp": "2019-04-25T12:57:54Z", "url": f"https://example.org/{i}"})
             for i, text in enumerate(documents[shard::8])
         )
         (folder / f"part-{shard:05d}.json.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
@@ -184,12 +185,12 @@ def main() -> None:
         long = small.model_copy(update={"train_files": f"{folder}/*.json.gz", "vocabulary": folder})
         for name, config in (("c4_length_t5_vocabulary", long), ("tiny", small)):
             results["cases"][name] = run_case(config)
-            print(name, json.dumps(results["cases"][name], indent=2), flush=True)
+            print(name, to_json(results["cases"][name], indent=2), flush=True)
     if options.metrics:
         results["training"] = waiting_share(options.metrics)
         print("training", results["training"])
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    options.out.write_text(to_json(results, indent=2) + "\n", encoding="utf-8")
 
 
 def _cpu_name() -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.moe_peers import CONTENDERS
+from common.strict_json import to_json
 
 
 def format_cell(cell: dict[str, Any]) -> str:
@@ -49,7 +50,7 @@ def write_json(results: dict[str, Any], path: Path) -> dict[str, Any]:
         results = {**results, "cells": sorted(kept + results["cells"], key=_cell_key)}
         results.setdefault("ranks", earlier.get("ranks"))
     results["notes"] = {name: contender.note for name, contender in CONTENDERS.items()}
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    path.write_text(to_json(results, indent=1) + "\n", encoding="utf-8")
     return results
 
 

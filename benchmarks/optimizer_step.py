@@ -5,7 +5,6 @@ python -m benchmarks.optimizer_step --zero-stage 3 --layers 8 --experts 8
 """
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -18,6 +17,7 @@ import torch.multiprocessing as mp
 
 from common.ports import free_port
 from common.project import ROOT
+from common.strict_json import to_json
 
 # Bytes that a step must move per float32 weight that a rank updates, if the weights do not fit its caches.
 # AdamW reads gradient, weight and two moments, and writes weight and moments. Adafactor's three passes, with a sum over
@@ -170,7 +170,7 @@ def report(
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"optimizer_step_zero{options.zero_stage}.json"
     values = settings | versions | {"weights_per_rank": weights, "state_bytes_per_rank": state, "runs": rows}
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    path.write_text(to_json(values, indent=2) + "\n", encoding="utf-8")
     print(f"\n{path}")
 
 

@@ -4,11 +4,11 @@ python -m studies.z_loss_sweep --config configs/tiny.yaml --coefficients 0 1e-4 
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from common.strict_json import finite_or_null, to_json
 from studies.plots import plot_sweep
 from studies.runner.options import (
     common_arguments,
@@ -81,7 +81,7 @@ def main() -> int:
     results = {c: [result for run, result in outcome if run.variant == f"c_z_{c:g}"] for c in coefficients}
     table, out = format_sweep(results), arguments.out
     (out / "table.md").write_text(table, encoding="utf-8")
-    (out / "table.json").write_text(json.dumps(to_rows(results), indent=2) + "\n", encoding="utf-8")
+    (out / "table.json").write_text(to_json(finite_or_null(to_rows(results)), indent=2) + "\n", encoding="utf-8")
     plot_sweep(results, out / "z_loss_sweep.png")
     print(f"\n{table}\n{out}/z_loss_sweep.png plots it")
     return exit_code(arguments, [result for _, result in outcome])

@@ -34,7 +34,7 @@ VICTIMS = ("rank 0", "rank 1", "launcher", "deepspeed")
 MOMENTS = ("step", "save", "publish")
 LAST_FILES = ("index.json", "trainer_state.json", "manifest.json")  # written by rank 0 before it publishes
 LONGEST_WAIT_SECONDS = 2.0  # about as long as the steps of a run take
-TIMES = ("tokens_per_second", "step_seconds", "data_seconds", "all_to_all_seconds")
+TIMES = ("time", "tokens_per_second", "step_seconds", "data_seconds", "all_to_all_seconds")
 
 Command = Callable[[RunConfig, Path], list[str]]
 

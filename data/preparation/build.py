@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.files import acquire_lock, sync_folder, write_atomically
+from common.strict_json import to_json
 from data.preparation.fetch import fetch_documents, wikipedia_documents
 from data.preparation.recipe import DEFAULT_VOCAB_SIZE, Recipe
 from data.preparation.statistics import describe, plot_lengths, token_lengths
@@ -93,7 +94,7 @@ def working_folder(recipe: Recipe, out: Path) -> Iterator[Path]:
             fields = work / f"{name}.json"
             if not fields.exists() or json.loads(fields.read_text(encoding="utf-8")) != wanted:
                 shutil.rmtree(work / name, ignore_errors=True)
-                write_atomically(fields, json.dumps(wanted))
+                write_atomically(fields, to_json(wanted))
         yield work
         shutil.rmtree(work, ignore_errors=True)
 
@@ -134,7 +135,7 @@ def build(recipe: Recipe, work: Path) -> dict[str, Any]:
         "train_statistics": describe(train, lengths, unknown),
         "recipe": recipe._asdict(),
     }
-    write_atomically(folder / DESCRIPTION_FILE, json.dumps(description, indent=2) + "\n")
+    write_atomically(folder / DESCRIPTION_FILE, to_json(description, indent=2) + "\n")
     return description
 
 
@@ -161,7 +162,7 @@ def write_shards(texts: Sequence[str], folder: Path, shards: int) -> None:
         path = folder / f"part-{shard:05d}-of-{shards:05d}.json.gz"
         if path.exists():
             continue
-        lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts[shard::shards])
+        lines = (to_json({"text": text}, ensure_ascii=False) + "\n" for text in texts[shard::shards])
         compressed = io.BytesIO()
         with gzip.GzipFile(filename="", fileobj=compressed, mode="wb", mtime=0) as file:
             file.write("".join(lines).encode("utf-8"))

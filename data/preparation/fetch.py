@@ -14,6 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from common.files import write_atomically
+from common.strict_json import to_json
 from data.config import DataConfig
 from data.sources.base import ShardSource
 from data.sources.open import open_shards
@@ -94,7 +95,7 @@ def fetch_documents(config: DataConfig, limit: int | None, folder: Path) -> tupl
             for texts, after in _chunks(source, progress, limit):
                 _write_chunk(folder / f"{progress['chunks']:06d}.json.gz", texts)
                 progress = after
-                write_atomically(progress_file, json.dumps(progress))
+                write_atomically(progress_file, to_json(progress))
                 bar.update(len(texts))
     documents: list[str] = []
     for chunk in range(progress["chunks"]):
@@ -134,4 +135,4 @@ def _chunks(
 
 
 def _write_chunk(path: Path, texts: list[str]) -> None:
-    write_atomically(path, gzip.compress("".join(json.dumps(text) + "\n" for text in texts).encode()))
+    write_atomically(path, gzip.compress("".join(to_json(text) + "\n" for text in texts).encode()))

@@ -1,6 +1,5 @@
 """A run of a study, which is a call of ``train.py``: its folder, its progress and its result."""
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any, Literal
 
 import yaml
 
+from common.strict_json import to_json
 from studies.runner.divergence import Verdict, judge
 from training.config.errors import ConfigError
 from training.config.run import RunConfig, load_config
@@ -159,7 +159,7 @@ def to_arguments(overrides: Mapping[str, Any]) -> list[str]:
 
 
 def _as_yaml(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else to_json(value)
 
 
 def _negative(value: float | None) -> float | None:

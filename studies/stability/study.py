@@ -7,10 +7,10 @@ Finished runs are kept: after an interruption the same command continues and giv
 """
 
 import argparse
-import json
 import sys
 from typing import Any
 
+from common.strict_json import finite_or_null, to_json
 from studies.plots import plot_curves, plot_quality_against_stability
 from studies.runner.options import (
     common_arguments,
@@ -22,7 +22,7 @@ from studies.runner.options import (
     report_user_error,
 )
 from studies.stability.report import write_report
-from studies.stability.table import format_tables, to_json
+from studies.stability.table import format_tables, to_rows
 from studies.stability.variants import BASELINE, VARIANTS, variant_overrides
 from training.config.errors import ConfigError
 from training.config.run import RunConfig
@@ -77,7 +77,7 @@ def main() -> int:
     runs, results = [run for run, _ in outcome], [result for _, result in outcome]
     tables, out = format_tables(results), arguments.out
     (out / "table.md").write_text(tables, encoding="utf-8")
-    (out / "table.json").write_text(json.dumps(to_json(results), indent=2) + "\n", encoding="utf-8")
+    (out / "table.json").write_text(to_json(finite_or_null(to_rows(results)), indent=2) + "\n", encoding="utf-8")
     plot_curves(runs, out / "curves.png")
     plot_quality_against_stability(results, out / "quality_stability.png")
     write_report(runs, results, arguments.config, out / "report.md")

@@ -39,7 +39,7 @@ def format_tables(results: Sequence[Result]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def to_json(results: Sequence[Result]) -> dict[str, Any]:
+def to_rows(results: Sequence[Result]) -> dict[str, Any]:
     """Return the same figures and those of every run, for ``table.json``."""
     return {
         "variants": {

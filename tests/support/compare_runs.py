@@ -16,7 +16,7 @@ from training.checkpoint.store.manifest import FileRecord, read_manifest
 
 #: What a run's own speed decides.
 TIMES = frozenset(
-    {"tokens_per_second", "step_seconds", "data_seconds", "all_to_all_seconds", "stall_seconds", "save_seconds"}
+    {"time", "tokens_per_second", "step_seconds", "data_seconds", "all_to_all_seconds", "stall_seconds", "save_seconds"}
 )
 
 

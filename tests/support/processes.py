@@ -52,7 +52,7 @@ class Started:
         """Return the steps of the training rows so far."""
         if not (self.run_dir / "metrics.jsonl").exists():
             return []
-        return [row["step"] for row in rows(self.run_dir) if "split" not in row]
+        return [row["step"] for row in rows(self.run_dir) if row["split"] == "train"]
 
     def wait_for_rows(self, count: int) -> None:
         """Wait until the run has logged ``count`` steps."""

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.distributed
 LAYOUTS = [(stage, size) for stage in (0, 1, 2, 3) for size in (1, 2)]
 # Small matrices are factored and clipping acts; attention and experts [32, 32 to 48], embedding and head [256, 32]; the
 # routers [4, 32], position biases [32, 4] and norms keep full second moments.
+CLIPPING = 0.5  # of the gradient's norm, so that it acts at every step
 ADAFACTOR = {"learning_rate": 2e-2, "min_dim_size_to_factor": 16, "update_clipping": 0.9}
 
 
@@ -62,15 +63,17 @@ def micro_batches(step: int) -> list[dict[str, Tensor]]:
 
 
 def train(config: RunConfig, steps: int) -> dict[str, Any]:
-    """Losses, master weights, metrics, bytes of state."""
+    """Losses, gradient norms before clipping, master weights, metrics, bytes of state."""
     engine = build_engine(config, dist.get_world_size(), "cpu")
-    losses = []
+    losses, norms = [], []
     for step in range(steps):
         terms, _ = update(engine, micro_batches(step), 0, 0, step, dist.get_rank())
         losses.append(terms.reduce(config.st_moe_config())["loss"])
+        norms.append(float(engine.get_global_grad_norm()))
     optimizer = engine.basic_optimizer
     return {
         "losses": losses,
+        "norms": norms,
         "weights": master_weights(optimizer),
         "metrics": family_figures(engine),
         "state_bytes": optimizer.state_nbytes,
@@ -79,12 +82,14 @@ def train(config: RunConfig, steps: int) -> dict[str, Any]:
 
 def train_small(folder: str, layouts: list[tuple[int, int]], steps: int, beta1: float = 0.0) -> list[dict[str, Any]]:
     optimizer = ADAFACTOR | {"beta1": beta1, "weight_decay": 0.1 if beta1 else 0.0}
+    optimizer |= {"gradient_clipping": CLIPPING if beta1 else 0.0}
     return [train(small(folder, {"stage": stage}, size, optimizer=optimizer), steps) for stage, size in layouts]
 
 
 def assert_same(ranks: list[dict[str, Any]], one: dict[str, Any]) -> None:
     assert ranks[0]["losses"] == ranks[-1]["losses"]
     assert ranks[0]["losses"] == pytest.approx(one["losses"], rel=1e-5)
+    assert ranks[0]["norms"] == ranks[-1]["norms"] == pytest.approx(one["norms"], rel=1e-5)
     weights = joined([rank["weights"] for rank in ranks])
     assert weights.keys() == one["weights"].keys()
     for name, expected in one["weights"].items():
@@ -111,8 +116,9 @@ def test_every_layout_equals_one_process(one_process: dict[str, Any], tmp_path: 
         assert metrics[f"clipped_update_rms/{family}"] <= min(0.9 * 1.0001, metrics[f"update_rms/{family}"] * 1.0001)
 
 
-def test_momentum_and_weight_decay_at_every_stage(tmp_path: Path):
-    one = run_ranks(train_small, 1, tmp_path, str(tmp_path), [(0, 1)], 4, 0.9)[0][0]
+def test_momentum_weight_decay_and_clipping_at_every_stage(tmp_path: Path):
+    one = run_ranks(train_small, 1, tmp_path, str(tmp_path), [(1, 1)], 4, 0.9)[0][0]  # as DeepSpeed's ZeRO clips
+    assert min(one["norms"]) > CLIPPING
     for both in zip(*run_ranks(train_small, 2, tmp_path, str(tmp_path), LAYOUTS[1::2], 4, 0.9), strict=True):
         assert_same(list(both), one)
 

@@ -15,9 +15,9 @@ from tests.support.launch import launch, rows, train
 from tests.support.small import small_config
 
 ROW_KEYS = {
-    "step", "tokens", "loss", "cross_entropy", "load_balance_loss", "router_z_loss", "learning_rate", "grad_norm",
-    "dropped_fraction", "max_router_logit", "tokens_per_second", "step_seconds", "skipped_steps", "update_rms/experts",
-    "clipped_fraction/head",
+    "split", "time", "step", "tokens", "loss", "cross_entropy", "load_balance_loss", "router_z_loss", "learning_rate",
+    "grad_norm", "dropped_fraction", "max_router_logit", "tokens_per_second", "step_seconds", "skipped_steps",
+    "update_rms/experts", "clipped_fraction/head",
 }  # fmt: skip
 SUMMARY_KEYS = {
     "world_size", "expert_parallel_size", "zero_stage", "parameters_total", "parameters_active_per_token", "steps",
@@ -44,7 +44,7 @@ def write(tmp_path: Path, corpus: dict[str, Any], zero_stage: int) -> Path:
     return file
 
 
-TIMES = ("tokens_per_second", "step_seconds", "data_seconds", "all_to_all_seconds")
+TIMES = ("time", "tokens_per_second", "step_seconds", "data_seconds", "all_to_all_seconds")
 
 
 def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -72,13 +72,13 @@ def test_stopped_and_resumed_run_equals_one_never_stopped(corpus: dict[str, Any]
 
     expected, found = rows(tmp_path / "runs" / "whole"), rows(parts)
     assert without_times(found) == without_times(expected)
-    assert [row["step"] for row in found if "split" not in row] == list(range(1, 9))
+    assert [row["step"] for row in found if row["split"] == "train"] == list(range(1, 9))
     if zero_stage == 1:
         _check_run_folder(tmp_path / "runs" / "whole", whole.stdout)
 
 
 def _check_run_folder(run_dir: Path, output: str) -> None:
-    train = [row for row in rows(run_dir) if "split" not in row]
+    train = [row for row in rows(run_dir) if row["split"] == "train"]
     validation = [row for row in rows(run_dir) if row.get("split") == "validation"]
     assert [row["step"] for row in validation] == [4, 8]
     for row in train:
@@ -134,7 +134,7 @@ def test_gradients_that_are_not_finite_are_counted_or_end_the_run(corpus: dict[s
     ]  # fmt: skip
     skipping = train(config, *overrides, "training.name=skipping")
     assert skipping.returncode == 0, skipping.stderr[-3000:]
-    trained = [row for row in rows(tmp_path / "runs" / "skipping") if "split" not in row]
+    trained = [row for row in rows(tmp_path / "runs" / "skipping") if row["split"] == "train"]
     assert [row["skipped_steps"] for row in trained] == [0, 1, 2]
     assert ["update_rms/experts" in row for row in trained] == [True, False, False]
     stopping = train(config, *overrides, "training.name=stopping", "optimizer.non_finite=stop")
@@ -172,7 +172,7 @@ def test_a_mixture_trains_and_its_tokens_are_counted(corpus: dict[str, Any], tmp
     mixture = f"[{{name: one, weight: 3, files: '{files}'}}, {{name: two, weight: 1, files: '{files}'}}]"
     result = train(config, f"data.mixture={mixture}", ranks=2)
     assert result.returncode == 0, result.stderr[-3000:]
-    last = [row for row in rows(tmp_path / "runs" / "small") if "split" not in row][-1]
+    last = [row for row in rows(tmp_path / "runs" / "small") if row["split"] == "train"][-1]
     one, two = last["data_tokens_one"], last["data_tokens_two"]
     # 64 examples, hardly any of them the short rest of a pack, over both ranks
     assert one + two == pytest.approx(64 * 34, rel=0.1)

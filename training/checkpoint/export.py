@@ -1,6 +1,5 @@
 """Exports a checkpoint as a Hugging Face folder, tensor by tensor."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import torch
 from transformers import GenerationConfig
 
 from common.files import write_atomically
+from common.strict_json import to_json
 from data.tokenizer import Tokenizer
 from model.st_moe import StMoeForConditionalGeneration
 from training.checkpoint.resume import read_checkpoint
@@ -79,7 +79,7 @@ def _write_weights(reader: TensorReader, folder: Path, dtype: torch.dtype) -> No
                     writer.append(reader.read(name, WEIGHT, start, stop).to(dtype))
     if len(files) > 1:
         total = sum(p.numel for p in reader.index.parameters.values()) * dtype.itemsize
-        text = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
+        text = to_json({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
         write_atomically(folder / f"{WEIGHTS_FILE}.index.json", text)
 
 

@@ -42,17 +42,9 @@ def check_layout(config: RunConfig, world_size: int) -> int:
             f"world size = {config.training.micro_batch_size} x {world_size}: set a multiple of {per_pass}, or "
             "a smaller training.micro_batch_size"
         )
-    size = config.parallel.expert_parallel_size
     options = read_deepspeed_file(config.training.deepspeed_config)
     check_optimizer(config, options)
-    stage = zero_stage(options)
-    if stage == 0 and size > 1 and config.optimizer.gradient_clipping:
-        raise ConfigError(
-            f"optimizer.gradient_clipping = {config.optimizer.gradient_clipping} with "
-            f"parallel.expert_parallel_size = {size} is wrong under ZeRO stage 0 (each rank clips by its own experts' "
-            "norm): use ds_configs/zero1.json, or set 0"
-        )
-    return int(stage)
+    return int(zero_stage(options))
 
 
 def check_all_to_all(config: RunConfig, ranks_of_node: int) -> None:

@@ -71,7 +71,8 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
         "train_batch_size": config.training.global_batch_size,
         "train_micro_batch_size_per_gpu": config.training.micro_batch_size,
         "gradient_accumulation_steps": accumulation_steps(config, world_size),
-        "gradient_clipping": config.optimizer.gradient_clipping,
+        # At stage 0 DeepSpeed clips wrongly when experts are spread over ranks: see optim/stage_zero.py.
+        "gradient_clipping": config.optimizer.gradient_clipping if zero_stage(options) else 0.0,
         "bf16": {"enabled": precision == "bf16"},
     }
     # DeepSpeed wants to be told that the optimizer is not one of its own.

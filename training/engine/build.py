@@ -10,8 +10,8 @@ from model.initialization import initialize_weights
 from model.st_moe import StMoeForConditionalGeneration
 from optim.adafactor import Adafactor
 from optim.build import build_optimizer
-from optim.non_finite import discard_non_finite
 from optim.schedule import make_schedule
+from optim.stage_zero import StageZero
 from parallel.config import ParallelConfig
 from parallel.layer import sparse_factory
 from training.config.deepspeed import deepspeed_config
@@ -45,6 +45,7 @@ def build_engine(config: RunConfig, world_size: int, device: str) -> Any:
     )
     if isinstance(optimizer, Adafactor):
         optimizer.bind(engine_partitions(engine))
-    if engine.optimizer is optimizer:  # no wrapper of DeepSpeed's that checks for non-finite gradients
-        optimizer.register_step_pre_hook(discard_non_finite)
+    if int(engine.zero_optimization_stage()) == 0:
+        clipping = config.optimizer.gradient_clipping
+        optimizer.register_step_pre_hook(StageZero(engine.optimizer, engine_partitions(engine), clipping))
     return engine

@@ -1,7 +1,7 @@
 """The columns of ``metrics.jsonl``, declared once: ``python -m training.monitoring.columns`` prints docs/metrics.md.
 
 A column is the key of a row, so ``row[CROSS_ENTROPY]`` reads it; ``<…>`` in its name stands for a parameter family or a
-source of text. Rows of training have no ``split``; others name theirs.
+source of text.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import Any
 
 TRAIN, VALIDATION, CHECKPOINT, GUARD = "train", "validation", "checkpoint", "guard"
 SPLITS = {
-    TRAIN: "Rows of training, every `training.log_every` steps",
+    TRAIN: "Rows of training, `split: train`, every `training.log_every` steps",
     VALIDATION: "Rows of an evaluation, `split: validation`",
     CHECKPOINT: "Rows of a checkpoint, `split: checkpoint`",
     GUARD: "Rows of the guard's decisions, `split: guard`",
@@ -47,8 +47,11 @@ class Column(str):
 COLUMNS: list[Column] = []
 _LOSS = (TRAIN, VALIDATION)
 
-SPLIT = Column("split", "", "which kind of row; absent in rows of training", VALIDATION, CHECKPOINT, GUARD)
-STEP = Column("step", "updates", "optimizer steps made", TRAIN, VALIDATION, CHECKPOINT, GUARD)
+_ALL = (TRAIN, VALIDATION, CHECKPOINT, GUARD)
+
+SPLIT = Column("split", "", "which kind of row", *_ALL)
+STEP = Column("step", "updates", "optimizer steps made", *_ALL)
+TIME = Column("time", "s", "when the row was written: seconds since 1970 (UTC), as in TensorBoard and W&B", *_ALL)
 TOKENS = Column("tokens", "tokens", "real tokens trained on, encoder and decoder, over all ranks", *_LOSS)
 
 LOSS = Column("loss", "nats per target token", "the objective, all weighted terms together", *_LOSS)
@@ -63,7 +66,7 @@ DROPPED_FRACTION = Column("dropped_fraction", "share", "real tokens that got no 
 MAX_ROUTER_LOGIT = Column("max_router_logit", "", "largest router logit of any sparse layer", *_LOSS)
 
 LEARNING_RATE = Column("learning_rate", "", "learning rate of the last update", TRAIN)
-GRAD_NORM = Column("grad_norm", "", "global gradient norm before clipping", TRAIN)
+GRAD_NORM = Column("grad_norm", "", "global gradient norm before clipping, each expert counted once", TRAIN)
 SKIPPED_STEPS = Column("skipped_steps", "updates", "updates skipped so far for a non-finite gradient", TRAIN)
 PARAMETER_RMS = Column("parameter_rms/<family>", "", "RMS of the weights before the update (Adafactor)", TRAIN)
 UPDATE_RMS = Column("update_rms/<family>", "", "RMS of the update before clipping, scale and learning rate", TRAIN)
@@ -99,7 +102,7 @@ ROLLBACKS = Column("rollbacks", "", "rollbacks so far", GUARD)
 
 
 def split_of(row: dict[str, Any]) -> str:
-    """Return the split of a row."""
+    """Return the split of a row; rows of training had none in older runs."""
     return str(row.get(SPLIT, TRAIN))
 
 
@@ -118,7 +121,8 @@ def to_markdown() -> str:
     """Return docs/metrics.md."""
     parts = [
         "# Metrics\n\n<!-- Generated: python -m training.monitoring.columns > docs/metrics.md -->\n\n"
-        "`metrics.jsonl` has one JSON object per line; TensorBoard shows the same numbers as `<split>/<column>`."
+        "`metrics.jsonl` has one JSON object per line; `null` stands for a number that is not finite. TensorBoard "
+        "shows the same numbers as `<split>/<column>`."
     ]
     for split, title in SPLITS.items():
         rows = [f"| `{c}` | {c.unit or '-'} | {c.meaning} |" for c in COLUMNS if split in c.splits]

@@ -3,13 +3,15 @@
 import contextlib
 import json
 import os
+import time
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
 from common.files import write_atomically
 from common.logs import get_logger
-from training.monitoring.columns import SPLIT, STEP, split_of
+from common.strict_json import finite_or_null, to_json
+from training.monitoring.columns import SPLIT, STEP, TIME, TRAIN
 from training.run.folder import RunFolder
 
 logger = get_logger(__name__)
@@ -40,10 +42,15 @@ class MetricsWriter:
         self.board = SummaryWriter(str(folder.tensorboard), purge_step=purge_step)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Write one JSON object on a line of its own; numbers and texts go to TensorBoard under the split's name."""
+        """Write one JSON object on a line of its own; numbers and texts go to TensorBoard under the split's name.
+
+        Args:
+            row: without ``time``, and without ``split`` in a row of training.
+        """
         if not self.enabled:
             return
-        self.waiting += json.dumps(row).encode() + b"\n"
+        row = {SPLIT: TRAIN, **row, TIME: round(time.time(), 3)}
+        self.waiting += to_json(finite_or_null(row)).encode() + b"\n"
         size = self.nbytes
         try:
             written = self.file.write(self.waiting)
@@ -58,12 +65,12 @@ class MetricsWriter:
 
     def _write_board(self, row: dict[str, Any]) -> None:
         for name, value in row.items():
-            if name in (STEP, SPLIT):
+            if name in (STEP, SPLIT, TIME):
                 continue
             if isinstance(value, int | float):
-                self.board.add_scalar(f"{split_of(row)}/{name}", value, row[STEP])
+                self.board.add_scalar(f"{row[SPLIT]}/{name}", value, row[STEP], row[TIME])
             elif isinstance(value, str):
-                self.board.add_text(f"{split_of(row)}/{name}", value, row[STEP])
+                self.board.add_text(f"{row[SPLIT]}/{name}", value, row[STEP], row[TIME])
         self.board.flush()
 
     def close(self) -> None:

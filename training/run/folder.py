@@ -1,6 +1,7 @@
 """The folder of a run: the only place that knows the names of its files."""
 
 import json
+import math
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -10,6 +11,7 @@ from omegaconf import OmegaConf
 
 from common.files import sync_folder, write_atomically
 from common.project import code_version
+from common.strict_json import finite_or_null, to_json
 from training.config.run import RunConfig
 
 PACKAGES = ("torch", "deepspeed", "transformers")  # whose versions the summary names
@@ -54,15 +56,16 @@ class RunFolder:
         sync_folder(self.checkpoints)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return all rows of ``metrics.jsonl`` so far; a line that a crash has truncated is skipped."""
+        """Return all rows of ``metrics.jsonl`` so far; a line that a crash has truncated is skipped, null is NaN."""
         if not self.metrics_file.is_file():
             return []
         rows = []
         for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except ValueError:
                 continue
+            rows.append({key: math.nan if value is None else value for key, value in row.items()})
         return rows
 
     def summary(self) -> dict[str, Any] | None:
@@ -87,4 +90,4 @@ class RunFolder:
         """Write ``summary.json``: ``values``, versions and the commit of the code."""
         versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
         summary = {**values, "versions": versions, "git_commit": code_version()["git_commit"]}
-        write_atomically(self.summary_file, json.dumps(summary, indent=2) + "\n")
+        write_atomically(self.summary_file, to_json(finite_or_null(summary), indent=2) + "\n")

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from common.exit_codes import LOST_RANK
 from common.logs import ALL_RANKS, get_logger
+from common.strict_json import to_json
 
 SHARE = 0.6  # of timeout_seconds; agreeing on a verdict takes up to half as long again
 LONGEST_TICK_SECONDS = 1.0
@@ -87,7 +88,7 @@ class Watchdog:
             beat = Beat(number, self.progress, self.step, self.phase, time.monotonic() - self.since)
             with contextlib.suppress(RuntimeError):  # the store is gone: _watch reports it after a while
                 if self.store is not None:
-                    self.store.set(_key(self.rank), json.dumps(beat))
+                    self.store.set(_key(self.rank), to_json(beat))
                     if self.rank == 0:
                         if len(self.beats) < self.world_size:
                             known = [key for key in keys if self.store.check([key])]

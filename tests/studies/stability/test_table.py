@@ -11,7 +11,7 @@ from studies.runner.runs import Result, Run
 from studies.runner.statistics import mean_of, summarize
 from studies.stability.pairs import pairs
 from studies.stability.report import least_stable_fraction, write_report
-from studies.stability.table import format_tables, to_json
+from studies.stability.table import format_tables, to_rows
 from studies.z_loss_sweep import format_sweep
 
 STABLE, UNSTABLE = Verdict(None, "", 0), Verdict(5, "more than 0.5 nats above 4.00 for 5% of the steps", 1)
@@ -60,7 +60,7 @@ def test_tables_have_the_papers_figures_beside_ours():
     assert "| Router z-loss (1e-3) | 2/2 | -4.100 ± 0.090 | 3/3 | -1.741 ± 0.02 |" in lines
     assert "| Router z-loss (1e-3) | 0.375 ± 0.125 | 2.000 ± 0.000 | 0 |" in lines
     assert not any("Table 2" in line for line in lines)
-    as_json = to_json(RESULTS)
+    as_json = to_rows(RESULTS)
     assert as_json["variants"]["baseline"]["quality"] == {"value": pytest.approx(-4.1), "error": pytest.approx(0.1)}
     assert as_json["variants"]["baseline"]["router_z_loss"] == {"value": 4.0, "error": 0.0}
     assert len(as_json["runs"]) == 8

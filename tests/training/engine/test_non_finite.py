@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from optim.adafactor import Adafactor
+from optim.parameter import parameter_specs
+from optim.partition import whole
+from optim.stage_zero import StageZero
 from tests.support.optimizer import joined, master_weights
 from tests.support.ranks import run_ranks
 from tests.training.test_adafactor_ranks import micro_batches, small
@@ -89,13 +92,15 @@ def test_adamw_without_zero_skips_it_too(tmp_path: Path):
 
 
 def test_hook_alone():
-    from optim.non_finite import discard_non_finite
-
-    weights = torch.nn.Parameter(torch.ones(3))
-    optimizer = torch.optim.SGD([weights], lr=1.0)
-    optimizer.register_step_pre_hook(discard_non_finite)
-    for value, moved in ((1.0, 0.0), (math.inf, 0.0), (math.nan, 0.0), (1.0, -1.0)):
-        weights.grad = torch.tensor([0.0, value, 0.0])
+    weights, expert = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(1))
+    specs = parameter_specs([("weights", weights), ("expert", expert)])
+    partitions = [whole(tensor, spec) for tensor, spec in specs.items()]
+    optimizer = torch.optim.SGD([weights, expert], lr=1.0)
+    optimizer.register_step_pre_hook(StageZero(optimizer, partitions, clipping=10.0))
+    for value, moved in ((3.0, -2.0), (math.inf, -2.0), (math.nan, -2.0), (3.0, -5.0), (300.0, -11.0)):
+        weights.grad, expert.grad = torch.tensor([0.0, value, 0.0]), torch.tensor([value * 4 / 3])
         optimizer.step()
-        assert weights[1].item() == moved
+        assert weights[1].item() == pytest.approx(moved)
         assert vars(optimizer)["overflow"] == (not math.isfinite(value))
+        norm = vars(optimizer)["_global_grad_norm"]  # before clipping
+        assert norm == pytest.approx(value * 5 / 3) or not math.isfinite(value + norm)

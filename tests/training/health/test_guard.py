@@ -108,10 +108,10 @@ def test_a_run_rolls_back_and_skips_the_bad_data(
     guard = [row for row in spiked if row.get("split") == "guard"]
     assert [row["decision"] for row in guard] == ["spike", "roll_back"], guard
     assert "rolling back to step_00000020; the data of steps 21 to 24 are skipped" in guard[1]["reason"]
-    steps = [row["step"] for row in spiked if "split" not in row]
+    steps = [row["step"] for row in spiked if row["split"] == "train"]
     assert steps == [*range(1, 25), *range(21, 41)]
-    before = [row["loss"] for row in untouched if "split" not in row]
-    assert [row["loss"] for row in spiked if "split" not in row][:22] == before[:22]
+    before = [row["loss"] for row in untouched if row["split"] == "train"]
+    assert [row["loss"] for row in spiked if row["split"] == "train"][:22] == before[:22]
     print(f"validation cross-entropy: untouched {final(untouched):.4f}, with a spike {final(spiked):.4f}")
     assert final(spiked) == pytest.approx(final(untouched), abs=0.1)
 

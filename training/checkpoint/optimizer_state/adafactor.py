@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.optim import Optimizer
 
+from common.strict_json import to_json
 from optim.adafactor import Adafactor
 from optim.partition import Partition
 from training.checkpoint.optimizer_state.format import StateFormat, Tensors
@@ -37,7 +38,7 @@ class AdafactorState(StateFormat):
     def index(self, tensors_of: Mapping[str, Sequence[str]]) -> dict[str, str]:
         """Return the index: tensor name → file."""
         weight_map = {name: file for file, names in tensors_of.items() for name in names}
-        return {INDEX_FILE: json.dumps({"weight_map": weight_map})}
+        return {INDEX_FILE: to_json({"weight_map": weight_map})}
 
     def is_layout_free(self, file: str) -> bool:
         """Return whether the file is one of this format's, all of which are."""

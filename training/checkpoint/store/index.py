@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from common.strict_json import to_json
 from training.checkpoint.store.manifest import FileRecord
 from training.checkpoint.store.tensor_file import CHUNK, TensorFileWriter
 
@@ -79,7 +80,7 @@ class Index:
             name: {"shape": p.shape, "expert": p.split_experts, "pieces": p.ranges}
             for name, p in self.parameters.items()
         }
-        return json.dumps({"states": self.states, "scalars": self.scalars, "parameters": parameters})
+        return to_json({"states": self.states, "scalars": self.scalars, "parameters": parameters})
 
     @classmethod
     def read(cls, folder: Path) -> "Index":

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
+from common.strict_json import to_json
+
 MANIFEST_FILE = "manifest.json"
 READ_BYTES = 2**22
 
@@ -71,7 +73,7 @@ def record_text(path: Path, text: str) -> FileRecord:
 def write_manifest(folder: Path, records: Iterable[FileRecord]) -> None:
     """Write the last file of a checkpoint; all others must be on disk."""
     files = {name: {"size": size, "sha256": sha256} for name, size, sha256 in sorted(records)}
-    record_text(folder / MANIFEST_FILE, json.dumps({"files": files}, indent=1))
+    record_text(folder / MANIFEST_FILE, to_json({"files": files}, indent=1))
 
 
 def read_manifest(folder: Path) -> list[FileRecord]:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.strict_json import to_json
 from training.checkpoint.store.layout import ParallelLayout
 from training.checkpoint.store.manifest import DamagedError
 from training.config.errors import ConfigError
@@ -49,7 +50,7 @@ class SavedState:
 
     def to_json(self) -> str:
         """Return the text of ``trainer_state.json``."""
-        return json.dumps(asdict(self))
+        return to_json(asdict(self))
 
 
 class Checkpoint(NamedTuple):

@@ -4,7 +4,6 @@
 tensors (https://huggingface.co/docs/safetensors).
 """
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from common.strict_json import to_json
 from training.checkpoint.store.manifest import FileRecord, RecordedFile
 
 DTYPES = {
@@ -42,7 +42,7 @@ class TensorFileWriter:
             header[name] = {"dtype": DTYPES[dtype], "shape": shape, "data_offsets": [start, end]}
             self.ends.append((end, dtype, name))
         self.path, self.written, self.current = path, 0, 0
-        text = json.dumps(header).encode()
+        text = to_json(header).encode()
         text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
         self.file = RecordedFile(path)
         self.file.write(len(text).to_bytes(8, "little") + text)

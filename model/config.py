@@ -17,7 +17,11 @@ class StMoeConfig(Architecture, PreTrainedConfig):
     """
 
     model_type = "st_moe"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    # What Trainer.predict() cannot gather: a cache, and scalars.
+    keys_to_ignore_at_inference = [
+        "past_key_values", "cross_entropy", "load_balance_loss", "router_z_loss", "output_z_loss", "dropped_fraction",
+        "max_router_logit",
+    ]  # fmt: skip
     attribute_map = {
         "hidden_size": "d_model",
         "num_attention_heads": "num_heads",

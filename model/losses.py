@@ -44,12 +44,17 @@ def load_balance_loss(probs_GSE: Tensor, first_choice_GS: Tensor, mask_GS: Tenso
     Returns:
         Scalar float32; 1.0 when both assignment and probability are uniform over the real tokens.
     """
+    return _load_balance_by_group(probs_GSE, first_choice_GS, mask_GS).mean()
+
+
+def _load_balance_by_group(probs_GSE: Tensor, first_choice_GS: Tensor, mask_GS: Tensor) -> Tensor:
+    """Return the load-balance loss of each group, float32 ``[G]``; see ``load_balance_loss``."""
     num_experts = probs_GSE.shape[-1]
     mask_GS = mask_GS.float()
     tokens_G1 = mask_GS.sum(-1, keepdim=True).clamp(min=1)
     count_GE = mask_GS.new_zeros(len(mask_GS), num_experts).scatter_add_(-1, first_choice_GS, mask_GS)
     mean_prob_GE = (probs_GSE.float() * mask_GS.unsqueeze(-1)).sum(1) / tokens_G1
-    return num_experts * (count_GE / tokens_G1 * mean_prob_GE).sum(-1).mean()
+    return num_experts * (count_GE / tokens_G1 * mean_prob_GE).sum(-1)
 
 
 def router_z_loss(logits_GSE: Tensor, mask_GS: Tensor, divisor: Tensor | None = None) -> Tensor:
@@ -66,6 +71,29 @@ def router_z_loss(logits_GSE: Tensor, mask_GS: Tensor, divisor: Tensor | None = 
     mask_GS = mask_GS.float()
     square_GS = logits_GSE.float().logsumexp(-1).square()
     return (square_GS * mask_GS).sum() / (mask_GS.sum().clamp(min=1) if divisor is None else divisor)
+
+
+def router_losses_by_sequence(
+    logits_BLE: Tensor, first_choice_BL: Tensor | None, mask_BL: Tensor, weight_B: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute both router losses with each sequence as a group, weighted: sums over any division into micro-batches.
+
+    Args:
+        logits_BLE: router logits.
+        first_choice_BL: most probable expert of each token, int64; None: no load-balance loss (expert choice).
+        mask_BL: 1 for real tokens, 0 for padding.
+        weight_B: weight of each sequence, float32.
+
+    Returns:
+        ``sum_b weight_b L_B(b)`` and ``sum_b weight_b L_Z(b)``, float32 scalars.
+    """
+    logits_BLE, mask_BL = logits_BLE.float(), mask_BL.float()
+    square_BL = logits_BLE.logsumexp(-1).square()
+    z_B = (square_BL * mask_BL).sum(-1) / mask_BL.sum(-1).clamp(min=1)
+    if first_choice_BL is None:
+        return weight_B.new_zeros(()), (weight_B * z_B).sum()
+    balance_B = _load_balance_by_group(logits_BLE.softmax(-1), first_choice_BL, mask_BL)
+    return (weight_B * balance_B).sum(), (weight_B * z_B).sum()
 
 
 def max_router_logit(logits_GSE: Tensor, mask_GS: Tensor) -> Tensor:

@@ -31,10 +31,14 @@ class SparseFactory(Protocol):
 
 @dataclass
 class StackOutput(ModelOutput):
-    """Output of a stack: normalized hidden states ``[B, L, d]``, cache, and the losses of each sparse layer."""
+    """Output of a stack: normalized hidden states ``[B, L, d]``, cache, and the losses of each sparse layer.
+
+    ``hidden_states``, on request: the embeddings, the output of each block but the last, and ``last_hidden_state``.
+    """
 
     last_hidden_state: Tensor | None = None
     past_key_values: EncoderDecoderCache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
     router_losses: tuple[RouterLosses, ...] | None = None
 
 
@@ -65,6 +69,7 @@ class Block(GradientCheckpointingLayer):
         bias: Tensor | None,
         mask_BL: Tensor,
         divisor: Tensor | None = None,
+        weight_B: Tensor | None = None,
         memory_BKd: Tensor | None = None,
         memory_bias: Tensor | None = None,
         past_key_values: EncoderDecoderCache | None = None,
@@ -76,6 +81,7 @@ class Block(GradientCheckpointingLayer):
             bias: additive bias of self-attention, see ``attention_bias``.
             mask_BL: bool, True for real tokens, for the router.
             divisor: divisor of the router z-loss, see ``LossDivisors``; None: the real tokens of this call.
+            weight_B: weights of the sequences in the router losses, see ``SparseFeedForward.forward``.
             memory_BKd: the encoder's output (decoder).
             memory_bias: additive bias of cross-attention.
             past_key_values: cache of the decoder, updated in place.
@@ -92,7 +98,7 @@ class Block(GradientCheckpointingLayer):
         losses = None
         normed = self.feed_forward_norm(x_BLd)
         if isinstance(self.feed_forward, SparseFeedForward):
-            y_BLd, losses = self.feed_forward(normed, mask_BL, divisor)
+            y_BLd, losses = self.feed_forward(normed, mask_BL, divisor, weight_B)
         else:
             y_BLd = self.feed_forward(normed)
         x_BLd = x_BLd + self.dropout(y_BLd)
@@ -132,6 +138,8 @@ class Stack(nn.Module):
         memory_mask_BK: Tensor | None = None,
         past_key_values: EncoderDecoderCache | None = None,
         divisor: Tensor | None = None,
+        weight_B: Tensor | None = None,
+        output_hidden_states: bool = False,
     ) -> StackOutput:
         """Run the blocks.
 
@@ -143,6 +151,8 @@ class Stack(nn.Module):
             memory_mask_BK: True for real positions of the encoder's output; None: all.
             past_key_values: cache of the decoder, updated in place.
             divisor: divisor of the router z-loss, see ``LossDivisors``; None: the real tokens of this call.
+            weight_B: weights of the sequences in the router losses, see ``SparseFeedForward.forward``.
+            output_hidden_states: whether to return ``hidden_states``.
         """
         length = embeds_BLd.shape[1]
         past = int(past_key_values.get_seq_length()) if past_key_values is not None else 0
@@ -158,14 +168,22 @@ class Stack(nn.Module):
         memory_bias = attention_bias(None, memory_allowed, dtype)
 
         x_BLd = self.dropout(embeds_BLd)
-        losses = []
+        losses, hidden = [], []
         for block in self.blocks:
+            if output_hidden_states:
+                hidden.append(x_BLd)
             x_BLd, block_losses = block(
-                x_BLd, bias, mask_BL, divisor, memory_BKd, memory_bias, past_key_values=past_key_values
+                x_BLd, bias, mask_BL, divisor, weight_B, memory_BKd, memory_bias, past_key_values=past_key_values
             )
             if block_losses is not None:
                 losses.append(block_losses)
-        return StackOutput(self.dropout(self.final_norm(x_BLd)), past_key_values, tuple(losses))
+        last_BLd = self.dropout(self.final_norm(x_BLd))
+        return StackOutput(
+            last_hidden_state=last_BLd,
+            past_key_values=past_key_values,
+            hidden_states=(*hidden, last_BLd) if output_hidden_states else None,
+            router_losses=tuple(losses),
+        )
 
 
 def _norm(config: StMoeConfig) -> RMSNorm:

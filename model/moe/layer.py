@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from model.config import StMoeConfig
 from model.layers.precision import to_matmul_dtype
-from model.losses import RouterLosses, max_router_logit
+from model.losses import RouterLosses, max_router_logit, router_losses_by_sequence
 from model.moe.dispatch import combine, dispatch, tokens_of_rows
 from model.moe.experts import Experts
 from model.moe.router import Router, group_tokens, route
@@ -29,13 +29,16 @@ class SparseFeedForward(nn.Module):
         """Build the experts that this process holds: here, all of them."""
         return Experts(config, config.num_experts)
 
-    def forward(self, x_BLd: Tensor, mask_BL: Tensor, divisor: Tensor | None = None) -> tuple[Tensor, RouterLosses]:
+    def forward(
+        self, x_BLd: Tensor, mask_BL: Tensor, divisor: Tensor | None = None, weight_B: Tensor | None = None
+    ) -> tuple[Tensor, RouterLosses]:
         """Route and transform the tokens.
 
         Args:
             x_BLd: normalized activations.
             mask_BL: bool, True for real tokens; padding uses no expert and comes out as 0.
             divisor: divisor of the z-loss, see ``LossDivisors``; None: the real tokens of this call.
+            weight_B: if given, the router losses are ``router_losses_by_sequence`` with these weights.
 
         Returns:
             The output ``[B, L, d]``, in autocast's dtype or else that of ``x_BLd``, and the router losses.
@@ -58,10 +61,15 @@ class SparseFeedForward(nn.Module):
         rows_Rd = dispatch(to_matmul_dtype(x_BLd).reshape(-1, d_model), slot_NT, token_R)
         y_Td = combine(self.experts(rows_Rd, counts_E), routing.gate_NGS.flatten(1), slot_NT, token_R)
 
+        balance, z = routing.load_balance_loss, routing.router_z_loss
+        if weight_B is not None:
+            by_expert = self.config.stack_gating(decoder=self.decoder) == "expert_choice"
+            first_BL = None if by_expert else routing.expert_NGS[0].view(batch, length)
+            balance, z = router_losses_by_sequence(logits_GSE.view(batch, length, -1), first_BL, mask_BL, weight_B)
         real_tokens = mask_GS.sum()
         losses = RouterLosses(
-            load_balance=routing.load_balance_loss,
-            z=routing.router_z_loss,
+            load_balance=balance,
+            z=z,
             max_logit=max_router_logit(logits_GSE, mask_GS),
             dropped_tokens=routing.dropped_tokens(mask_GS),
             real_tokens=real_tokens,

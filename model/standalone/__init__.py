@@ -1,0 +1,1 @@
+"""Joins the package to one file, which travels with a saved model."""

@@ -44,7 +44,7 @@ def check_layout(config: RunConfig, world_size: int) -> int:
         )
     options = read_deepspeed_file(config.training.deepspeed_config)
     check_optimizer(config, options)
-    return int(zero_stage(options))
+    return zero_stage(options)
 
 
 def check_all_to_all(config: RunConfig, ranks_of_node: int) -> None:
@@ -79,8 +79,7 @@ def check_optimizer(config: RunConfig, options: dict[str, Any]) -> None:
 
         if not torch.cuda.is_available():
             raise ConfigError(f"{key} needs a CUDA device, and there is none here: set adafactor or adamw")
-    zero = options.get("zero_optimization")
-    zero = zero if isinstance(zero, dict) else {}
+    zero = options.get("zero_optimization", {})
     offload = zero.get("offload_optimizer") or {}
     file = f"training.deepspeed_config = {config.training.deepspeed_config}: zero_optimization"
     if zero.get("compute_grad_norm") is False:

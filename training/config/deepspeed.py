@@ -1,9 +1,13 @@
 """DeepSpeed's configuration: the user's JSON file, completed from the YAML config."""
 
+import difflib
 import json
-from pathlib import Path
+import re
 from typing import Any
 
+from common.paths import beside, searched
+from common.project import ROOT
+from training.config.deepspeed_keys import Key, known_keys
 from training.config.errors import FP16_REFUSED, ConfigError
 from training.config.run import RunConfig
 
@@ -16,19 +20,38 @@ OWNED_KEYS = {
     "optimizer": "the optimizer section",
     "scheduler": "the optimizer section",
     "bf16": "training.precision",
+    "bfloat16": "training.precision",
     "torch_autocast": "training.precision",
 }
+# DeepSpeed wants to be told that the optimizer is not one of its own.
+SET_HERE = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+JSON_TYPES: dict[str, tuple[type, ...]] = {
+    "boolean": (bool,), "integer": (int,), "number": (int, float), "string": (str,), "array": (list,),
+    "object": (dict,), "null": (type(None),),
+}  # fmt: skip
 
 
 def read_deepspeed_file(path: str) -> dict[str, Any]:
-    """Read the user's JSON file. Raises ConfigError if it is missing, broken, or sets a key of ``OWNED_KEYS``."""
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f"training.deepspeed_config = {path}: no such file; this project's are in ds_configs/")
+    """Read the user's JSON file.
+
+    Raises:
+        ConfigError: it is missing or broken, sets a key of ``OWNED_KEYS``, has a key that DeepSpeed does not know, or a
+            value of a wrong type, at any level.
+    """
+    text = ""
     try:
-        options = json.loads(file.read_text(encoding="utf-8"))
+        text = beside(path, ROOT).read_text(encoding="utf-8-sig")
+        options = json.loads(text, object_pairs_hook=_without_repeats)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"training.deepspeed_config = {path}: no such file{searched(path)}; this project's are in "
+            f"{ROOT / 'ds_configs'}"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"training.deepspeed_config = {path} cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise ConfigError(f"training.deepspeed_config = {path}: not valid JSON: {error}") from None
+        hint = "; JSON has no comments" if re.search(r"^\s*(//|#|/\*)|[,{\[]\s*(//|#|/\*)", text, re.M) else ""
+        raise ConfigError(f"training.deepspeed_config = {path}: not valid JSON: {error}{hint}") from None
     if not isinstance(options, dict):
         raise ConfigError(f"training.deepspeed_config = {path}: must be a JSON object")
     if "fp16" in options:
@@ -36,18 +59,72 @@ def read_deepspeed_file(path: str) -> dict[str, Any]:
     for key, owner in OWNED_KEYS.items():
         if key in options:
             raise ConfigError(f"training.deepspeed_config = {path}: remove {key!r}, which is set by {owner}")
-    stage = zero_stage(options)
-    if stage not in (0, 1, 2, 3):
-        raise ConfigError(
-            f"training.deepspeed_config = {path}: zero_optimization.stage = {stage!r} must be 0, 1, 2 or 3"
-        )
+    version, keys = known_keys()
+    mistake = _find_mistake(options, keys, "", f"DeepSpeed {version}")
+    if mistake is not None:
+        raise ConfigError(f"training.deepspeed_config = {path}: {mistake}")
+    for key, value in SET_HERE.items():
+        if options.get(key, value) != value:
+            raise ConfigError(f"training.deepspeed_config = {path}: {key} must be {json.dumps(value)}: remove it")
     return options
 
 
-def zero_stage(options: dict[str, Any]) -> Any:
-    """Return the ZeRO stage of these options, 0 by default; not checked."""
-    section = options.get("zero_optimization", {})
-    return section.get("stage", 0) if isinstance(section, dict) else section
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise ValueError(f"{repeated!r} is given twice")
+    return dict(pairs)
+
+
+def _find_mistake(options: dict[str, Any], keys: dict[str, Key], prefix: str, reader: str) -> str | None:
+    """Return the first key that DeepSpeed would ignore or refuse, with a suggestion; None if there is none."""
+    for name, value in options.items():
+        key, full = keys.get(name), prefix + name
+        if key is None:
+            return f"{full}: {reader} knows no such key; {_suggest(name, keys, prefix)}"
+        if "keys" in key and isinstance(value, dict):
+            mistake = _find_mistake(value, key["keys"], f"{full}.", reader)
+        else:
+            mistake = _find_wrong_type(full, value, key)
+        if mistake is not None:
+            return mistake
+    return None
+
+
+def _suggest(name: str, keys: dict[str, Key], prefix: str) -> str:
+    spelled = name.lower().replace("optimisation", "optimization")
+    close = difflib.get_close_matches(spelled, keys, n=1)
+    if close:
+        return f"did you mean {prefix}{close[0]}?"
+    known = known_keys()[1]
+    homes = [f"{section}.{name}" for section, key in known.items() if name in key.get("keys", {})]
+    homes += [name] if name in known else []
+    return f"did you mean {homes[0]}?" if homes else "see https://www.deepspeed.ai/docs/config-json/"
+
+
+def _find_wrong_type(name: str, value: Any, key: Key) -> str | None:
+    types = ["object", *key.get("types", [])] if "keys" in key else key["types"]
+    if "values" in key and not any(value == known and type(value) is type(known) for known in key["values"]):
+        return f"{name} = {json.dumps(value)}: must be one of {', '.join(map(json.dumps, key['values']))}"
+    if not types or value == "auto":  # DeepSpeed takes its default for auto
+        return None
+    kinds = {kind for kind, of in JSON_TYPES.items() if isinstance(value, of)}
+    if isinstance(value, bool):
+        kinds = {"boolean"}
+    elif isinstance(value, float) and value.is_integer():
+        kinds |= {"integer"}  # 5e8
+    if kinds & set(types) or ("number" in types and "integer" in kinds):
+        return None
+    wanted = [kind for kind in types if kind not in ("array", "null") and (kind != "object" or types == ["object"])]
+    wanted = ["object" if "keys" in key else kind for kind in wanted or types][:1]
+    article = "an" if wanted[0][0] in "aeiou" else "a"
+    return f"{name} = {json.dumps(value)}: must be {article} {wanted[0]}"
+
+
+def zero_stage(options: dict[str, Any]) -> int:
+    """Return the ZeRO stage of options that are checked; 0 by default."""
+    return int(options.get("zero_optimization", {}).get("stage", 0))
 
 
 def accumulation_steps(config: RunConfig, world_size: int) -> int:
@@ -75,8 +152,7 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
         "gradient_clipping": config.optimizer.gradient_clipping if zero_stage(options) else 0.0,
         "bf16": {"enabled": precision == "bf16"},
     }
-    # DeepSpeed wants to be told that the optimizer is not one of its own.
-    options |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+    options |= SET_HERE
     if precision == "bf16_autocast":
         options["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     options.setdefault("steps_per_print", 2**31)  # the trainer reports

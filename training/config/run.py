@@ -3,23 +3,23 @@
 Imports neither torch nor transformers, which take seconds: a mistake is reported at once.
 """
 
-import difflib
-import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
-from yaml import YAMLError  # OmegaConf's PyYAML
 
+from common.paths import searched
+from common.project import ROOT
 from data.config import DataConfig
 from model.architecture import Architecture, documented_fields
 from optim.config import OptimizerConfig
 from parallel.config import ParallelConfig
-from training.config.errors import FP16_REFUSED, ConfigError
+from training.config.errors import ConfigError
 from training.config.guard import GuardConfig
+from training.config.mistakes import first_mistake
+from training.config.overrides import override, resolve
 from training.config.training import TrainingConfig
+from training.config.values import read_yaml
 
 if TYPE_CHECKING:
     from model.config import StMoeConfig
@@ -81,17 +81,17 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
     Raises:
         ConfigError: names the first mistake on one line.
     """
-    if not Path(path).is_file():
-        raise ConfigError(f"--config {path}: no such file; this project's are in configs/")
-    for override in overrides or []:
-        key, equals, _ = override.partition("=")
-        if not equals or "." not in key:
-            raise ConfigError(f"override {override!r} is not of the form section.key=value, such as training.steps=100")
+    file = Path(path)
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides or []))
-        values = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
+        values = read_yaml(file.read_bytes(), SECTIONS)
+    except OSError as error:
+        raise ConfigError(_unreadable(path, error)) from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    for text in overrides or []:
+        override(values, text, SECTIONS)
+    values = resolve(values)
+    _find_deepspeed_file(values, file.parent)
     return validate(values)
 
 
@@ -100,7 +100,7 @@ def validate(values: Any) -> RunConfig:
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_first_mistake(error)) from None
+        raise ConfigError(first_mistake(error, SECTIONS)) from None
     try:
         config.architecture()
         if config.optimizer.decay_steps is None:
@@ -124,37 +124,23 @@ def _check_kept(config: RunConfig) -> None:
         )
 
 
-def _first_mistake(error: ValidationError) -> str:
-    mistake, *others = error.errors()
-    key, siblings = _locate(mistake["loc"])
-    if (
-        mistake["type"] == "value_error"
-    ):  # from a validator of this project, which names value and fix, and usually the key
-        text = str(mistake["ctx"]["error"])
-        return text if text.startswith(tuple(f"{section}." for section in SECTIONS)) else f"{key}: {text}"
-    value = mistake["input"]
-    also = f" (and {len(others)} more)" if others and others[0]["loc"][:2] != mistake["loc"][:2] else ""
-    if mistake["type"] == "extra_forbidden":
-        parent, _, name = key.rpartition(".")
-        close = difflib.get_close_matches(name, siblings, n=1)
-        fix = f"did you mean {parent + '.' if parent else ''}{close[0]}?" if close else "see train.py --help"
-        return f"{key} = {value!r}: unknown key; {fix}{also}"
-    if mistake["type"] == "missing":
-        return f"{key} is missing: add it to the config file{also}"
-    if key == "training.precision" and value in ("fp16", "float16", "half"):
-        return f"{key} = {value}: fp16 {FP16_REFUSED}{also}"
-    reason = mistake["msg"][0].lower() + mistake["msg"][1:]
-    return f"{key} = {value!r}: {reason}; see train.py --help{also}"
+def _unreadable(path: str | Path, error: OSError) -> str:
+    """Say why ``--config`` cannot be read."""
+    file = Path(path)
+    if file.is_dir():
+        return f"--config {path} is a folder: name a file, such as configs/tiny.yaml"
+    if not isinstance(error, FileNotFoundError):
+        return f"--config {path} cannot be read: {error.strerror}"
+    same = [
+        name for name in (f"{path}.yaml", f"configs/{file.name}", f"configs/{file.name}.yaml") if Path(name).is_file()
+    ]
+    fix = f"did you mean {same[0]}?" if same else f"this project's are in {ROOT / 'configs'}"
+    return f"--config {path}: no such file{searched(path)}; {fix}"
 
 
-def _locate(location: tuple[int | str, ...]) -> tuple[str, list[str]]:
-    """Return the key at a location of pydantic's, and its sibling keys."""
-    names = [str(part) for part in location]
-    if len(location) < 2:
-        return ".".join(names) or "the config", list(SECTIONS)
-    fields = SECTIONS[names[0]].model_fields
-    if len(location) > 2 and isinstance(location[2], int):  # an item of a list of sections
-        item = typing.get_args(fields[names[1]].annotation)[0]
-        return ".".join([f"{names[0]}.{names[1]}[{location[2]}]", *names[3:4]]), list(item.model_fields)
-    # pydantic adds the members of a union to the path
-    return ".".join(names[:2]), list(fields)
+def _find_deepspeed_file(values: dict[str, Any], folder: Path) -> None:
+    """Let a DeepSpeed file that is beside the config file, but not in the current folder, be found later."""
+    section = values.get("training")
+    name = section.get("deepspeed_config") if isinstance(section, dict) else None
+    if isinstance(section, dict) and isinstance(name, str) and not Path(name).exists() and (folder / name).is_file():
+        section["deepspeed_config"] = str((folder / name).absolute())

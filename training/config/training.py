@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from common.paths import UserPath
+
 
 class TrainingConfig(BaseModel):
     """Batch, precision, intervals, checkpoints and failures of a run."""
@@ -11,7 +13,7 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run and of its folder.")
-    output_dir: str = Field("runs", min_length=1, description="Folder that holds the run folders.")
+    output_dir: UserPath = Field("runs", min_length=1, description="Folder that holds the run folders.")
     steps: int = Field(500_000, ge=1, description="Optimizer steps of the run.")
     global_batch_size: int = Field(2048, ge=1, description="Sequences per step, over all ranks.")
     micro_batch_size: int = Field(8, ge=1, description="Sequences per rank and forward pass.")
@@ -20,7 +22,11 @@ class TrainingConfig(BaseModel):
         description="fp32; bf16: bf16 weights with an fp32 master copy; bf16_autocast: fp32 weights, bf16 matrix "
         "products (as in the paper).",
     )
-    deepspeed_config: str = Field("ds_configs/zero1.json", description="JSON file of DeepSpeed's own options.")
+    deepspeed_config: UserPath = Field(
+        "ds_configs/zero1.json",
+        description="JSON file of DeepSpeed's own options; looked for in the current folder, beside the config "
+        "file and in the project.",
+    )
     activation_checkpointing: bool = Field(False, description="Recompute blocks in the backward pass to save memory.")
     seed: int = Field(
         0, ge=0, description="Seed of the initial weights and of the randomness of training; data: data.seed."

@@ -36,7 +36,7 @@ def test_model_section_reaches_the_model():
     ("override", "words"),
     [
         ("training.stepz=5", ["training.stepz = 5", "unknown key", "did you mean training.steps?"]),
-        ("trainin.steps=5", ["trainin", "unknown key", "did you mean training?"]),
+        ("trainin.steps=5", ["trainin: unknown section, with steps", "did you mean training?"]),
         ("model.layers=5", ["model.layers = 5", "unknown key"]),
         ("training.steps=many", ["training.steps = 'many'", "valid integer"]),
         ("training.steps=1.5", ["training.steps = 1.5", "valid integer"]),
@@ -72,14 +72,23 @@ def test_model_section_reaches_the_model():
         ),
         ("data.mixture=c4", ["data.mixture = 'c4'", "valid list"]),
         ("data.shuffle_buffer=100", ["data.shuffle_buffer = 100", "set data.shuffle_buffer=512"]),
-        ("data.hub_revision=main", ["data.hub_revision: hub_revision = 'main'", "40 digits of a commit"]),
+        ("data.hub_revision=main", ["data.hub_revision = 'main' can change", "40 digits of a commit"]),
         ("data.source=web", ["data.source = 'web'", "'files' or 'hub'"]),
         ("data.objective=mlm", ["data.objective = 'mlm'", "'span_corruption' or 'prefix_lm'"]),
         (
             "optimizer.schedule=rsqrt",
             ["optimizer.decay_steps = 1200", "optimizer.schedule = rsqrt", "linear or cosine"],
         ),
-        ("steps=5", ["'steps=5'", "section.key=value"]),
+        ("steps=5", ["'steps=5'", "section.key=value", "did you mean training.steps=5?"]),
+        ("training.learning_rate=1", ["training.learning_rate = 1: unknown key", "mean optimizer.learning_rate?"]),
+        ("model.learning_rat=1", ["model.learning_rat = 1: unknown key", "did you mean optimizer.learning_rate?"]),
+        ("steps.training=1", ["steps: unknown section, with training; did you mean training.steps?"]),
+        ("--training.steps=5", ["write training.steps=5 in one word, without blanks or dashes"]),
+        ("training.steps =5", ["write training.steps=5 in one word, without blanks"]),
+        ("=", ["write training.steps=100 in one word, without blanks"]),
+        ("training={steps: 5}", ["set its keys, such as training.name=…"]),
+        ("training.name.first=x", ["override training.name.first=x: training.name has no keys of its own"]),
+        ("data.mixture[0].weight=2", ["override data.mixture[0].weight=2: data.mixture has 0 items"]),
         ("training.steps", ["'training.steps'", "section.key=value"]),
     ],
 )
@@ -107,7 +116,7 @@ def test_keys_of_another_optimizer_and_decays_without_steps():
 
 def test_another_hub_data_set_needs_its_own_revision():
     overrides = ["data.source=hub", "data.hub_dataset=allenai/dolma"]
-    with pytest.raises(ConfigError, match=r"^data: hub_dataset = 'allenai/dolma' needs its own hub_revision, [^\n]+$"):
+    with pytest.raises(ConfigError, match=r"^data\.hub_dataset = 'allenai/dolma' needs its own hub_revision, [^\n]+$"):
         load_config(TINY, overrides)
     config = load_config(TINY, [*overrides, f"data.hub_revision={'ab' * 20}", "data.hub_config=null"])
     assert config.data.hub_config is None

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from tests.support.checkpoints import write_checkpoint
 from tests.support.small import small_config
 from training.checkpoint.resume import describe_resume, find_checkpoint
 from training.checkpoint.store.layout import ParallelLayout
+from training.config import deepspeed_keys
 from training.config.checks import check_all_to_all, check_layout
-from training.config.deepspeed import deepspeed_config
+from training.config.deepspeed import deepspeed_config, read_deepspeed_file
 from training.config.errors import ConfigError
 from training.config.run import RunConfig, validate
 from training.inputs import prepare
@@ -81,8 +83,31 @@ def test_experts_within_a_node_or_across(tmp_path: Path):
         ('{"fp16": {"enabled": true}}', ["fp16", "overflows", "training.precision"]),
         ('{"train_batch_size": 8}', ["'train_batch_size'", "training.global_batch_size"]),
         ('{"optimizer": {}}', ["'optimizer'", "the optimizer section"]),
-        ('{"zero_optimization": {"stage": 4}}', ["stage = 4"]),
+        ('{"zero_optimization": {"stage": 4}}', ["zero_optimization.stage = 4: must be one of 0, 1, 2, 3"]),
+        ('{"zero_optimization": {"stage": "2"}}', ['zero_optimization.stage = "2": must be one of 0, 1, 2, 3']),
+        ('{"zero_optimization": {"stage": true}}', ["zero_optimization.stage = true: must be one of 0, 1, 2, 3"]),
+        ('{"zero_optimization": true}', ["zero_optimization = true: must be an object"]),
+        ('{"zero_optimization": 3}', ["zero_optimization = 3: must be an object"]),
+        ('{"zero_optimisation": {"stage": 3}}', ["zero_optimisation: DeepSpeed", "did you mean zero_optimization?"]),
+        ('{"zero_optimization": {"stages": 3}}', ["did you mean zero_optimization.stage?"]),
+        ('{"stage": 3}', ["stage: DeepSpeed", "did you mean zero_optimization.stage?"]),
+        (
+            '{"zero_optimization": {"offload_optimizer": {"dev": "cpu"}}}',
+            ["mean zero_optimization.offload_optimizer.dev"],
+        ),
+        (
+            '{"zero_optimization": {"offload_optimizer": {"device": "gpu"}}}',
+            ['"gpu": must be one of "none", "cpu", "nvme"'],
+        ),
+        ('{"zero_optimization": {"overlap_comm": "true"}}', ['overlap_comm = "true": must be a boolean']),
+        ('{"zero_optimization": {"wall_clock_breakdown": true}}', ["did you mean wall_clock_breakdown?"]),
+        ('{"wall_clock_breakdown": "yes"}', ['wall_clock_breakdown = "yes": must be a boolean']),
+        ('{"tensorboard": {"enable": true}}', ["did you mean tensorboard.enabled?"]),
+        ('{"elasticity": {"enabled": true}}', ["elasticity: DeepSpeed", "knows no such key"]),
+        ('{"zero_force_ds_cpu_optimizer": true}', ["zero_force_ds_cpu_optimizer must be false: remove it"]),
+        ('{"zero_optimization": {}, "zero_optimization": {}}', ["'zero_optimization' is given twice"]),
         ("{", ["not valid JSON"]),
+        ('{"zero_optimization": {"stage": 1}, // one\n}', ["not valid JSON", "JSON has no comments"]),
         ("[]", ["JSON object"]),
         (None, ["no such file"]),
     ],
@@ -114,6 +139,32 @@ def test_deepspeed_options_that_the_optimizer_cannot_run_with(zero: dict[str, An
         check_layout(config, 1)
     assert [word for word in [str(file), *words] if word not in str(error.value)] == [], str(error.value)
     check_layout(small_config(tmp_path, training={"deepspeed_config": "ds_configs/offload.json"}), 1)
+
+
+def test_deepspeed_options_that_are_right(tmp_path: Path):
+    file = tmp_path / "ds.json"
+    zero = {"stage": 2, "reduce_bucket_size": 5e8, "allgather_bucket_size": "auto", "offload_optimizer": None}
+    others = {"wall_clock_breakdown": True, "steps_per_print": 5, "communication_data_type": "fp32"}
+    text = json.dumps({"zero_optimization": zero, **others, "tensorboard": {"enabled": True, "output_path": "x"}})
+    file.write_text(text)
+    assert read_deepspeed_file(str(file)) == json.loads(text)
+    for path in (ROOT / "ds_configs").glob("*.json"):
+        read_deepspeed_file(str(path))
+
+
+def test_the_table_of_deepspeed_keys_is_that_of_the_installed_version():
+    """``python -m training.config.deepspeed_keys`` writes it."""
+    table = json.loads(deepspeed_keys.FILE.read_text(encoding="utf-8"))
+    assert table["version"] == metadata.version("deepspeed")
+    asked = deepspeed_keys.ask_deepspeed()
+    assert table["keys"] == asked
+    assert {"stage", "offload_param", "zero_hpz_partition_size"} <= asked["zero_optimization"]["keys"].keys()
+
+
+def test_another_deepspeed_is_asked_itself(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(metadata, "version", lambda _: "9.9")
+    monkeypatch.setattr(deepspeed_keys, "ask_deepspeed", lambda: {"new_key": {"types": []}})
+    assert deepspeed_keys.known_keys() == ("9.9", {"new_key": {"types": []}})
 
 
 def test_adamw_8bit_needs_its_package_and_a_cuda_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

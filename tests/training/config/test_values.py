@@ -65,7 +65,7 @@ def test_texts_that_may_be_absent():
             r"training.output_dir = \$NOT_SET/runs: the environment variable NOT_SET is",
         ),
         ("training.name=${NOT_SET}", r"training.name = \${NOT_SET}: the environment variable NOT_SET is not set"),
-        ("training.name=${training.nam}", r"training.name: Interpolation key 'training.nam' not found"),
+        ("training.name=${training.other}", r"training.name: Interpolation key 'training.other' not found"),
     ],
 )
 def test_values_with_two_meanings_or_none(override: str, words: str, monkeypatch: pytest.MonkeyPatch):

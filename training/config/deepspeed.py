@@ -7,6 +7,7 @@ from typing import Any
 
 from common.paths import beside, searched
 from common.project import ROOT
+from common.strict_json import to_json
 from training.config.deepspeed_keys import Key, known_keys
 from training.config.errors import FP16_REFUSED, ConfigError
 from training.config.run import RunConfig
@@ -65,7 +66,7 @@ def read_deepspeed_file(path: str) -> dict[str, Any]:
         raise ConfigError(f"training.deepspeed_config = {path}: {mistake}")
     for key, value in SET_HERE.items():
         if options.get(key, value) != value:
-            raise ConfigError(f"training.deepspeed_config = {path}: {key} must be {json.dumps(value)}: remove it")
+            raise ConfigError(f"training.deepspeed_config = {path}: {key} must be {to_json(value)}: remove it")
     return options
 
 
@@ -106,7 +107,7 @@ def _suggest(name: str, keys: dict[str, Key], prefix: str) -> str:
 def _find_wrong_type(name: str, value: Any, key: Key) -> str | None:
     types = ["object", *key.get("types", [])] if "keys" in key else key["types"]
     if "values" in key and not any(value == known and type(value) is type(known) for known in key["values"]):
-        return f"{name} = {json.dumps(value)}: must be one of {', '.join(map(json.dumps, key['values']))}"
+        return f"{name} = {to_json(value)}: must be one of {', '.join(map(to_json, key['values']))}"
     if not types or value == "auto":  # DeepSpeed takes its default for auto
         return None
     kinds = {kind for kind, of in JSON_TYPES.items() if isinstance(value, of)}
@@ -119,7 +120,7 @@ def _find_wrong_type(name: str, value: Any, key: Key) -> str | None:
     wanted = [kind for kind in types if kind not in ("array", "null") and (kind != "object" or types == ["object"])]
     wanted = ["object" if "keys" in key else kind for kind in wanted or types][:1]
     article = "an" if wanted[0][0] in "aeiou" else "a"
-    return f"{name} = {json.dumps(value)}: must be {article} {wanted[0]}"
+    return f"{name} = {to_json(value)}: must be {article} {wanted[0]}"
 
 
 def zero_stage(options: dict[str, Any]) -> int:

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ValidationError
 
+from common.strict_json import to_json
 from training.config.values import kinds_of
 
 FILE = Path(__file__).with_suffix(".json")
@@ -155,6 +156,6 @@ def _fields(model: type[BaseModel]) -> dict[str, Key]:
 
 
 if __name__ == "__main__":
-    lines = [f"  {json.dumps(name)}: {json.dumps(key)}" for name, key in ask_deepspeed().items()]
-    head = f'{{\n "version": {json.dumps(metadata.version("deepspeed"))},\n "keys": {{\n'
+    lines = [f"  {to_json(name)}: {to_json(key)}" for name, key in ask_deepspeed().items()]
+    head = f'{{\n "version": {to_json(metadata.version("deepspeed"))},\n "keys": {{\n'
     FILE.write_text(head + ",\n".join(lines) + "\n }\n}\n", encoding="utf-8")

@@ -1,7 +1,7 @@
 """The columns of ``metrics.jsonl``, declared once: ``python -m training.monitoring.columns`` prints docs/metrics.md.
 
-A column is the key of a row, so ``row[CROSS_ENTROPY]`` reads it; ``<…>`` in its name stands for a parameter family, or for a
-text source.
+A column is the key of a row, so ``row[CROSS_ENTROPY]`` reads it; ``<…>`` in its name stands for a family of parameters,
+or for a source of text.
 """
 
 import re

@@ -55,7 +55,7 @@ def measure(engine: Any, config: RunConfig, saves: int) -> list[dict[str, float]
     from training.checkpoint.capture import Moment
     from training.checkpoint.saver import Saver
 
-    saver, found = Saver(config, "cpu"), []
+    saver, found = Saver(config, str(engine.device)), []
     for step in range(1, saves + 1):
         data = {"identity": {}, "next_example": step, "streams": {}}
         saver.start(engine, Moment(step, 0, data, guard={}, evaluated=None, metrics_bytes=0, code={}))

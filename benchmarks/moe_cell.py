@@ -1,5 +1,6 @@
 """One cell of the comparison of sparse layers: all contenders at one size and dtype."""
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -12,12 +13,13 @@ FUSED = "fused"  # the form of the limit that the layer itself uses; each weight
 assert FUSED in LIMITS
 
 
-def measure_cell(case: Case, repeats: int) -> dict[str, Any]:
+def measure_cell(case: Case, repeats: int, contenders: Collection[str] = tuple(CONTENDERS)) -> dict[str, Any]:
     """Measure time and memory of every contender and of every form of the limit.
 
     Args:
         case: sizes, dtype and device.
         repeats: timed steps of each; their median counts.
+        contenders: names of those to measure.
 
     Returns:
         The case; ``limit``, the name of the fastest form; ``limit_seconds`` and ``limit_memory`` of every form; and in
@@ -26,7 +28,7 @@ def measure_cell(case: Case, repeats: int) -> dict[str, Any]:
         of T * d elements), ``tflops`` and, on CUDA, ``of_peak``.
     """
     memory, steps = {}, {}
-    for name, make in {**{n: c.make for n, c in CONTENDERS.items()}, **LIMITS}.items():
+    for name, make in {**{name: CONTENDERS[name].make for name in contenders}, **LIMITS}.items():
         module = build(make, case)
         step = Step(module, make_input(case, name))
         gradients = sum(p.numel() * p.element_size() for p in module.parameters())
@@ -39,7 +41,7 @@ def measure_cell(case: Case, repeats: int) -> dict[str, Any]:
     peak = matmul_flops_per_second(case.device, case.dtype) if case.device == "cuda" else None
     unit = case.tokens * case.d_model * case.dtype.itemsize
     rows: dict[str, dict[str, float]] = {}
-    for name in (*CONTENDERS, limit):
+    for name in (*contenders, limit):
         rows["limit" if name == limit else name] = {
             "seconds": seconds[name],
             "over_limit": seconds[name] / seconds[limit],

@@ -20,10 +20,11 @@ from typing import NoReturn
 
 from benchmarks.gpu.results import Results, final_path, merge, table
 from benchmarks.gpu.worker import STEPS
+from common.exit_codes import USER_ERROR
 from common.project import ROOT
 
 GRACE_SECONDS = 15.0  # after a step's budget, before its process is killed
-START_SECONDS = 90.0  # for imports, until the first step begins
+START_SECONDS = 120.0  # for imports, until the first step begins
 TAIL = 3000  # characters of a dead process's output that are kept
 
 
@@ -33,15 +34,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", default=",".join(STEPS), help="numbers of steps, such as 1,2,7 (default: all)")
     parser.add_argument("--data", type=Path, default=ROOT / "runs" / "data" / "wikipedia", help="prepared data set")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
-    parser.add_argument("--minutes", type=float, default=8.5, help="time for all steps (default %(default)s)")
+    parser.add_argument("--minutes", type=float, help="time for all steps (default 8.5; in the rehearsal 60)")
     parser.add_argument("--traces", action="store_true", help="also write profiler traces of step 7 to --out")
     parser.add_argument("--cpu-rehearsal", action="store_true", help="toy sizes, on a CPU")
     options = parser.parse_args()
+    options.minutes = options.minutes or (60.0 if options.cpu_rehearsal else 8.5)
     unknown = [number for number in options.steps.split(",") if number not in STEPS]
     if unknown:
         parser.error(f"--steps {options.steps}: no step {unknown[0]}; there are {', '.join(STEPS)}")
-    if not (options.data / "vocabulary").is_dir():
-        parser.error(f"--data {options.data}: no prepared data set; make one with python -m data.prepare")
     return options
 
 
@@ -84,9 +84,10 @@ def watch(worker: Worker, results_file: Path, until: float) -> tuple[str, str] |
         results, now = Results(results_file), time.time()
         number = results.running()
         if number is not None:
-            limit = min(results.steps[number]["began"] + STEPS[number].seconds, until) + GRACE_SECONDS
+            step = results.steps[number]
+            limit = min(step["began"] + step["budget"], until) + GRACE_SECONDS
         else:
-            limit = min(began + START_SECONDS, until + GRACE_SECONDS) if not results.steps else until + GRACE_SECONDS
+            limit = (until if results.steps else min(began + START_SECONDS, until)) + GRACE_SECONDS
         if now > limit:
             worker.kill()
             return "killed", f"over its time budget\n{worker.tail()}"
@@ -130,6 +131,11 @@ def stop(_number: int, _frame: FrameType | None) -> NoReturn:
 def main() -> None:
     """Run the steps, write the results and print them as a table; exit with 1 if a step is not ok."""
     options = parse_arguments()
+    if "6" in options.steps.split(",") and not (options.data / "vocabulary").is_dir():
+        print(
+            f"error: --data {options.data}: no prepared data set; make one with python -m data.prepare", file=sys.stderr
+        )
+        sys.exit(USER_ERROR)
     signal.signal(signal.SIGTERM, stop)
     options.out.mkdir(parents=True, exist_ok=True)
     partial = options.out / "gpu_partial.json"

@@ -59,7 +59,8 @@ class Report:
         self.deadline = time.monotonic() + seconds
         self.began = time.monotonic()
         self.step: dict[str, Any] = {
-            "title": title, "status": "running", "began": time.time(), "checks": [], "values": {}, "errors": [],
+            "title": title, "status": "running", "began": time.time(), "budget": seconds, "checks": [], "values": {},
+            "errors": [],
         }  # fmt: skip
         results.values["steps"][number] = self.step
         results.save()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.gpu.results import Report
@@ -40,6 +41,12 @@ def plan(setting: Setting) -> list[Run]:
         exact = ("training.deterministic=true",)
         runs += [Run(f"{name}-deterministic", 1, "bf16_autocast", exact) for name in (REFERENCE, AGAIN, KILLED)]
     return runs
+
+
+def start_process(command: list[str], log: Path, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+    """Start a process whose output is added to ``log``."""
+    with log.open("ab") as file:
+        return subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, env=environment)  # noqa: S603
 
 
 class Started:
@@ -91,8 +98,7 @@ class Started:
         # The worker has joined a group of its own: its ranks and ports are not those of a run.
         theirs = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
         environment = {key: value for key, value in os.environ.items() if key not in theirs} | ours
-        with self.log.open("ab") as log:
-            return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)  # noqa: S603
+        return start_process(command, self.log, environment)
 
     def poll(self) -> bool:
         """Return whether the run has ended; kill the one to be killed after its first checkpoint, and resume it."""

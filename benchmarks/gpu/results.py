@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import write_atomically
+from common.strict_json import finite_or_null, to_json
 
 SHOWN_VALUES = 10  # of a step, in the table
 WIDTH = 150  # of a line of the table
@@ -24,7 +25,7 @@ class Results:
 
     def save(self) -> None:
         """Write the file."""
-        write_atomically(self.path, json.dumps(self.values, indent=1) + "\n")
+        write_atomically(self.path, to_json(finite_or_null(self.values), indent=1) + "\n")
 
     @property
     def steps(self) -> dict[str, Any]:
@@ -146,4 +147,4 @@ def merge(values: dict[str, Any], path: Path) -> None:
     earlier = json.loads(path.read_text(encoding="utf-8"))["steps"] if path.exists() else {}
     steps = {**earlier, **values["steps"]}
     ordered = dict(sorted(steps.items(), key=lambda item: int(item[0])))
-    write_atomically(path, json.dumps({**values, "steps": ordered}, indent=1) + "\n")
+    write_atomically(path, to_json({**values, "steps": ordered}, indent=1) + "\n")

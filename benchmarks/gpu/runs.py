@@ -1,6 +1,5 @@
 """Step 6: whole runs of ``train.py`` on this card, all at once, and one that is killed and resumed."""
 
-import json
 import os
 import signal
 import subprocess
@@ -13,7 +12,7 @@ from benchmarks.gpu.results import Report
 from benchmarks.gpu.setting import Setting
 from common.project import ROOT
 from training.config.training import TrainingConfig
-from training.monitoring.columns import LOSS, SKIPPED_STEPS, STEP, TOKENS_PER_SECOND, training_rows
+from training.monitoring.columns import LOSS, SKIPPED_STEPS, STEP, TIME, TOKENS_PER_SECOND, training_rows
 from training.run.folder import RunFolder
 
 KILLED, REFERENCE, AGAIN = "killed", "zero1-bf16_autocast", "again"
@@ -117,7 +116,7 @@ class Started:
     def rows(self) -> list[dict[str, Any]]:
         """Return the rows of training, without times."""
         return [
-            {key: value for key, value in row.items() if not key.endswith(TIMES)}
+            {key: value for key, value in row.items() if key != TIME and not key.endswith(TIMES)}
             for row in training_rows(self.folder.rows())
         ]
 
@@ -181,7 +180,7 @@ def compare_rows(first: Started, second: Started, report: Report) -> None:
     """Record the first step at which two runs differ, and by how much their losses ever do."""
     title = f"{second.run.name} against {first.run.name}"
     pairs = list(zip(first.rows(), second.rows(), strict=True))
-    unequal = [a[STEP] for a, b in pairs if json.dumps(a) != json.dumps(b)]
+    unequal = [a[STEP] for a, b in pairs if repr(a) != repr(b)]
     largest = max(abs(a[LOSS] / b[LOSS] - 1) for a, b in pairs)
     report.value(
         title, {"rows": len(pairs), "first difference at step": unequal[0] if unequal else None, "of loss": largest}

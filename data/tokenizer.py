@@ -7,7 +7,6 @@ Ids: the pieces of ``spiece.model`` (pad 0, eos 1, unk 2), followed by 100 senti
 import hashlib
 import io
 import json
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -17,9 +16,9 @@ from numpy.typing import NDArray
 
 from common.files import write_atomically
 from data.config import RUN_PREPARE
+from data.hugging_face import MODEL_FILE, describe_unfit, save
 from data.span_corruption import NUM_SENTINELS
 
-MODEL_FILE = "spiece.model"
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 # Models pad the vocabulary to a multiple of this, for the matrix multiplication of the output head.
 VOCABULARY_MULTIPLE = 128
@@ -77,6 +76,10 @@ def train_vocabulary(texts: Iterable[str], vocab_size: int, folder: Path) -> Non
 class Tokenizer:
     """Encodes text to ids and decodes ids to text.
 
+    Args:
+        folder: holds spiece.model.
+        setting: config key or option that named the folder, for error messages.
+
     Attributes:
         num_pieces: pieces of the SentencePiece model.
         vocab_size: pieces and sentinels.
@@ -85,7 +88,8 @@ class Tokenizer:
 
     Raises:
         ValueError: ``folder`` has no spiece.model, the file is not a SentencePiece model, its pad, eos and unk ids are
-            not 0, 1, 2, or the ids above its pieces are not available for the 100 sentinels.
+            not 0, 1, 2, the ids above its pieces are not available for the 100 sentinels, or the exported tokenizer
+            would read text otherwise (``data.hugging_face``).
     """
 
     num_sentinels = NUM_SENTINELS
@@ -93,13 +97,16 @@ class Tokenizer:
     eos_id = EOS_ID
     unk_id = UNK_ID
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, setting: str = "data.vocabulary") -> None:
         self.folder = Path(folder)
+        self._where = f"{setting} = {str(folder)!r}"
         path = self.folder / MODEL_FILE
         try:
             content = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ValueError(f"{self._where} has no {MODEL_FILE}: {MAKE_VOCABULARY}") from error
         except OSError as error:
-            raise ValueError(f"data.vocabulary = {str(folder)!r} has no {MODEL_FILE}: {MAKE_VOCABULARY}") from error
+            raise ValueError(f"{self._where}: {MODEL_FILE} cannot be read ({error.strerror}): mend it") from error
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             # An empty file loads without an error, as a model without pieces.
@@ -108,27 +115,32 @@ class Tokenizer:
         except RuntimeError:
             pieces = 0
         if pieces == 0:
-            raise ValueError(
-                f"data.vocabulary = {str(folder)!r}: {MODEL_FILE} is not a SentencePiece model: {MAKE_VOCABULARY}"
-            )
+            raise ValueError(f"{self._where}: {MODEL_FILE} is not a SentencePiece model: {MAKE_VOCABULARY}")
         self.num_pieces: int = pieces
         self.vocab_size: int = pieces + self.num_sentinels
         self.first_sentinel_id: int = self.vocab_size - 1
         self.fingerprint: str = hashlib.sha256(content).hexdigest()[:16]
         self._check_special_ids()
         self._check_sentinels()
+        unfit = describe_unfit(content)
+        if unfit is not None:
+            raise ValueError(
+                f"{self._where} would be read otherwise by the exported tokenizer (T5Tokenizer), which is "
+                f"Unigram without byte fallback and splits at white space: {unfit}: use a vocabulary of that kind (as "
+                "`python -m data.prepare` trains)"
+            )
 
     def _check_special_ids(self) -> None:
         found = (self._processor.pad_id(), self._processor.eos_id(), self._processor.unk_id())
         if found != (PAD_ID, EOS_ID, UNK_ID):
             raise ValueError(
-                f"data.vocabulary = {str(self.folder)!r} has pad, eos, unk ids {found}, not {(PAD_ID, EOS_ID, UNK_ID)}"
+                f"{self._where} has pad, eos, unk ids {found}, not {(PAD_ID, EOS_ID, UNK_ID)}"
                 ": train it with pad_id=0, eos_id=1, unk_id=2, bos_id=-1 (`python -m data.prepare` does)"
             )
 
     def _check_sentinels(self) -> None:
         """Refuse sentinels among the pieces (as in mT5) and a tokenizer config that declares another number."""
-        where = f"data.vocabulary = {str(self.folder)!r}"
+        where = self._where
         inside = sum(self._processor.id_to_piece(i).startswith("<extra_id_") for i in range(self.num_pieces))
         if inside:
             raise ValueError(
@@ -197,21 +209,6 @@ class Tokenizer:
         """Write the vocabulary as a ``transformers.T5Tokenizer``: spiece.model and its configuration files.
 
         Raises:
-            RuntimeError: transformers assigns other ids to the sentinels.
+            ValueError: what was written reads the probe text otherwise; see ``data.hugging_face.save``.
         """
-        from transformers import T5Tokenizer
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        source, copy = self.folder / MODEL_FILE, folder / MODEL_FILE
-        if not (copy.exists() and copy.samefile(source)):
-            shutil.copyfile(source, copy)
-        # Only from_pretrained reads spiece.model correctly: as an argument it is ignored or its sentinels are reversed.
-        exported = T5Tokenizer.from_pretrained(str(folder), extra_ids=self.num_sentinels)
-        first = exported.convert_tokens_to_ids("<extra_id_0>")
-        if (len(exported), first) != (self.vocab_size, self.first_sentinel_id):
-            raise RuntimeError(
-                f"transformers reads {copy} as {len(exported)} tokens with <extra_id_0> = {first}, expected "
-                f"{self.vocab_size} and {self.first_sentinel_id}"
-            )
-        exported.save_pretrained(str(folder))
+        save(self._processor.serialized_model_proto(), Path(folder), self.num_sentinels)

@@ -15,10 +15,11 @@ from tqdm import tqdm
 
 from common.files import acquire_lock, sync_folder, write_atomically
 from common.strict_json import to_json
+from data.hugging_face import MODEL_FILE
 from data.preparation.fetch import fetch_documents, wikipedia_documents
 from data.preparation.recipe import DEFAULT_VOCAB_SIZE, Recipe
 from data.preparation.statistics import describe, plot_lengths, token_lengths
-from data.tokenizer import MODEL_FILE, Tokenizer, train_vocabulary
+from data.tokenizer import Tokenizer, train_vocabulary
 
 DESCRIPTION_FILE = "dataset.json"
 HISTOGRAM_FILE = "length_histogram.png"
@@ -176,7 +177,7 @@ def make_vocabulary(recipe: Recipe, texts: Sequence[str], folder: Path) -> Token
         ValueError: the vocabulary cannot be trained, or the given one is not valid; see ``Tokenizer``.
     """
     if recipe.vocabulary is not None:
-        given = Tokenizer(recipe.vocabulary)  # checked before it is copied
+        given = Tokenizer(recipe.vocabulary, setting="--vocabulary")  # checked before it is copied
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(given.folder / MODEL_FILE, folder / MODEL_FILE)
     elif not (folder / MODEL_FILE).exists():

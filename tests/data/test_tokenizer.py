@@ -1,32 +1,15 @@
 """The vocabulary: ids, sentinels, errors, and its Hugging Face export."""
 
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import sentencepiece
 
 from data.tokenizer import Tokenizer, train_vocabulary
-
-
-def write_model(folder: Path, texts: list[str], **settings: Any) -> Path:
-    model = io.BytesIO()
-    options: dict[str, Any] = {
-        "vocab_size": 120,
-        "pad_id": 0,
-        "eos_id": 1,
-        "unk_id": 2,
-        "bos_id": -1,
-        "minloglevel": 2,
-    } | settings
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(texts), model_writer=model, **options)
-    folder.mkdir(exist_ok=True)
-    (folder / "spiece.model").write_bytes(model.getvalue())
-    return folder
+from tests.support.vocabularies import write_vocabulary
 
 
 def test_ids_of_t5(tokenizer: Tokenizer) -> None:
@@ -94,13 +77,13 @@ def test_file_that_is_no_model(tmp_path: Path, content: bytes) -> None:
 
 
 def test_other_special_ids(tmp_path: Path, make_texts: Callable[..., list[str]]) -> None:
-    folder = write_model(tmp_path, make_texts(100), pad_id=-1, eos_id=2, unk_id=0, bos_id=1)
+    folder = write_vocabulary(tmp_path, make_texts(100), pad_id=-1, eos_id=2, unk_id=0, bos_id=1)
     with pytest.raises(ValueError, match=r"pad, eos, unk ids \(-1, 2, 0\), not \(0, 1, 2\)"):
         Tokenizer(folder)
 
 
 def test_sentinels_among_the_pieces(tmp_path: Path, make_texts: Callable[..., list[str]]) -> None:
-    folder = write_model(tmp_path, make_texts(100), user_defined_symbols=["<extra_id_1>", "<extra_id_0>"])
+    folder = write_vocabulary(tmp_path, make_texts(100), user_defined_symbols=["<extra_id_1>", "<extra_id_0>"])
     with pytest.raises(ValueError, match="has 2 <extra_id_"):
         Tokenizer(folder)
 
@@ -109,7 +92,7 @@ def test_sentinels_among_the_pieces(tmp_path: Path, make_texts: Callable[..., li
 def test_folder_that_declares_other_sentinels(
     tmp_path: Path, declared: int | None, make_texts: Callable[..., list[str]]
 ) -> None:
-    folder = write_model(tmp_path, make_texts(100))
+    folder = write_vocabulary(tmp_path, make_texts(100))
     Tokenizer(folder)
     (folder / "tokenizer_config.json").write_text(json.dumps({"extra_ids": declared}))
     with pytest.raises(ValueError, match=f"declares extra_ids = {declared}"):

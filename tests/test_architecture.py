@@ -43,7 +43,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 }
 # Modules of a room that its packages may import: the foundations. All others lie above the packages.
 FOUNDATIONS: dict[str, tuple[str, ...]] = {
-    "data": ("config", "span_corruption", "tokenizer"),
+    "data": ("config", "hugging_face", "span_corruption", "tokenizer"),
     "model": ("architecture", "config", "losses"),
     "training": (),
     "studies": ("plots",),

@@ -5,9 +5,11 @@ python train.py --config configs/tiny.yaml parallel.expert_parallel_size=1
 """
 
 import argparse
+import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from typing import NoReturn
 
 from common.exit_codes import STOPPED, USER_ERROR, RunError
@@ -16,11 +18,16 @@ from data.sources.retry import DataError
 from training.config.errors import ConfigError
 from training.config.help import describe_keys
 from training.config.run import load_config
+from training.config.training import TrainingConfig
 from training.inputs import prepare
+from training.run.distributed import initialize_distributed, leave, shut_down_distributed
 from training.run.folder import RunFolder
+from training.run.launchers import likely_rank
 from training.run.lock import WAIT_SECONDS, enter_run, lock_run
-from training.run.process import Process, initialize_distributed, leave, shut_down_distributed
+from training.run.process import Process
+from training.run.rendezvous import FailedStartError, LastWords, meet, tell_before_meeting
 from training.run.stopping import watch_launcher
+from training.run.watchdog import Watchdog
 
 WAIT_FOR_RANK_0_SECONDS = 10
 
@@ -42,21 +49,68 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
-def refuse(message: str, process: Process, code: int = USER_ERROR) -> NoReturn:
-    """Report why the run cannot continue, once however many ranks find out, and exit."""
-    if process.rank != 0:
-        # The launcher ends all ranks when rank 0 exits. After this wait, only this rank knows of the mistake.
+# Tells the other ranks a reason and an exit code, for so many seconds; returns whose words stand.
+Tell = Callable[[str, int, float], LastWords | None]
+
+
+def refuse(message: str, process: Process, code: int = USER_ERROR, tell: Tell | None = None) -> NoReturn:
+    """Report why the run cannot continue, once however many ranks find out, and exit.
+
+    Args:
+        message: one line.
+        process: this process among all.
+        code: to exit with.
+        tell: for ranks that no launcher ends when this one exits.
+    """
+    if process.rank == 0:
+        logger.error(message)
+        if tell is not None:
+            tell(message, code, TrainingConfig().start_timeout_seconds)
+        leave(code)
+    words = None
+    if tell is not None:
+        words = tell(message, code, WAIT_FOR_RANK_0_SECONDS)
+    else:  # The launcher ends all ranks when rank 0 exits. After this wait, only this rank knows of the mistake.
         time.sleep(WAIT_FOR_RANK_0_SECONDS)
-    logger.error(message, extra=ALL_RANKS)
+    if words is None or words.rank == process.rank or words.text != message:
+        logger.error(message, extra=ALL_RANKS)
+    if tell is not None and words is None:  # rank 0 does not listen yet
+        tell(message, code, TrainingConfig().start_timeout_seconds)
     leave(code)
+
+
+def waiting_ranks(process: Process) -> Tell | None:
+    """Return how this rank tells the others, which wait for it to start, why it does not; None if its launcher does."""
+    if process.launcher_ends_all:
+        return None
+    return lambda text, code, seconds: tell_before_meeting(process, text, code, seconds)
+
+
+def fail(error: Exception, process: Process, watchdog: Watchdog) -> NoReturn:
+    """Report an error that is no mistake of the user, unless it follows from another rank's failure, and exit."""
+    lost = watchdog.lost()
+    if watchdog.words is not None and watchdog.words.rank != process.rank:
+        leave(watchdog.words.code)
+    traceback.print_exception(error)
+    if lost:
+        logger.error(lost, extra=ALL_RANKS)
+    watchdog.tell(lost or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}", 1)
+    leave(1)
 
 
 def main() -> None:
     """Check everything that can be checked, then train."""
     launcher_gone = watch_launcher()
-    process = Process.from_environment()
+    try:
+        process = Process.from_environment()
+    except ConfigError as error:
+        rank = likely_rank(os.environ)
+        configure_logging(rank)
+        refuse(str(error), Process(rank, rank, rank + 1, rank + 1))
     configure_logging(process.rank)
     arguments = parse_arguments()
+    if process.notice is not None:
+        logger.warning(process.notice)
     try:
         config = load_config(arguments.config, arguments.overrides)
         if arguments.is_done:
@@ -74,25 +128,31 @@ def main() -> None:
         if lock is None and process.rank == 0:  # held until the process ends
             lock = lock_run(config.run_dir, patience)
     except ValueError as error:
-        refuse(str(error), process)
+        refuse(str(error), process, tell=waiting_ranks(process))
     # From here on torch and DeepSpeed are imported, which takes seconds; nothing above needs them.
-    device = initialize_distributed(process, config.training.timeout_seconds)
-    from training.trainer import Trainer
-
-    watchdog = None
+    t = config.training
     try:
-        trainer = Trainer(config, process, inputs, device, launcher_gone)
-        watchdog = trainer.watchdog
+        store = meet(process, t.start_timeout_seconds)
+        watchdog = Watchdog(process, t.timeout_seconds, t.silence_timeout_seconds)
+    except ConfigError as error:
+        refuse(str(error), process, tell=waiting_ranks(process))
+    except FailedStartError as error:
+        if process.local_rank == 0:
+            logger.error(str(error), extra=ALL_RANKS)
+        leave(error.code)
+    try:
+        watchdog.enter("joining the other ranks", 0, t.start_timeout_seconds)
+        device = initialize_distributed(process, t.timeout_seconds, store)
+        from training.trainer import Trainer
+
+        trainer = Trainer(config, process, inputs, device, launcher_gone, watchdog)
         done = trainer.train()
     except (ConfigError, DataError) as error:
-        refuse(str(error), process)
+        refuse(str(error), process, tell=watchdog.tell)
     except RunError as error:
-        refuse(str(error), process, error.code)
-    except Exception:
-        traceback.print_exc()
-        if watchdog is not None and (lost := watchdog.lost()):
-            logger.error(lost, extra=ALL_RANKS)
-        leave(1)
+        refuse(str(error), process, error.code, tell=watchdog.tell)
+    except Exception as error:
+        fail(error, process, watchdog)
     watchdog.close()
     shut_down_distributed()
     if not done:

@@ -17,7 +17,8 @@ from common.strict_json import to_json
 from data.config import DataConfig
 from model.size import count_parameters
 from training.config.run import RunConfig, validate
-from training.run.process import Process, initialize_distributed
+from training.run.distributed import initialize_distributed
+from training.run.process import Process
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -44,7 +44,8 @@ def _rank(rank: int, port: int, config_values: dict[str, Any], tokens: int, repe
         MASTER_PORT=str(port), DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1",
     )  # fmt: skip
     torch.set_num_threads(1)
-    from training.run.process import Process, initialize_distributed
+    from training.run.distributed import initialize_distributed
+    from training.run.process import Process
 
     initialize_distributed(Process.from_environment(), timeout_seconds=300)
     import deepspeed.comm as dist

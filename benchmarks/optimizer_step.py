@@ -97,7 +97,8 @@ def measure(rank: int, options: argparse.Namespace, port: int) -> None:
     )  # fmt: skip
     import deepspeed.comm as dist
 
-    from training.run.process import Process, initialize_distributed
+    from training.run.distributed import initialize_distributed
+    from training.run.process import Process
 
     initialize_distributed(Process.from_environment(), timeout_seconds=600)
     engines = {name: build(name, options) for name in BYTES_PER_WEIGHT}

@@ -29,7 +29,13 @@ def configure_logging(rank: int | None = None) -> None:
     logger = logging.getLogger(ROOT_LOGGER)
     logger.setLevel(logging.INFO)
     logger.propagate = False  # a dependency may have added a handler of its own to the root logger
-    logger.handlers = [_Lines(int(os.environ.get("RANK", "0")) if rank is None else rank)]
+    logger.handlers = [_Lines(_rank() if rank is None else rank)]
+
+
+def _rank() -> int:
+    """The environment's RANK; 0 if it is missing or no number, which only a training run refuses."""
+    text = os.environ.get("RANK", "").strip()
+    return int(text) if text.isdecimal() else 0
 
 
 class _Lines(logging.Handler):

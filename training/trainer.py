@@ -44,14 +44,21 @@ class Trainer:
         inputs: data and checkpoint, opened by ``inputs.prepare``.
         device: of this rank; distributed communication is already initialized.
         launcher_gone: from ``stopping.watch_launcher``.
+        watchdog: told of phases.
     """
 
     def __init__(
-        self, config: RunConfig, process: Process, inputs: Inputs, device: str, launcher_gone: Callable[[], bool]
+        self,
+        config: RunConfig,
+        process: Process,
+        inputs: Inputs,
+        device: str,
+        launcher_gone: Callable[[], bool],
+        watchdog: Watchdog,
     ):
         self.config, self.process, self.inputs, self.device = config, process, inputs, device
         self.folder = RunFolder(config.run_dir)
-        self.watchdog = Watchdog(process.rank, process.world_size, config.training.timeout_seconds)
+        self.watchdog = watchdog
         self.state = TrainState()
         self.watchdog.enter("checking the checkpoint", 0)
         resume = self._agree_on_resume()

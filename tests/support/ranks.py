@@ -51,7 +51,8 @@ def rank_environments(world_size: int) -> list[dict[str, str]]:
 
 
 def _enter(function: Callable[..., Any], out: Path, args: tuple[Any, ...]) -> None:
-    from training.run.process import Process, initialize_distributed
+    from training.run.distributed import initialize_distributed
+    from training.run.process import Process
 
     try:
         initialize_distributed(Process.from_environment(), timeout_seconds=60)

@@ -55,6 +55,17 @@ class TrainingConfig(BaseModel):
     timeout_seconds: float = Field(
         1800.0,
         gt=0,
-        description="Seconds after which a dead or hung rank is reported and the run ended; also the time-out of "
-        "collectives. Must exceed the time of an evaluation.",
+        description="Seconds after which a hung rank is reported and the run ended; also the time-out of collectives. "
+        "Must exceed the time of an evaluation.",
+    )
+    silence_timeout_seconds: float = Field(
+        120.0,
+        gt=0,
+        description="Seconds without a sign of life after which a rank is reported as dead or stopped and the run "
+        "ended. A busy rank gives signs of life.",
+    )
+    start_timeout_seconds: float = Field(
+        300.0,
+        gt=0,
+        description="Seconds that a rank which has started waits for the others, which may import and check slowly.",
     )

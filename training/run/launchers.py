@@ -70,7 +70,7 @@ def read_launch(environment: Environment) -> Launch:
         _check_same(environment, "WORLD_SIZE", around.world_size, around.launcher)
         _check_same(environment, "LOCAL_RANK", around.local_rank, around.launcher)
     else:
-        launch = _alone(environment)
+        launch = _alone(environment, around)
     if not launch.rank < launch.world_size:
         raise ConfigError(
             f"rank {launch.rank} of {launch.world_size} does not exist: RANK and WORLD_SIZE, or those of "
@@ -78,16 +78,20 @@ def read_launch(environment: Environment) -> Launch:
         )
     if not launch.local_rank < launch.local_world_size <= launch.world_size:
         raise ConfigError(
-            f"local rank {launch.local_rank} of {launch.local_world_size} ranks on this host and {launch.world_size} in "
-            "all: LOCAL_RANK, LOCAL_WORLD_SIZE (or LOCAL_SIZE) and WORLD_SIZE contradict each other"
+            f"local rank {launch.local_rank} of {launch.local_world_size} ranks on this host and {launch.world_size} "
+            "in all: LOCAL_RANK, LOCAL_WORLD_SIZE (or LOCAL_SIZE) and WORLD_SIZE contradict each other"
         )
     return launch
 
 
 def ends_all(launch: Launch, environment: Environment) -> bool:
-    """Return whether the launcher ends all ranks when one fails; those of deepspeed and torchrun end their own host's."""
+    """Return whether the launcher ends all ranks when one fails; deepspeed and torchrun end those of a host."""
     marked = any(environment.get(mark) for mark in MARKS)
-    return launch.world_size == 1 or launch.launcher == "mpirun" or (marked and launch.local_world_size == launch.world_size)
+    return (
+        launch.world_size == 1
+        or launch.launcher == "mpirun"
+        or (marked and launch.local_world_size == launch.world_size)
+    )
 
 
 def likely_rank(environment: Environment) -> int:
@@ -111,8 +115,8 @@ def _from_rank(environment: Environment, around: Launch | None) -> Launch:
         around = None  # what is around says nothing about this rank
     elif around.rank != rank:
         raise ConfigError(
-            f"RANK = {rank} but {around.launcher} started this process as rank {around.rank} of {world_size}: unset RANK "
-            "and LOCAL_RANK before that, so that each process gets its own"
+            f"RANK = {rank} but {around.launcher} started this process as rank {around.rank} of {world_size}: unset "
+            "RANK and LOCAL_RANK before that, so that each process gets its own"
         )
     if around is not None:
         local_rank, local_world_size = around.local_rank, around.local_world_size
@@ -132,25 +136,25 @@ def _from_rank(environment: Environment, around: Launch | None) -> Launch:
         for name, value in (("MASTER_ADDR", address), ("MASTER_PORT", port)):
             if value is None:
                 raise ConfigError(
-                    f"WORLD_SIZE = {world_size} but {name} is not set: start the ranks with deepspeed, torchrun or srun, "
-                    f"or set {name} to where rank 0 listens; for one process, unset WORLD_SIZE and RANK"
+                    f"WORLD_SIZE = {world_size} but {name} is not set: start the ranks with deepspeed, torchrun or "
+                    f"srun, or set {name} to where rank 0 listens; for one process, unset WORLD_SIZE and RANK"
                 )
     launcher = around.launcher if around else "the launcher"
     return Launch(launcher, rank, local_rank, world_size, local_world_size, address, port)
 
 
-def _alone(environment: Environment) -> Launch:
+def _alone(environment: Environment, around: Launch | None) -> Launch:
     """One process, whatever MASTER_ADDR and MASTER_PORT are left in its environment."""
     world_size = 1 if _text(environment, "WORLD_SIZE") is None else _number(environment, "WORLD_SIZE")
     local_rank = 0 if _text(environment, "LOCAL_RANK") is None else _number(environment, "LOCAL_RANK")
     if world_size != 1 or local_rank:
         name = "LOCAL_RANK" if world_size == 1 else "WORLD_SIZE"
         raise ConfigError(
-            f"{name} = {environment[name].strip()} but RANK is not set: start the ranks with deepspeed, torchrun or srun; "
-            f"for one process, unset {name}"
+            f"{name} = {environment[name].strip()} but RANK is not set: start the ranks with deepspeed, torchrun or "
+            f"srun; for one process, unset {name}"
         )
     tasks = _text(environment, "SLURM_NTASKS")
-    if _text(environment, "SLURM_PROCID") is None or tasks in (None, "1"):
+    if around is not None or _text(environment, "SLURM_PROCID") is None or tasks in (None, "1"):
         return Launch("none", 0, 0, 1, 1)
     notice = f"one process, though SLURM_NTASKS = {tasks}: start it with srun to train on all tasks of the job"
     return Launch("none", 0, 0, 1, 1, notice=notice)
@@ -177,8 +181,8 @@ def _mpi(environment: Environment, names: _Names, rank: int, size: int) -> Launc
     address, port = _meeting_point(environment)
     if address is None and local_size < size:
         raise ConfigError(
-            f"{names.world_size} = {size} on several hosts but MASTER_ADDR is not set: set it to the host of rank 0, for "
-            "OpenMPI with mpirun -x MASTER_ADDR=HOST"
+            f"{names.world_size} = {size} on several hosts but MASTER_ADDR is not set: set it to the host of rank 0, "
+            "for OpenMPI with mpirun -x MASTER_ADDR=HOST"
         )
     job = _text(environment, names.job)
     port = port or (DEFAULT_PORT if job is None else _port_of(job))

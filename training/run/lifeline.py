@@ -9,7 +9,7 @@ from typing import Any
 
 
 def open_lifeline(timeout_seconds: float) -> tuple[Any, str]:
-    """Return a store that answers as long as this process is neither dead nor stopped, and its address for ``probe``."""
+    """Return a store that answers as long as this process is neither dead nor stopped, and its address."""
     from torch.distributed import TCPStore
 
     server = TCPStore("127.0.0.1", 0, None, True, timedelta(seconds=timeout_seconds), wait_for_workers=False)

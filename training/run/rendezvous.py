@@ -154,8 +154,8 @@ def _open(process: Process, timeout_seconds: float) -> Any:
         socket.getaddrinfo(address, port)
     except OSError as error:
         raise ConfigError(
-            f"MASTER_ADDR = {address!r} has no address on {socket.gethostname()} ({error.strerror}): set it to a name or "
-            "address of rank 0's host that every host knows"
+            f"MASTER_ADDR = {address!r} has no address on {socket.gethostname()} ({error.strerror}): set it to a name "
+            "or address of rank 0's host that every host knows"
         ) from error
     if process.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         _check_port(port)

@@ -61,6 +61,7 @@ class Watchdog:
         self.heard = 0.0  # last answer of the store, by the clock of _watch
         self.awake = AwakeClock(PAUSE_TICKS * self.tick)
         self.probed: dict[int, float] = {}  # when a silent rank's lifeline answered
+        self.words: LastWords | None = None  # of the rank that ended the run
         self.told = False  # this rank has said why it ends the run
         self.closed = threading.Event()
         self.store, self.lifeline = None, None
@@ -72,7 +73,7 @@ class Watchdog:
         threading.Thread(target=self._watch, daemon=True, name="watchdog: watch").start()
 
     def enter(self, phase: str, step: int, limit: float | None = None) -> None:
-        """Report progress: this rank enters a phase, which may take ``limit`` seconds (the share of timeout_seconds)."""
+        """Report progress: this rank enters a phase, which may take ``limit`` seconds."""
         self.phase_limit = self.limit if limit is None else limit
         self.progress, self.step, self.phase, self.spent = self.progress + 1, step, phase, 0.0
 
@@ -81,7 +82,7 @@ class Watchdog:
         self.closed.set()
         self.lifeline = None
 
-    def tell(self, text: str, code: int) -> LastWords | None:
+    def tell(self, text: str, code: int, seconds: float = TELL_SECONDS) -> LastWords | None:
         """Tell the other ranks that this one ends the run: they end, too, with the same code.
 
         Returns:
@@ -92,7 +93,7 @@ class Watchdog:
             return None
         try:  # by a connection of its own: that of the other threads may be blocked
             return within(
-                TELL_SECONDS, lambda: leave_words(connect(PROBE_SECONDS), self.process, text, code)
+                min(seconds, TELL_SECONDS), lambda: leave_words(connect(PROBE_SECONDS), self.process, text, code)
             )
         except (OSError, RuntimeError):
             return None
@@ -102,10 +103,11 @@ class Watchdog:
         self.told = True  # this rank reports itself
         time.sleep(4 * self.tick)
         if self.rank != 0:
-            gone = self.awake.seconds - self.heard > 3 * self.tick
-            return f"rank 0 is gone; {self._own()}" if gone else None
+            heard = self.awake.seconds - self.heard <= 3 * self.tick
+            return None if heard else f"rank 0 is gone; {self._own()}"
         now = self.clock.seconds
-        return "; ".join(self.beats.describe_silent(rank, now) for rank in self.beats.silent(now, 3 * self.tick)) or None
+        gone = self.beats.silent(now, 3 * self.tick)
+        return "; ".join(self.beats.describe_silent(rank, now) for rank in gone) or None
 
     def _own(self) -> str:
         return f"rank {self.rank} is in step {self.step}, {self.phase}"
@@ -140,7 +142,7 @@ class Watchdog:
 
     def _obey(self) -> None:
         """End this process if another rank has ended the run; one rank of each other host shows why."""
-        words = read_words(self.store)
+        words = self.words = read_words(self.store)
         if words is None or words.rank == self.rank or self.told or self.closed.is_set():
             return
         have_read(self.store)

@@ -1,5 +1,6 @@
 """A rank that is stopped or hangs: the others end in time and name it, with its phase."""
 
+import functools
 import re
 import signal
 import time
@@ -13,6 +14,7 @@ from torch.distributed import TCPStore
 
 from tests.support.processes import started
 from tests.support.small import small_config
+from training.run.process import Process
 from training.run.watchdog import Watchdog
 
 TIMEOUT_SECONDS = 20.0  # also of the collectives with which the ranks start, on a machine that may be busy
@@ -26,10 +28,17 @@ def store(monkeypatch: pytest.MonkeyPatch) -> TCPStore:
     return server
 
 
-def watch(timeout: float, act: Callable[[list[Watchdog]], None]) -> list[list[str]]:
-    """Three ranks in one process; what each said at its end."""
+def _say(said: list[str], line: str, code: int) -> None:
+    assert code == 4
+    said.append(line)
+
+
+def watch(timeout: float, act: Callable[[list[Watchdog]], None], silence: float = 60.0) -> list[list[str]]:
+    """Return what each of three ranks in one process said at its end."""
     said: list[list[str]] = [[], [], []]
-    ranks = [Watchdog(rank, 3, timeout, said[rank].append) for rank in range(3)]
+    ranks = [
+        Watchdog(Process(rank, rank, 3, 3), timeout, silence, functools.partial(_say, said[rank])) for rank in range(3)
+    ]
     began = time.monotonic()
     while time.monotonic() - began < timeout and not said[0]:
         act(ranks)
@@ -65,7 +74,7 @@ def test_a_silent_rank_is_named(store: TCPStore):
     def act(ranks: list[Watchdog]) -> None:
         for rank in ranks[:2]:
             rank.enter("updating", 3)
-        heard = ranks[0].beats.get(2)
+        heard = ranks[0].beats.last.get(2)
         if heard is None or heard[0].phase != "evaluating":
             ranks[2].enter("evaluating", 3)
         else:  # silent once rank 0 knows where it is
@@ -78,8 +87,8 @@ def test_a_silent_rank_is_named(store: TCPStore):
 
 
 def test_one_process_watches_itself():
-    said = []
-    alone = Watchdog(0, 1, 0.5, said.append)
+    said: list[str] = []
+    alone = Watchdog(Process(0, 0, 1, 1), 0.5, 60.0, functools.partial(_say, said))
     alone.enter("reading data", 9)
     time.sleep(0.6)
     alone.close()

@@ -1,9 +1,13 @@
 """Files that other processes read, or that must survive a crash: atomic writes, durable names, locks."""
 
+import errno
 import fcntl
 import os
 from pathlib import Path
 from typing import IO, Any
+
+# What fsync gives for a folder where it means nothing.
+UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EROFS})
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -20,10 +24,17 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the names in ``folder`` to disk, so that new and renamed files survive a crash of the host."""
+    """Flush the names in ``folder`` to disk, so that new and renamed files survive a crash of the host.
+
+    Some network and user-space file systems cannot do that for a folder: there the names are as durable as they make
+    them. Errors of the disk itself are raised.
+    """
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
     finally:
         os.close(handle)
 

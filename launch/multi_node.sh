@@ -5,19 +5,31 @@
 #   bash launch/multi_node.sh launch/hostfile --config configs/small.yaml [--resume] [key=value …]
 #
 # Every host needs the same checkout, virtual environment and data at the same paths, and passwordless ssh from this
-# host. `training.output_dir` must be on a file system that all hosts share. See docs/cluster.md.
+# host. `training.output_dir` must be on a file system that all hosts share. Paths are relative to the current folder,
+# which every host needs, too. See docs/cluster.md.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-if [ $# -lt 2 ] || [ ! -f "$1" ]; then
+if [ $# -lt 2 ]; then
   echo "usage: bash launch/multi_node.sh HOSTFILE --config FILE [--resume] [key=value …]; see launch/hostfile.example" >&2
   exit 2
 fi
 hostfile=$1
 shift
-first_host=$(awk 'NF && $1 !~ /^#/ {print $1; exit}' "$hostfile")
 
 # shellcheck disable=SC1091
-[ ! -f .venv/bin/activate ] || source .venv/bin/activate
-exec deepspeed --quiet --hostfile "$hostfile" --master_addr "${MASTER_ADDR:-$first_host}" \
-  --master_port "${MASTER_PORT:-29500}" train.py "$@"
+[ ! -f "$project/.venv/bin/activate" ] || source "$project/.venv/bin/activate"
+hosts=$(PYTHONPATH=$project${PYTHONPATH:+:$PYTHONPATH} python -P -m common.hosts "$hostfile") || exit $?
+first_host=${hosts%% *}
+
+# The launcher reads the file in its own way: give it what was read here, in a file that needs no removal.
+read_hosts=$(mktemp)
+printf '%s\n' "$hosts" >"$read_hosts"
+exec 9<"$read_hosts"
+rm "$read_hosts"
+
+# ssh notices within a minute that a host is gone. Without this it waits for ever, and pdsh and deepspeed with it.
+export PDSH_SSH_ARGS_APPEND="-o BatchMode=yes -o ConnectTimeout=30 -o ServerAliveInterval=15 -o ServerAliveCountMax=4\
+ ${PDSH_SSH_ARGS_APPEND:-}"
+exec deepspeed --quiet --hostfile /proc/self/fd/9 --master_addr "${MASTER_ADDR:-${first_host##*@}}" \
+  --master_port "${MASTER_PORT:-29500}" "$project/train.py" "$@"

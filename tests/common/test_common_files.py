@@ -1,7 +1,10 @@
 """Atomic writes and locks."""
 
+import errno
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -37,6 +40,23 @@ def test_a_file_is_replaced_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.undo()
     write_atomically(path, "again")
     assert [file.name for file in tmp_path.iterdir()] == ["latest"]
+
+
+def test_a_folder_that_cannot_be_synced_is_no_failure_and_a_bad_disk_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fails(number: int) -> Callable[[int], None]:
+        def fsync(_: int) -> None:
+            raise OSError(number, os.strerror(number))
+
+        return fsync
+
+    for number in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+        monkeypatch.setattr("os.fsync", fails(number))
+        sync_folder(tmp_path)
+    monkeypatch.setattr("os.fsync", fails(errno.EIO))
+    with pytest.raises(OSError, match="Input/output"):
+        sync_folder(tmp_path)
 
 
 def test_a_lock_is_held_until_its_process_ends(tmp_path: Path):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.hosts import read_hosts
 from data.span_corruption import NUM_SENTINELS
 from tests.docs.page import Page, configs_of
 from tests.docs.parsing import PreflightError, called_as, parse, require, unknown
@@ -64,8 +65,7 @@ def check_deepspeed(page: Page, arguments: list[str]) -> None:
 def hostfile_layout(file: str) -> tuple[int, int]:
     """Ranks in all, and on a host, of a hostfile of the deepspeed launcher."""
     require(Path(file).is_file(), f"{file}: no such file")
-    slots = [int(n) for n in re.findall(r"^\w\S*\s+slots=(\d+)", Path(file).read_text(encoding="utf-8"), re.MULTILINE)]
-    require(slots, f"{file} names no hosts")
+    slots = read_hosts(Path(file)).values()
     return sum(slots), min(slots)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import deepspeed.comm as dist
+import torch
 
 from training.checkpoint.capture import Capture, Moment, capture, write_files, write_rest
 from training.checkpoint.host_copies import HostCopies
@@ -127,10 +128,11 @@ class Saver:
         if failed or job.publishing:
             return self._finish(job, failed)
         job.publishing = True
-        records: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(records, job.records)
-        if dist.get_rank() == 0:
-            job.run(lambda: self._publish(job, [record for of_rank in records for record in of_rank]))
+        records: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+        torch.distributed.gather_object(job.records, records, dst=0)  # one rank writes the manifest
+        if records is not None:
+            gathered = [record for of_rank in records for record in of_rank]
+            job.run(lambda: self._publish(job, gathered))
         return None
 
     def wait(self, alive: Callable[[], None] = lambda: None) -> Saved | None:

@@ -65,6 +65,8 @@ def meet(process: Process, timeout_seconds: float) -> Any:
         joined = store.add("start/joined", 1)
         while joined < process.world_size:
             if (words := read_words(store)) is not None:
+                have_read(store)
+                wait_for_readers(store, process, GRACE_SECONDS)
                 raise FailedStartError(str(words), words.code)
             if time.monotonic() > deadline:
                 missing = [rank for rank in range(process.world_size) if not store.check([_key(rank)])]
@@ -73,6 +75,7 @@ def meet(process: Process, timeout_seconds: float) -> Any:
                     f"{timeout_seconds:.0f} s (training.start_timeout_seconds): see the output of its host"
                 )
                 leave_words(store, process, text, LOST_RANK)
+                wait_for_readers(store, process, GRACE_SECONDS)
                 raise FailedStartError(text)
             time.sleep(POLL_SECONDS)
             joined = store.add("start/joined", 0)
@@ -105,10 +108,7 @@ def read_words(store: Any) -> LastWords | None:
 def leave_words(store: Any, process: Process, text: str, code: int) -> LastWords:
     """Tell the other ranks why this one ends the run. Returns the words that stand: the first rank's."""
     words = LastWords(process.rank, socket.gethostname(), code, text)
-    standing = LastWords(*json.loads(store.compare_set(WORDS, "", to_json(words))))
-    if standing == words and process.rank == 0:
-        wait_for_readers(store, process.world_size, GRACE_SECONDS)
-    return standing
+    return LastWords(*json.loads(store.compare_set(WORDS, "", to_json(words))))
 
 
 def have_read(store: Any) -> None:
@@ -116,10 +116,10 @@ def have_read(store: Any) -> None:
     store.add(READ, 1)
 
 
-def wait_for_readers(store: Any, world_size: int, seconds: float) -> None:
-    """Wait until the other ranks have read this one's words: the store ends with rank 0."""
+def wait_for_readers(store: Any, process: Process, seconds: float) -> None:
+    """On rank 0, with which the store ends, wait until the other ranks have read the last words."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and store.add(READ, 0) < world_size - 1:
+    while process.rank == 0 and time.monotonic() < deadline and store.add(READ, 0) < process.world_size - 1:
         time.sleep(POLL_SECONDS)
 
 
@@ -135,10 +135,9 @@ def tell_before_meeting(process: Process, text: str, code: int, timeout_seconds:
     try:
         store = _open(process, timeout_seconds)
         standing = leave_words(store, process, text, code)
-        if process.rank == 0:
-            wait_for_readers(store, process.world_size, timeout_seconds)
-        else:
+        if process.rank != 0:
             have_read(store)
+        wait_for_readers(store, process, timeout_seconds)
     except (OSError, RuntimeError, ValueError):
         return None
     return standing

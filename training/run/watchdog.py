@@ -21,7 +21,7 @@ from common.strict_json import to_json
 from training.run.beats import AwakeClock, Beat, Beats
 from training.run.lifeline import open_lifeline, probe
 from training.run.process import Process
-from training.run.rendezvous import LastWords, connect, have_read, leave_words, read_words, within
+from training.run.rendezvous import LastWords, connect, have_read, leave_words, read_words, wait_for_readers, within
 
 SHARE = 0.6  # of timeout_seconds: collectives time out later, without naming a rank
 LONGEST_TICK_SECONDS = 1.0
@@ -92,11 +92,15 @@ class Watchdog:
         if self.store is None:
             return None
         try:  # by a connection of its own: that of the other threads may be blocked
-            return within(
-                min(seconds, TELL_SECONDS), lambda: leave_words(connect(PROBE_SECONDS), self.process, text, code)
-            )
+            return within(min(seconds, TELL_SECONDS), lambda: self._leave_words(text, code))
         except (OSError, RuntimeError):
             return None
+
+    def _leave_words(self, text: str, code: int) -> LastWords:
+        store = connect(PROBE_SECONDS)
+        standing = leave_words(store, self.process, text, code)
+        wait_for_readers(store, self.process, 3 * self.tick)
+        return standing
 
     def lost(self) -> str | None:
         """Return, after a failed collective, which ranks are gone, if that can be told; waits for a few beats."""
@@ -146,6 +150,7 @@ class Watchdog:
         if words is None or words.rank == self.rank or self.told or self.closed.is_set():
             return
         have_read(self.store)
+        wait_for_readers(self.store, self.process, 3 * self.tick)
         elsewhere = words.host != socket.gethostname() and self.process.local_rank == 0
         self.end(str(words) if elsewhere else "", words.code)
 
@@ -158,6 +163,7 @@ class Watchdog:
             standing = leave_words(self.store, self.process, reason, code)
             if standing.text != reason:
                 return  # _obey ends this process
+            wait_for_readers(self.store, self.process, 3 * self.tick)
         self.end(reason, code)
 
     def _reason(self, now: float) -> str | None:

@@ -28,7 +28,7 @@ printf '%s\n' "$hosts" >"$read_hosts"
 exec 9<"$read_hosts"
 rm "$read_hosts"
 
-# ssh notices within a minute that a host is gone. Without this it waits for ever, and pdsh and deepspeed with it.
+# Lets ssh notice within a minute that a host is gone: it would wait for ever, and pdsh and deepspeed with it.
 export PDSH_SSH_ARGS_APPEND="-o BatchMode=yes -o ConnectTimeout=30 -o ServerAliveInterval=15 -o ServerAliveCountMax=4\
  ${PDSH_SSH_ARGS_APPEND:-}"
 exec deepspeed --quiet --hostfile /proc/self/fd/9 --master_addr "${MASTER_ADDR:-${first_host##*@}}" \

@@ -22,7 +22,7 @@ WORDS = "run/last_words"
 READ = "run/last_words_read"  # how many ranks have read them
 POLL_SECONDS = 0.2
 CONNECT_SECONDS = 10.0  # for one connection to a host that answers
-GRACE_SECONDS = 5.0  # rank 0 reports first
+GRACE_SECONDS = 3.0  # rank 0 reports first
 
 
 T = TypeVar("T")

@@ -14,7 +14,9 @@ from torch.distributed import TCPStore
 
 from tests.support.processes import started
 from tests.support.small import small_config
+from training.run.beats import AwakeClock, Beat, Beats
 from training.run.process import Process
+from training.run.rendezvous import connect, read_words
 from training.run.watchdog import Watchdog
 
 TIMEOUT_SECONDS = 20.0  # also of the collectives with which the ranks start, on a machine that may be busy
@@ -33,14 +35,16 @@ def _say(said: list[str], line: str, code: int) -> None:
     said.append(line)
 
 
-def watch(timeout: float, act: Callable[[list[Watchdog]], None], silence: float = 60.0) -> list[list[str]]:
-    """Return what each of three ranks in one process said at its end."""
+def watch(
+    timeout: float, act: Callable[[list[Watchdog]], None], silence: float = 60.0, until: int = 0
+) -> list[list[str]]:
+    """Return what each of three ranks in one process said at its end, when rank ``until`` has said something."""
     said: list[list[str]] = [[], [], []]
     ranks = [
         Watchdog(Process(rank, rank, 3, 3), timeout, silence, functools.partial(_say, said[rank])) for rank in range(3)
     ]
     began = time.monotonic()
-    while time.monotonic() - began < timeout and not said[0]:
+    while time.monotonic() - began < timeout and not said[until]:
         act(ranks)
         time.sleep(0.02)
     for rank in ranks:
@@ -80,10 +84,70 @@ def test_a_silent_rank_is_named(store: TCPStore):
         else:  # silent once rank 0 knows where it is
             ranks[2].close()
 
-    said = watch(4.0, act)
+    said = watch(60.0, act, silence=1.0)
     assert said[0]
     assert said[0][0].startswith("rank 2 is dead or stopped: silent for ")
     assert "after step 3, evaluating" in said[0][0]
+
+
+def test_a_rank_whose_process_lives_is_not_dead(store: TCPStore):
+    """It computes without the interpreter, such as in a long C function; only what hangs for longer is named."""
+
+    def act(ranks: list[Watchdog]) -> None:
+        for rank in ranks[:2]:
+            rank.enter("updating", 3)
+        if 2 in ranks[0].beats.last:
+            ranks[2].closed.set()  # no report any more, but a lifeline
+
+    said = watch(8.0, act, silence=0.5)
+    assert said[0]
+    assert said[0][0].startswith("rank 2 hangs in step ")
+    assert "its process lives but has run no Python for 5 s" in said[0][0]
+
+
+def test_the_silence_of_rank_0_is_noticed_where_the_store_outlives_it(store: TCPStore):
+    def act(ranks: list[Watchdog]) -> None:
+        for rank in ranks[1:]:
+            rank.enter("updating", 3)
+        if 0 in ranks[1].beats.last:
+            ranks[0].close()
+
+    said = watch(60.0, act, silence=1.0, until=1)
+    assert said[1]
+    assert said[1][0].startswith("rank 0 is dead or stopped: silent for ")
+
+
+def test_a_pause_of_the_watching_process_is_nobodys_silence():
+    clock, beats = AwakeClock(longest=0.01), Beats()
+    beats.note(1, Beat(1, 1, 1, "updating", 0.0, 60.0), clock.tick())
+    time.sleep(0.3)
+    assert beats.silent(clock.tick(), 0.1) == []
+    assert beats.silent(clock.seconds + 0.2, 0.1) == [1]
+
+
+def test_a_failing_rank_ends_the_others_with_its_code(store: TCPStore, monkeypatch: pytest.MonkeyPatch):
+    ended: list[tuple[int, str, int]] = []
+    ranks = [
+        Watchdog(Process(rank, rank, 2, 2), 60.0, 60.0, functools.partial(_record, ended, rank)) for rank in range(2)
+    ]
+    words = ranks[1].tell("data shard x: no such file", 2)
+    assert words is not None
+    assert (words.rank, words.code) == (1, 2)
+    while not ended:
+        time.sleep(0.02)
+    for rank in ranks:
+        rank.close()
+    assert {(rank, code) for rank, _, code in ended} == {(0, 2)}
+    assert ranks[0].words == words
+    again = ranks[0].tell("because of rank 1", 1)
+    assert again == words  # the first rank's stand
+    # What a restart of torchrun finds in the store that outlives the ranks: nothing.
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert read_words(connect(5.0)) is None
+
+
+def _record(ended: list[tuple[int, str, int]], rank: int, line: str, code: int) -> None:
+    ended.append((rank, line, code))
 
 
 def test_one_process_watches_itself():

@@ -115,7 +115,8 @@ def main() -> None:
     options = parser.parse_args()
     import torch
 
-    from training.run.process import Process, initialize_distributed
+    from training.run.distributed import initialize_distributed
+    from training.run.process import Process
 
     results = Results(options.results)
     if not options.toy and not torch.cuda.is_available():

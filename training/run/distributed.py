@@ -6,8 +6,10 @@ import sys
 from datetime import timedelta
 from typing import Any, NoReturn
 
+from common.ports import free_port
 from training.config.errors import ConfigError
 from training.run.known_warnings import silence_known_warnings
+from training.run.launchers import LOOPBACK
 from training.run.process import Process
 from training.run.rendezvous import meet
 
@@ -31,6 +33,8 @@ def initialize_distributed(process: Process, timeout_seconds: float, store: Any 
     import torch
     import torch.distributed as dist
 
+    if process.world_size == 1 and "RANK" not in os.environ:  # a process that asked no launcher
+        process.export(LOOPBACK, free_port())
     store = meet(process, timeout_seconds) if store is None else store
     options: dict[str, Any] = {}
     if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":

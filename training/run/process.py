@@ -31,9 +31,14 @@ class Process:
         address, port = launch.address, launch.port
         if address is None or port is None:  # one process: nobody else needs to find it
             address, port = LOOPBACK, free_port()
-        os.environ.update(
-            RANK=str(launch.rank), LOCAL_RANK=str(launch.local_rank), WORLD_SIZE=str(launch.world_size),
-            LOCAL_WORLD_SIZE=str(launch.local_world_size), MASTER_ADDR=address, MASTER_PORT=str(port),
-        )  # fmt: skip
         ranks = (launch.rank, launch.local_rank, launch.world_size, launch.local_world_size)
-        return cls(*ranks, launcher_ends_all=ends_all(launch, os.environ), notice=launch.notice)
+        process = cls(*ranks, launcher_ends_all=ends_all(launch, os.environ), notice=launch.notice)
+        process.export(address, port)
+        return process
+
+    def export(self, address: str, port: int) -> None:
+        """Set RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT."""
+        os.environ.update(
+            RANK=str(self.rank), LOCAL_RANK=str(self.local_rank), WORLD_SIZE=str(self.world_size),
+            LOCAL_WORLD_SIZE=str(self.local_world_size), MASTER_ADDR=address, MASTER_PORT=str(port),
+        )  # fmt: skip

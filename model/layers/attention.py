@@ -8,9 +8,15 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import EncoderDecoderCache
 
 from model.config import StMoeConfig
+
+#: Not cuDNN's: its backward pass on sm90 gives NaN in the gradient of the queries where there is a mask, the number of
+#: keys is 64 modulo 128 and the logits' logsumexp is below -88.7 (torch 2.11 to 2.13, issue 196678). T5's logits are
+#: not scaled, and reach that.
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class RelativePositionBias(nn.Module):
@@ -108,8 +114,15 @@ class Attention(nn.Module):
             if cache is not None:
                 k_BHKD, v_BHKD = cache.cross_attention_cache.update(k_BHKD, v_BHKD, self.layer_index)
                 cache.is_updated[self.layer_index] = True
-        y_BHQD = functional.scaled_dot_product_attention(q_BHQD, k_BHKD, v_BHKD, attn_mask=bias, scale=1.0)
+        y_BHQD = _attend(q_BHQD, k_BHKD, v_BHKD, bias)
         return self.o(y_BHQD.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.d_kv)).transpose(1, 2)
+
+
+def _attend(q_BHQD: Tensor, k_BHKD: Tensor, v_BHKD: Tensor, bias: Tensor | None) -> Tensor:
+    if not torch.backends.cuda.cudnn_sdp_enabled():  # as in a training run, which switches it off once
+        return functional.scaled_dot_product_attention(q_BHQD, k_BHKD, v_BHKD, attn_mask=bias, scale=1.0)
+    with sdpa_kernel(KERNELS):
+        return functional.scaled_dot_product_attention(q_BHQD, k_BHKD, v_BHKD, attn_mask=bias, scale=1.0)

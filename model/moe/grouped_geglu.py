@@ -6,6 +6,7 @@ CPU also the GELU, which is slow there) and write every gradient once, in its fi
 Shape suffixes: E = experts, R = rows of all of them, r = rows of one, d = d_model, F = d_ff.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -163,9 +164,17 @@ class _MaskedGradient(torch.autograd.Function):
 
 
 def can_group(rows_Rd: Tensor, w1_EFd: Tensor) -> bool:
-    """Return whether ``geglu_grouped`` applies: bf16 on a GPU, and rows of all operands aligned to 16 bytes."""
+    """Return whether ``geglu_grouped`` applies: bf16 on an sm90 or sm100 GPU, rows of all operands aligned to 16 bytes.
+
+    On other GPUs ``grouped_mm`` reads the counts on the host, and loops.
+    """
     aligned = all(size % GROUPED_ALIGNMENT == 0 for size in w1_EFd.shape[1:])
-    return rows_Rd.is_cuda and rows_Rd.dtype == torch.bfloat16 and aligned
+    return rows_Rd.dtype == torch.bfloat16 and aligned and _has_grouped_kernels(rows_Rd.device)
+
+
+@functools.cache
+def _has_grouped_kernels(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] in (9, 10)
 
 
 def geglu_grouped(rows_Rd: Tensor, counts_E: Tensor | None, w1_EFd: Tensor, w2_EdF: Tensor, w3_EFd: Tensor) -> Tensor:

@@ -44,7 +44,26 @@ def check_layout(config: RunConfig, world_size: int) -> int:
         )
     options = read_deepspeed_file(config.training.deepspeed_config)
     check_optimizer(config, options)
-    return zero_stage(options)
+    stage = zero_stage(options)
+    check_gradient_dtypes(config, stage, world_size)
+    return stage
+
+
+def check_gradient_dtypes(config: RunConfig, stage: int, world_size: int) -> None:
+    """Check that DeepSpeed can sum gradients as the training section says. Raises ConfigError."""
+    t = config.training
+    key = f"training.gradient_accumulate_dtype = {t.gradient_accumulate_dtype}"
+    if t.gradient_accumulate_dtype == "bf16" and t.precision != "bf16":
+        raise ConfigError(
+            f"{key} contradicts training.precision = {t.precision}, whose gradients are fp32: set fp32, or "
+            "training.precision = bf16"
+        )
+    several = accumulation_steps(config, world_size) > 1
+    if stage == 0 and t.precision == "bf16" and t.gradient_accumulate_dtype == "fp32" and several:
+        raise ConfigError(
+            f"{key} with training.precision = bf16 needs ZeRO (DeepSpeed's stage 0 sums the gradients of micro-batches "
+            "in the weights' bf16): use ds_configs/zero1.json, or set bf16"
+        )
 
 
 def check_all_to_all(config: RunConfig, ranks_of_node: int) -> None:

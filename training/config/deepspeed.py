@@ -23,6 +23,8 @@ OWNED_KEYS = {
     "bf16": "training.precision",
     "bfloat16": "training.precision",
     "torch_autocast": "training.precision",
+    "communication_data_type": "training.gradient_reduce_dtype",
+    "data_types": "training.gradient_accumulate_dtype",
 }
 # DeepSpeed wants to be told that the optimizer is not one of its own.
 SET_HERE = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
@@ -30,6 +32,14 @@ JSON_TYPES: dict[str, tuple[type, ...]] = {
     "boolean": (bool,), "integer": (int,), "number": (int, float), "string": (str,), "array": (list,),
     "object": (dict,), "null": (type(None),),
 }  # fmt: skip
+
+# The modules whose own weights go into bf16 products. DeepSpeed compares exact types, not subclasses.
+PRODUCTS = (
+    "torch.nn.Linear",
+    "model.layers.attention.QueryProjection",
+    "model.moe.experts.Experts",
+    "parallel.experts.ExchangedExperts",
+)
 
 
 def read_deepspeed_file(path: str) -> dict[str, Any]:
@@ -143,7 +153,7 @@ def accumulation_steps(config: RunConfig, world_size: int) -> int:
 
 def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
     """Return the configuration for ``deepspeed.initialize``. Raises ConfigError."""
-    precision = config.training.precision
+    precision, reduce_dtype = config.training.precision, config.training.gradient_reduce_dtype
     options = read_deepspeed_file(config.training.deepspeed_config)
     options |= {
         "train_batch_size": config.training.global_batch_size,
@@ -152,9 +162,14 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
         # At stage 0 DeepSpeed clips wrongly when experts are spread over ranks: see optim/stage_zero.py.
         "gradient_clipping": config.optimizer.gradient_clipping if zero_stage(options) else 0.0,
         "bf16": {"enabled": precision == "bf16"},
+        "communication_data_type": reduce_dtype,
     }
     options |= SET_HERE
     if precision == "bf16_autocast":
-        options["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+        # Left alone, DeepSpeed would reduce the gradients of some of these classes in bf16 and of others in fp32.
+        low = PRODUCTS if reduce_dtype == "bf16" else ()
+        options["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": list(low)}
+    if precision == "bf16" and zero_stage(options):  # without ZeRO, DeepSpeed has no fp32 sums of bf16 gradients
+        options["data_types"] = {"grad_accum_dtype": config.training.gradient_accumulate_dtype}
     options.setdefault("steps_per_print", 2**31)  # the trainer reports
     return options

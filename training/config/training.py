@@ -27,6 +27,21 @@ class TrainingConfig(BaseModel):
         description="JSON file of DeepSpeed's own options; looked for in the current folder, beside the config "
         "file and in the project.",
     )
+    gradient_reduce_dtype: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="Type in which gradients are summed over ranks. bf16 halves the traffic and rounds every summand; "
+        "with bf16_autocast it applies to the weights of matrix products, which ZeRO 3 then also gathers in bf16.",
+    )
+    gradient_accumulate_dtype: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="Type in which the gradients of a step's micro-batches are summed; bf16 only with precision bf16, "
+        "where it saves 4 bytes per weight and loses small summands.",
+    )
+    deterministic: bool = Field(
+        False,
+        description="Use only kernels that sum in a fixed order, so that a run repeats bit for bit on GPUs; slower, "
+        "and an error where a kernel has no such form.",
+    )
     activation_checkpointing: bool = Field(False, description="Recompute blocks in the backward pass to save memory.")
     seed: int = Field(
         0, ge=0, description="Seed of the initial weights and of the randomness of training; data: data.seed."

@@ -1,7 +1,6 @@
 """Batches on the device, and the sums over ranks that a step starts with."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import deepspeed.comm as dist
 import numpy as np
@@ -11,21 +10,53 @@ from torch import Tensor
 from model.losses import IGNORED_LABEL, LossDivisors
 
 
-class StepTotals(NamedTuple):
-    """Sums over all ranks at the start of a step."""
+class StepTotals:
+    """Sums over all ranks at the start of a step, on the device at once and on the host when they are asked for.
 
-    divisors: LossDivisors  # real tokens per rank and micro-batch
-    tokens: int  # real tokens of the global batch, encoder and decoder together
-    signals: dict[str, int]
+    Args:
+        divisors: real tokens per rank and micro-batch.
+        totals: real encoder tokens, real decoder tokens and the signals, float64.
+        names: of the signals.
+    """
+
+    def __init__(self, divisors: LossDivisors, totals: Tensor, names: list[str]):
+        self.divisors, self._names = divisors, names
+        self._arrived: torch.cuda.Event | None = None
+        if totals.is_cuda:
+            self._totals = torch.empty(totals.shape, dtype=totals.dtype, pin_memory=True)
+            self._totals.copy_(totals, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+        else:
+            self._totals = totals
+
+    def _read(self) -> list[int]:
+        if self._arrived is not None:
+            self._arrived.synchronize()  # waits for the sums alone, not for what was launched after them
+        return [int(total) for total in self._totals.tolist()]
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens of the global batch, encoder and decoder together."""
+        return sum(self._read()[:2])
+
+    @property
+    def signals(self) -> dict[str, int]:
+        """The signals, summed over the ranks."""
+        return dict(zip(self._names, self._read()[2:], strict=True))
 
 
 def to_device(batch: dict[str, np.ndarray], device: str) -> dict[str, Tensor]:
     """Return ``input_ids [B, L]`` and ``labels [B, M]``, int64, as tensors on ``device``."""
     tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
-    if device.startswith("cuda"):
-        # Only a copy from pinned memory overlaps with compute.
-        return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()}
-    return tensors
+    return {name: _moved(tensor, device) for name, tensor in tensors.items()}
+
+
+def _moved(tensor: Tensor, device: str | torch.device) -> Tensor:
+    """Copy to the device without waiting for it: only a copy from pinned memory overlaps with compute."""
+    if torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor
 
 
 def sum_over_ranks(counts: Mapping[str, int], device: str) -> dict[str, int]:
@@ -38,7 +69,7 @@ def sum_over_ranks(counts: Mapping[str, int], device: str) -> dict[str, int]:
 def total_over_ranks(
     batches: list[dict[str, Tensor]], pad_id: int, signals: Mapping[str, int] | None = None
 ) -> StepTotals:
-    """Count the real encoder and decoder tokens of all ranks' ``batches``; one small all-reduce.
+    """Count the real encoder and decoder tokens of all ranks' ``batches``; one small all-reduce, and no wait for it.
 
     Args:
         batches: micro-batches of this rank.
@@ -48,11 +79,8 @@ def total_over_ranks(
     signals = signals or {}
     encoder = torch.stack([(batch["input_ids"] != pad_id).sum() for batch in batches]).sum()
     decoder = torch.stack([(batch["labels"] != IGNORED_LABEL).sum() for batch in batches]).sum()
-    totals = torch.stack((encoder, decoder)).double()
-    own = torch.tensor(list(signals.values()), dtype=totals.dtype, device=totals.device)
-    totals = torch.cat((totals, own))
+    own = _moved(torch.tensor(list(signals.values()), dtype=torch.float64), encoder.device)
+    totals = torch.cat((torch.stack((encoder, decoder)).double(), own))
     dist.all_reduce(totals)
     mean = (totals / (len(batches) * dist.get_world_size())).float()
-    encoder_total, decoder_total, *sums = map(int, totals.tolist())
-    divisors = LossDivisors(mean[0], mean[1])
-    return StepTotals(divisors, encoder_total + decoder_total, dict(zip(signals, sums, strict=True)))
+    return StepTotals(LossDivisors(mean[0], mean[1]), totals, list(signals))

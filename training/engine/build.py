@@ -4,6 +4,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime import bf16_optimizer
 
 from model.config import StMoeConfig
 from model.initialization import initialize_weights
@@ -16,6 +17,7 @@ from parallel.config import ParallelConfig
 from parallel.layer import sparse_factory
 from training.config.deepspeed import deepspeed_config
 from training.config.run import RunConfig
+from training.engine.numerics import set_numerics
 from training.engine.parameters import engine_partitions, model_parameter_specs
 
 
@@ -33,10 +35,12 @@ def build_model(config: StMoeConfig, parallel: ParallelConfig, seed: int, device
 
 def build_engine(config: RunConfig, world_size: int, device: str) -> Any:
     """Return the DeepSpeed engine with model, optimizer and schedule; collective over all ranks."""
+    set_numerics(deterministic=config.training.deterministic)
     model = build_model(config.st_moe_config(), config.parallel, config.training.seed, device)
     if config.training.activation_checkpointing:
         model.activation_checkpointing_enable()
     optimizer = build_optimizer(model_parameter_specs(model), config.optimizer, model.get_input_embeddings().weight)
+    bf16_optimizer.see_memory_usage = lambda *_, **__: None  # it prints a page about the memory of this host
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,

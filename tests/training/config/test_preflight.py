@@ -144,7 +144,7 @@ def test_deepspeed_options_that_the_optimizer_cannot_run_with(zero: dict[str, An
 def test_deepspeed_options_that_are_right(tmp_path: Path):
     file = tmp_path / "ds.json"
     zero = {"stage": 2, "reduce_bucket_size": 5e8, "allgather_bucket_size": "auto", "offload_optimizer": None}
-    others = {"wall_clock_breakdown": True, "steps_per_print": 5, "communication_data_type": "fp32"}
+    others = {"wall_clock_breakdown": True, "steps_per_print": 5}
     text = json.dumps({"zero_optimization": zero, **others, "tensorboard": {"enabled": True, "output_path": "x"}})
     file.write_text(text)
     assert read_deepspeed_file(str(file)) == json.loads(text)
@@ -167,6 +167,25 @@ def test_another_deepspeed_is_asked_itself(monkeypatch: pytest.MonkeyPatch):
     assert deepspeed_keys.known_keys() == ("9.9", {"new_key": {"types": []}})
 
 
+@pytest.mark.parametrize(
+    ("stage", "training", "words"),
+    [
+        (1, {"gradient_accumulate_dtype": "bf16"}, ["= bf16", "training.precision = fp32", "set fp32"]),
+        (1, {"gradient_accumulate_dtype": "bf16", "precision": "bf16_autocast"}, ["bf16_autocast", "set fp32"]),
+        (0, {"precision": "bf16"}, ["= fp32", "training.precision = bf16", "zero1.json", "set bf16"]),
+    ],
+)
+def test_sums_of_gradients_that_deepspeed_cannot_make(
+    stage: int, training: dict[str, str], words: list[str], tmp_path: Path
+):
+    with pytest.raises(ConfigError, match=r"^training\.gradient_accumulate_dtype = [^\n]+$") as error:
+        check_layout(small_config(tmp_path, zero_stage=stage, training=training), 1)
+    assert [word for word in words if word not in str(error.value)] == [], str(error.value)
+    one_micro_batch = training | {"micro_batch_size": 8}
+    if stage == 0:  # nothing is summed
+        check_layout(small_config(tmp_path, zero_stage=stage, training=one_micro_batch), 1)
+
+
 def test_adamw_8bit_needs_its_package_and_a_cuda_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     config = small_config(tmp_path, optimizer={"name": "adamw_8bit"})
     found: dict[str, object] = {}
@@ -186,7 +205,8 @@ def test_deepspeed_config_is_completed_from_the_run_config(tmp_path: Path):
     options = deepspeed_config(config, world_size=2)
     assert options["gradient_accumulation_steps"] == 2
     assert options["train_batch_size"] == 8
-    assert options["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
+    assert options["torch_autocast"] == {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+    assert options["communication_data_type"] == "fp32"
     assert options["bf16"] == {"enabled": False}
     assert options["zero_optimization"] == {"stage": 1}
 

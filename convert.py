@@ -7,10 +7,10 @@ python convert.py reshard runs/tiny --expert-parallel-size 1 --world-size 1 --ze
 import argparse
 import os
 import sys
-from pathlib import Path
 
 from common.exit_codes import USER_ERROR
 from common.logs import configure_logging, get_logger
+from common.paths import path_argument
 
 logger = get_logger("convert")
 
@@ -26,9 +26,21 @@ def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    export = commands.add_parser("export", help="write a folder for StMoeForConditionalGeneration.from_pretrained")
-    export.add_argument("--output", type=Path, required=True, help="folder to create")
+    export = commands.add_parser(
+        "export", help="write a folder for Hugging Face's from_pretrained, which needs nothing of this project"
+    )
+    export.add_argument("--output", type=path_argument, required=True, help="folder to create")
     export.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="dtype of weights (default: fp32)")
+    export.add_argument(
+        "--routing",
+        choices=("dropless", "trained"),
+        default="dropless",
+        help="dropless (default): every token is served, so outputs do not depend on the batch; trained: capacity and "
+        "random choices as in training",
+    )
+    export.add_argument(
+        "--vocabulary", type=path_argument, metavar="FOLDER", help="of the run's spiece.model, if the run has no copy"
+    )
     reshard = commands.add_parser(
         "reshard",
         help="write one file per rank of another layout; optional, since train.py --resume reads any layout",
@@ -42,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
         "--zero-stage", type=int, required=True, choices=(0, 1, 2, 3), help="ZeRO stage that will resume from it"
     )
     for command in (export, reshard):
-        command.add_argument("run", type=Path, help="run folder, such as runs/tiny")
+        command.add_argument("run", type=path_argument, help="run folder, such as runs/tiny")
     return parser.parse_args()
 
 
@@ -51,13 +63,14 @@ def main() -> None:
     configure_logging()
     arguments = parse_arguments()
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from training.checkpoint.export import DTYPES, export
     from training.checkpoint.reshard import reshard, resume_command
+    from training.export.export import DTYPES, export
 
     try:
         if arguments.command == "export":
-            source = export(arguments.run, arguments.output, DTYPES[arguments.dtype])
-            logger.info(f"{source} → {arguments.output}, for StMoeForConditionalGeneration.from_pretrained")
+            dtype, options = DTYPES[arguments.dtype], {"routing": arguments.routing, "vocabulary": arguments.vocabulary}
+            source, routing = export(arguments.run, arguments.output, dtype, **options)
+            logger.info(f"{source} → {arguments.output}\n{routing}")
         else:
             size, world, stage = arguments.expert_parallel_size, arguments.world_size, arguments.zero_stage
             folder = reshard(arguments.run, size, world, stage)

@@ -37,6 +37,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         "checkpoint.store",
         "checkpoint.optimizer_state",
         "checkpoint",
+        "export",
         "health",
     ),
     "studies": ("runner", "stability"),

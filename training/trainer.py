@@ -26,6 +26,7 @@ from training.monitoring.optimizer import OptimizerFigures
 from training.monitoring.progress import Progress
 from training.monitoring.writer import MetricsWriter
 from training.run.folder import RunFolder
+from training.run.kept_inputs import keep_inputs
 from training.run.process import Process
 from training.run.stopping import StopRequests
 from training.run.watchdog import Watchdog
@@ -77,6 +78,7 @@ class Trainer:
         self.validation = [to_device(batch, device) for batch in inputs.validation]
         if process.rank == 0:
             self.folder.write_config(config)
+            keep_inputs(config.run_dir, config, inputs.tokenizer)
         step, nbytes = (None, 0) if resume is None else (resume.state.step, resume.state.metrics_bytes)
         self.metrics = MetricsWriter(self.folder, enabled=process.rank == 0, resume_step=step, resume_bytes=nbytes)
         self.checkpointer = Checkpointer(config, device, self.metrics, self.watchdog, self.state.step)

@@ -1,0 +1,111 @@
+"""What a run keeps of its inputs, so that it can be moved: its vocabulary, and where its text is from."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from common.files import write_atomically
+from common.strict_json import to_json
+from data.config import C4
+from data.tokenizer import MODEL_FILE, Tokenizer
+from training.config.errors import ConfigError
+from training.config.run import RunConfig
+
+VOCABULARY = "vocabulary"  # folder of the run
+TEXT_FILE = "text.json"
+DATASET_FILE = "dataset.json"  # what ``python -m data.prepare`` writes beside the text
+UNKNOWN = "unknown to this project, which did not fetch the text"
+
+
+def keep_inputs(run_dir: Path, config: RunConfig, tokenizer: Tokenizer) -> None:
+    """Copy the vocabulary into the run, and write down the origin and license of its text.
+
+    What the run has already and cannot be read again, as after a move, stays.
+    """
+    vocabulary = run_dir / VOCABULARY / MODEL_FILE
+    if not vocabulary.is_file() or Tokenizer(vocabulary.parent).fingerprint != tokenizer.fingerprint:
+        vocabulary.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(vocabulary, (tokenizer.folder / MODEL_FILE).read_bytes())
+    texts = [_origin(**source) for source in _sources(config)]
+    if not (run_dir / TEXT_FILE).is_file() or any(text["license"] != UNKNOWN for text in texts):
+        write_atomically(run_dir / TEXT_FILE, to_json(texts, indent=2) + "\n")
+
+
+def kept_vocabulary(run_dir: Path) -> Path | None:
+    """Return the run's copy of its vocabulary, a folder; None for a run that has none."""
+    folder = run_dir / VOCABULARY
+    return folder if (folder / MODEL_FILE).is_file() else None
+
+
+def texts_of(run_dir: Path, config: RunConfig) -> list[dict[str, Any]]:
+    """Return ``origin``, ``license`` and, where it is known, ``train_documents`` of each training text."""
+    try:
+        texts = json.loads((run_dir / TEXT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        texts = None
+    return texts if isinstance(texts, list) else [_origin(**source) for source in _sources(config)]
+
+
+def vocabulary_of(run_dir: Path, config: RunConfig, fingerprint: str, given: Path | None = None) -> Tokenizer:
+    """Return the vocabulary that the run was trained with.
+
+    Args:
+        run_dir: the run's folder, wherever it is now.
+        config: of the run.
+        fingerprint: of the vocabulary.
+        given: a folder to take in place of the run's copy and of ``data.vocabulary``.
+
+    Raises:
+        ConfigError: it is in none of them.
+    """
+    places = {"--vocabulary": given} if given else {"the run": kept_vocabulary(run_dir)}
+    if not given:
+        places["data.vocabulary"] = Path(config.data.vocabulary)
+    reasons = []
+    for setting, folder in places.items():
+        if folder is None:
+            continue
+        try:
+            tokenizer = Tokenizer(folder)
+        except ValueError as error:
+            if given:
+                raise ConfigError(str(error).replace("data.vocabulary", setting)) from None
+            reasons.append(f"{folder} has no {MODEL_FILE} that can be read")
+            continue
+        if tokenizer.fingerprint == fingerprint:
+            return tokenizer
+        reasons.append(f"{setting} = {folder} has fingerprint {tokenizer.fingerprint}, is no longer that of the run")
+    raise ConfigError(
+        f"{run_dir} was trained with a vocabulary of fingerprint {fingerprint}; {'; '.join(reasons)}: "
+        f"restore it, or name its folder with --vocabulary"
+    )
+
+
+def _sources(config: RunConfig) -> Iterator[dict[str, Any]]:
+    """Yield the sources of the training text: files, or a data set of the Hub."""
+    data = config.data
+    for source in data.mixture or [data]:
+        if source.source == "hub":
+            dataset = source.hub_dataset or C4
+            yield {"hub": dataset, "version": f"{source.hub_config or ''} at {source.hub_revision or 'main'}"}
+        else:
+            files = data.train_files if source is data else source.files  # type: ignore[union-attr]
+            for pattern in [files] if isinstance(files, str) else files:
+                yield {"files": pattern}
+
+
+def _origin(files: str | None = None, hub: str | None = None, version: str = "") -> dict[str, Any]:
+    """Return what is known of a text: the description that ``data.prepare`` left, or only its name."""
+    if hub is not None:
+        terms = "ODC-BY 1.0; the Common Crawl terms of use apply to the text" if hub == C4 else "see its page"
+        return {"origin": f"{hub} {version}, from the Hugging Face Hub", "license": terms}
+    for folder in Path(str(files)).parents[:2]:
+        try:
+            found = json.loads((folder / DATASET_FILE).read_text(encoding="utf-8"))
+            known = {key: found[key] for key in ("origin", "license", "train_documents")}
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        # The license of one's own files is only known to their owner.
+        return known | ({"license": UNKNOWN} if found.get("recipe", {}).get("source") == "files" else {})
+    return {"origin": str(files), "license": UNKNOWN}

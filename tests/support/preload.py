@@ -12,7 +12,7 @@ import tensorboard.backend.event_processing.event_accumulator
 import torch._dynamo
 
 import train
-import training.checkpoint.export
+import training.export.export
 import training.trainer
 
 __all__ = ["deepspeed", "hypothesis", "pytest", "tensorboard", "torch", "train", "training"]

@@ -29,7 +29,8 @@ def served(values: dict[str, Any], routing: Routing) -> tuple[StMoeConfig, str]:
         )
     if routing == "trained":
         return trained, _as_trained(trained)
-    second = "all" if trained.second_policy == "random" else trained.second_policy
+    drawn = trained.second_policy == "random" and "top_n" in (trained.gating, trained.decoder_gating)
+    second = "all" if drawn else trained.second_policy
     changes = {"capacity": "dropless", "second_policy": second, "batch_prioritized": False}
     were = {key: getattr(trained, key) for key, value in changes.items() if getattr(trained, key) != value}
     text = (
@@ -47,9 +48,8 @@ def _as_trained(config: StMoeConfig) -> str:
     depends = []
     if config.capacity == "factor":
         depends.append("on the texts beside it and on the cache, since experts have a capacity")
-    if config.second_policy == "random":
+    if config.second_policy == "random" and "top_n" in (config.gating, config.decoder_gating):
         depends.append("on chance, since experts after the best are drawn")
-    return (
-        f"As trained: capacity = {config.capacity}, second_policy = {config.second_policy}. The output for a text "
-        + (f"depends {' and '.join(depends)}." if depends else "depends on nothing else.")
-    )
+    what = f"depends {' and '.join(depends)}" if depends else "depends on nothing else"
+    kept = f"capacity = {config.capacity}, second_policy = {config.second_policy}"
+    return f"As trained: {kept}. The output for a text {what}."

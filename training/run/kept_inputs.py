@@ -27,7 +27,7 @@ def keep_inputs(run_dir: Path, config: RunConfig, tokenizer: Tokenizer) -> None:
     if not vocabulary.is_file() or Tokenizer(vocabulary.parent).fingerprint != tokenizer.fingerprint:
         vocabulary.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(vocabulary, (tokenizer.folder / MODEL_FILE).read_bytes())
-    texts = [_origin(**source) for source in _sources(config)]
+    texts = list(_origins(config))
     if not (run_dir / TEXT_FILE).is_file() or any(text["license"] != UNKNOWN for text in texts):
         write_atomically(run_dir / TEXT_FILE, to_json(texts, indent=2) + "\n")
 
@@ -44,7 +44,7 @@ def texts_of(run_dir: Path, config: RunConfig) -> list[dict[str, Any]]:
         texts = json.loads((run_dir / TEXT_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         texts = None
-    return texts if isinstance(texts, list) else [_origin(**source) for source in _sources(config)]
+    return texts if isinstance(texts, list) else list(_origins(config))
 
 
 def vocabulary_of(run_dir: Path, config: RunConfig, fingerprint: str, given: Path | None = None) -> Tokenizer:
@@ -82,25 +82,24 @@ def vocabulary_of(run_dir: Path, config: RunConfig, fingerprint: str, given: Pat
     )
 
 
-def _sources(config: RunConfig) -> Iterator[dict[str, Any]]:
-    """Yield the sources of the training text: files, or a data set of the Hub."""
-    data = config.data
-    for source in data.mixture or [data]:
-        if source.source == "hub":
-            dataset = source.hub_dataset or C4
-            yield {"hub": dataset, "version": f"{source.hub_config or ''} at {source.hub_revision or 'main'}"}
+def _origins(config: RunConfig) -> Iterator[dict[str, Any]]:
+    """Yield what is known of each training text."""
+    for source in config.data.train_sources():
+        keys = source.keys
+        if keys.source == "hub":
+            terms = "ODC-BY 1.0; the Common Crawl terms of use apply to the text"
+            version = " ".join(filter(None, (keys.hub_dataset, keys.hub_config, "at", keys.hub_revision)))
+            yield {
+                "origin": f"{version}, from the Hugging Face Hub",
+                "license": terms if keys.hub_dataset == C4 else f"see the page of {keys.hub_dataset} there",
+            }
         else:
-            files = data.train_files if source is data else source.files  # type: ignore[union-attr]
-            for pattern in [files] if isinstance(files, str) else files:
-                yield {"files": pattern}
+            yield from (_origin(files) for files in ([source.files] if isinstance(source.files, str) else source.files))
 
 
-def _origin(files: str | None = None, hub: str | None = None, version: str = "") -> dict[str, Any]:
-    """Return what is known of a text: the description that ``data.prepare`` left, or only its name."""
-    if hub is not None:
-        terms = "ODC-BY 1.0; the Common Crawl terms of use apply to the text" if hub == C4 else "see its page"
-        return {"origin": f"{hub} {version}, from the Hugging Face Hub", "license": terms}
-    for folder in Path(str(files)).parents[:2]:
+def _origin(files: str) -> dict[str, Any]:
+    """Return what is known of files: the description that ``data.prepare`` left beside them, or only their name."""
+    for folder in (Path(files), *Path(files).parents[:2]):
         try:
             found = json.loads((folder / DATASET_FILE).read_text(encoding="utf-8"))
             known = {key: found[key] for key in ("origin", "license", "train_documents")}
@@ -108,4 +107,4 @@ def _origin(files: str | None = None, hub: str | None = None, version: str = "")
             continue
         # The license of one's own files is only known to their owner.
         return known | ({"license": UNKNOWN} if found.get("recipe", {}).get("source") == "files" else {})
-    return {"origin": str(files), "license": UNKNOWN}
+    return {"origin": files, "license": UNKNOWN}

@@ -2,20 +2,45 @@
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from common.paths import UserPath
 
 C4 = "allenai/c4"
 C4_REVISION = "1588ec454efa1a09f29cd18ddd04fe05fc8653a2"
 FILE_ENDINGS = (
     ".json.gz, .jsonl.gz, .json, .jsonl (one JSON object per line), .parquet, .txt, .txt.gz (one document per line)"
 )
+
+
+def _check_patterns(value: Any) -> Any:
+    several = value if isinstance(value, list) else [value]
+    if not several or not all(isinstance(one, str) and one for one in several):
+        raise ValueError(f"{value!r} is not a file, a folder, a pattern or a URL, nor a list of them")
+    return value
+
+
+# What names files: a path, a folder, a glob or a URL, or several.
+FilePatterns = Annotated[UserPath | list[UserPath], BeforeValidator(_check_patterns)]
 # A fix for missing text or vocabulary, for error messages.
 RUN_PREPARE = (
     "run `bash launch/quickstart.sh`, or `python -m data.prepare --vocab-size N` with N + 100 <= model.vocab_size "
     "(N = 1000 for configs/tiny.yaml)"
 )
+
+
+def key_beside(key: str, name: str) -> str:
+    """Return another key or option of the section that ``key`` is in, spelled as the user types it.
+
+    ``data.train_files = 'x'`` and ``text_column`` give ``data.text_column``; ``--files`` gives ``--text-column``.
+    """
+    setting = key.partition(" = ")[0]
+    if setting.startswith("--"):
+        return f"--{name.replace('_', '-')}"
+    section = setting.rpartition(".")[0]
+    return f"{section}.{name}" if section else name
 
 
 class SourceKeys(BaseModel):
@@ -72,7 +97,7 @@ class TextSource:
         name: name in metrics and messages.
         weight: share of the raw tokens, in any unit.
         setting: config key that selected the source, for error messages.
-        files: glob or URL, when ``keys.source`` is ``files``.
+        files: paths, folders, globs or URLs, when ``keys.source`` is ``files``.
         keys: kind of source and its options.
         split: split to read, when ``keys.source`` is ``hub``.
     """
@@ -80,7 +105,7 @@ class TextSource:
     name: str
     weight: float
     setting: str
-    files: str
+    files: str | list[str]
     keys: SourceKeys
     split: str
 
@@ -92,7 +117,9 @@ class MixtureSource(SourceKeys):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Unique name of the source in metrics and messages."
     )
     weight: float | int = Field(gt=0, description="Share of the raw tokens; the weights need not add up to 1.")
-    files: str = Field(default="", description="Shards, in the form of train_files, when source is 'files'.")
+    files: FilePatterns | None = Field(
+        default=None, description="Shards, in the form of train_files, when source is 'files'."
+    )
     hub_split: str = Field(default="train", min_length=1, description="Split of hub_dataset to read.")
 
     @model_validator(mode="after")
@@ -105,15 +132,14 @@ class MixtureSource(SourceKeys):
 class DataConfig(SourceKeys):
     """Where the text comes from and how it becomes examples. Unknown keys are refused."""
 
-    train_files: str = Field(
+    train_files: FilePatterns = Field(
         default="runs/data/wikipedia/train/*.json.gz",
-        min_length=1,
-        description="Training shards when source is 'files': a glob, or a URL (http, https, s3, gs, hf, …) with "
-        f"{{00000..01023}} for a range of numbers. Formats by file ending: {FILE_ENDINGS}.",
+        description="Training shards when source is 'files': a file, a folder, a glob or a URL (http, https, s3, gs, "
+        "hf, …), or a list of them ([a.jsonl,b/*.parquet]), with {00000..01023} for a range of numbers and {a,b} for a "
+        f"choice. Formats by file ending: {FILE_ENDINGS}.",
     )
-    validation_files: str = Field(
+    validation_files: FilePatterns = Field(
         default="runs/data/wikipedia/validation/*.json.gz",
-        min_length=1,
         description="Validation shards, in the same form, read in file order. With source 'hub' the split "
         "'validation' is read.",
     )
@@ -122,7 +148,7 @@ class DataConfig(SourceKeys):
         description="Several training sources in place of train_files, each with name, weight and source keys. "
         "Validation text is still selected by source and validation_files.",
     )
-    vocabulary: str = Field(
+    vocabulary: UserPath = Field(
         default="runs/data/wikipedia/vocabulary",
         min_length=1,
         description="Folder that holds spiece.model (SentencePiece).",
@@ -219,7 +245,7 @@ class DataConfig(SourceKeys):
                 item.name,
                 float(item.weight),
                 f"data.mixture[{i}].{'hub_dataset' if item.source == 'hub' else 'files'}",
-                item.files,
+                item.files or "",
                 item,
                 item.hub_split,
             )

@@ -1,7 +1,7 @@
 """File formats: decodes a file's rows by its ending, JSON lines or plain text, with or without gzip, or Parquet."""
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import PurePosixPath
 from typing import BinaryIO
 from urllib.parse import urlsplit
@@ -9,11 +9,21 @@ from urllib.parse import urlsplit
 from isal import isal_zlib
 
 from data.sources.retry import DataError
-from data.sources.rows import BadRow, DamagedFileError, Row, check_text, parse_json_line, parse_text_line
+from data.sources.rows import (
+    BYTE_ORDER_MARK,
+    BadRow,
+    DamagedFileError,
+    MissingColumnError,
+    Row,
+    check_text,
+    parse_json_line,
+    parse_text_line,
+)
 
 BLOCK_BYTES = 1 << 18
 PARQUET_BATCH_ROWS = 256
 GZIP_WBITS = 31
+GZIP_MAGIC, ZSTANDARD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 TEXT_ENDINGS, PARQUET_ENDINGS = (".txt",), (".parquet",)
 LINE_ENDINGS = (".json", ".jsonl", *TEXT_ENDINGS)
 
@@ -27,6 +37,48 @@ def file_format(name: str) -> tuple[str, bool] | None:
     return (ending, gzipped) if ending in known else None
 
 
+def check_content(start: bytes, name: str, ending: str, gzipped: bool) -> None:
+    """Refuse a file of lines that is something else as a whole: none of its rows would be a document.
+
+    Args:
+        start: first bytes of the file, before decompression.
+        name: path or URL, for the message.
+        ending: format by the name, without .gz.
+        gzipped: whether the name ends with .gz.
+
+    Raises:
+        DataError: names the file, what it is and what to do.
+    """
+    if gzipped:
+        if start and not GZIP_MAGIC.startswith(start[: len(GZIP_MAGIC)]):
+            raise DataError(f"{name} is not gzip: take .gz off its name, or compress it")
+        return
+    if start.startswith(GZIP_MAGIC):
+        raise DataError(f"{name} is gzip: add .gz to its name")
+    if start.startswith(ZSTANDARD_MAGIC):
+        raise DataError(f"{name} is Zstandard: decompress it, or compress it with gzip (.gz)")
+    _check_lines(start, name, ending)
+
+
+def _check_lines(start: bytes, name: str, ending: str) -> None:
+    """Refuse text that is not UTF-8, and JSON that is not one object per line; ``start`` is decompressed."""
+    # ASCII in UTF-16 or UTF-32 has zeros in most of its bytes, and UTF-8 has none.
+    if start.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")) or start[:100].count(0) * 3 > len(start[:100]):
+        raise DataError(f"{name} is UTF-16 or UTF-32: convert it to UTF-8, as with `iconv -f UTF-16 -t UTF-8`")
+    if ending not in TEXT_ENDINGS and start.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"["):
+        raise DataError(
+            f"{name} is a JSON array: one JSON object per line is read, without commas between; convert it, as with "
+            "`jq -c '.[]'`"
+        )
+
+
+def _checked(blocks: Iterator[bytes], name: str, ending: str) -> Iterator[bytes]:
+    first = next(blocks, b"")
+    _check_lines(first, name, ending)
+    yield first
+    yield from blocks
+
+
 def read_rows(file: BinaryIO, name: str, text_column: str, start: int) -> Iterator[Row]:
     """Yield the rows of a file from row ``start``; a row is a line, or a row of the Parquet table.
 
@@ -38,7 +90,8 @@ def read_rows(file: BinaryIO, name: str, text_column: str, start: int) -> Iterat
 
     Raises:
         DamagedFileError: the file is truncated or corrupt; raised after all intact rows.
-        DataError: a Parquet file has no such column.
+        MissingColumnError: a Parquet file has no such column.
+        DataError: the whole file is of another format than its name says.
     """
     found = file_format(name)
     assert found, name
@@ -46,7 +99,11 @@ def read_rows(file: BinaryIO, name: str, text_column: str, start: int) -> Iterat
     if ending in PARQUET_ENDINGS:
         yield from _parquet_rows(file, name, text_column, start)
         return
-    lines = islice(_lines(_gunzip(file) if gzipped else _blocks(file)), start, None)
+    blocks = _blocks(file)
+    if first := next(blocks, b""):
+        check_content(first, name, ending, gzipped)
+    blocks = chain([first] if first else [], blocks)
+    lines = islice(_lines(_checked(_gunzip(blocks), name, ending) if gzipped else blocks), start, None)
     if ending in TEXT_ENDINGS:
         yield from map(parse_text_line, lines)
     else:
@@ -59,12 +116,12 @@ def _blocks(file: BinaryIO) -> Iterator[bytes]:
         yield block
 
 
-def _gunzip(file: BinaryIO) -> Iterator[bytes]:
+def _gunzip(blocks: Iterator[bytes]) -> Iterator[bytes]:
     """Yield decompressed blocks of all gzip members. ISA-L takes a third of the time of zlib."""
     member = isal_zlib.decompressobj(GZIP_WBITS)
     empty = True  # for an empty file, which is not a gzip stream
     try:
-        for block in _blocks(file):
+        for block in blocks:
             while block:
                 if member.eof:
                     member = isal_zlib.decompressobj(GZIP_WBITS)
@@ -103,7 +160,7 @@ def _parquet_rows(file: BinaryIO, name: str, column: str, start: int) -> Iterato
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise DamagedFileError(str(error)) from error
     if column not in schema.names:
-        raise DataError(f"{name} has no column {column!r}: set text_column to one of {', '.join(schema.names)}")
+        raise MissingColumnError(schema.names)
     kind = schema.field(column).type
     is_text = pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
     groups: list[int] = []

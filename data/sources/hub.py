@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from data.config import TextSource
+from data.config import TextSource, key_beside
 from data.sources.base import ShardSource
 from data.sources.files import FileShards
 from data.sources.formats import file_format
@@ -47,13 +47,21 @@ def open_hub(source: TextSource, retries: Retries, block_bytes: int) -> ShardSou
         return HubShards(key, builder.as_streaming_dataset(split=source.split), keys.text_column, retries)
     except (ValueError, FileNotFoundError) as error:
         raise DataError(
-            f"{key} cannot be opened: check hub_dataset, hub_config, hub_revision and split ({reason(error)})"
+            f"{key} cannot be opened: check {key_beside(key, 'hub_dataset')}, its configuration, revision and split "
+            f"({reason(error)})"
         ) from error
     except Exception as error:
         # The Hub's client has already retried.
         raise DataError(
-            f"{key} cannot be reached: check the network and HF_TOKEN, or set source=files ({reason(error)})"
+            f"{key} cannot be reached: check the network and HF_TOKEN, or read files ({_use_files(source.setting)}) "
+            f"({reason(error)})"
         ) from error
+
+
+def _use_files(setting: str) -> str:
+    if setting.startswith("--"):
+        return "--source files --files PATTERN"
+    return f"{key_beside(setting, 'source')}=files"
 
 
 def _json_lines(builder: Any, split: str) -> list[str]:
@@ -108,8 +116,8 @@ class HubShards:
         for table in rows.iter(batch_size=BATCH_ROWS):
             if self._text_column not in table.column_names:
                 raise DataError(
-                    f"{self.key} has no column {self._text_column!r}: set text_column to one of "
-                    f"{', '.join(table.column_names)}"
+                    f"{self.key} has no column {self._text_column!r}: set "
+                    f"{key_beside(self.key, 'text_column')} to one of {', '.join(table.column_names)}"
                 )
             skipped = min(start, table.num_rows)
             start -= skipped

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.logs import ALL_RANKS, get_logger
+from common.paths import PLACE_ERRORS
 from data.sources.rows import Row
 
 LONGEST_WAIT_SECONDS = 60.0
@@ -89,7 +90,10 @@ def _response(error: Exception) -> Any:
 
 
 def _is_final(error: Exception) -> bool:
-    if isinstance(error, FileNotFoundError | PermissionError | ImportError):
+    if isinstance(error, ImportError) or (isinstance(error, OSError) and error.errno in PLACE_ERRORS):
+        return True
+    # Without a number when raised by fsspec and its file systems.
+    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
         return True
     return getattr(_response(error), "status_code", None) in FINAL_STATUS
 

@@ -43,9 +43,7 @@ class Corpus:
     ) -> None:
         if source.num_shards < num_streams:
             raise ValueError(
-                f"data.num_streams = {num_streams} is more than the {source.num_shards} shards of {source.key}: "
-                f"set data.num_streams to at most {source.num_shards}, or write the text to more shards "
-                "(--shards of `python -m data.prepare`)"
+                f"data.num_streams = {num_streams} is more than the {source.num_shards} shards of {source.key}"
             )
         self.source = source
         self.num_streams = num_streams

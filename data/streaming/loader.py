@@ -55,12 +55,12 @@ class PretrainingLoader:
         sources: Sequence[ShardSource] | None = None,
     ) -> None:
         check_ranks(rank, world_size, batch_size)
-        check_streams(config, world_size)
         self._config, self._tokenizer = config, tokenizer
         self._schedule = Schedule(rank, world_size, batch_size, config.num_streams)
         self.targets_length = make_objective(config, tokenizer).targets_length
         train_sources = config.train_sources()
         self.sources = sources or [open_shards(config, source) for source in train_sources]
+        check_streams(config, world_size, self.sources)
         self._names = [source.name for source in train_sources]
         self._identity = describe_identity(config, self.sources, tokenizer.fingerprint)
         # State of each own stream after the last batch returned, regardless of what workers have read ahead.

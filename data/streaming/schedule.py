@@ -1,8 +1,10 @@
 """Which logical stream each example comes from, and which rank it belongs to."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from data.config import DataConfig
+from data.sources.base import ShardSource
 
 
 class Schedule(NamedTuple):
@@ -44,19 +46,35 @@ def check_ranks(rank: int, world_size: int, batch_size: int) -> None:
         raise ValueError(f"batch_size = {batch_size} must be at least 1")
 
 
-def check_streams(config: DataConfig, world_size: int) -> None:
-    """Check that the streams can be divided among the ranks, and those of a rank among its workers.
+def check_streams(config: DataConfig, world_size: int, sources: Sequence[ShardSource]) -> None:
+    """Check that shards can be dealt to the streams, streams to the ranks, and those of a rank to its workers.
 
     Raises:
-        ValueError: they cannot; names ``data.num_streams`` or ``data.num_workers`` and a value that works.
+        ValueError: they cannot; names ``data.num_streams`` or ``data.num_workers`` and a value that works, or how many
+            shards are needed.
     """
-    if config.num_streams % world_size:
+    smallest = min(sources, key=lambda source: source.num_shards)
+    shards, streams = smallest.num_shards, config.num_streams
+    have = f"{smallest.key} has {shards} shard{'s' * (shards != 1)}"
+    if shards < world_size:
         raise ValueError(
-            f"data.num_streams = {config.num_streams} is not a multiple of world_size = {world_size}: set "
-            f"data.num_streams to a multiple of {world_size}, or use a number of ranks that divides it"
+            f"{have}, too few for {world_size} ranks: write the text to at least {world_size} shards (--shards of "
+            f"`python -m data.prepare`), or start fewer ranks"
         )
-    if config.num_workers > config.num_streams // world_size:
+    fits = shards // world_size * world_size
+    if streams % world_size:
+        nearest = min(max(1, round(streams / world_size)) * world_size, fits)
         raise ValueError(
-            f"data.num_workers = {config.num_workers} is more than the {config.num_streams // world_size} streams of a "
-            f"rank (data.num_streams / ranks): set data.num_workers to at most {config.num_streams // world_size}"
+            f"data.num_streams = {streams} is not a multiple of the {world_size} ranks: set data.num_streams={nearest}"
+        )
+    if streams > shards:
+        raise ValueError(
+            f"data.num_streams = {streams}, but {have}: set data.num_streams={fits}, or write the text to more shards "
+            "(--shards of `python -m data.prepare`)"
+        )
+    per_rank = streams // world_size
+    if config.num_workers > per_rank:
+        raise ValueError(
+            f"data.num_workers = {config.num_workers} is more than the {per_rank} streams of a rank (data.num_streams "
+            f"/ ranks): set data.num_workers to at most {per_rank}"
         )

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data.config import DataConfig
+from data.config import DataConfig, key_beside
 from data.objectives.base import Examples, Objective
 from data.sources.retry import DataError
-from data.sources.rows import BadRow, Row
+from data.sources.rows import BadRow, Row, advise
 from data.streaming.corpus import DOCUMENT_ORDER, Corpus, Position
 from data.tokenizer import Tokenizer
 
@@ -180,11 +180,13 @@ class ExampleStream:
         if bad > limit * max(rows, MIN_ROWS_OF_BAD_FRACTION):
             kinds = ", ".join(f"{total[kind]} {kind}" for kind in BAD_KINDS if total[kind])
             shard = self._corpus.shard_order(self._stream, position.epoch)[position.shard]
+            source = self._corpus.source
+            advice = advise(total, key_beside(source.key, "text_column"))
             raise DataError(
                 f"{bad} of the {rows} rows that stream {self._stream} has read are bad ({kinds}), more than "
                 f"data.max_bad_fraction = {limit}; the last is row {position.row - 1} of "
-                f"{self._corpus.source.describe(shard)}: repair or remove these files, check text_column, or raise "
-                "data.max_bad_fraction"
+                f"{source.describe(shard)}: {advice}; "
+                "repair or remove these files, or raise data.max_bad_fraction"
             )
 
     def _finish_pack(self) -> None:
@@ -206,11 +208,15 @@ class ExampleStream:
 
     def _check_epoch_has_text(self) -> None:
         if self._chunks_before == 0:
+            source = self._corpus.source
             bad = {kind.value: self._counts[kind.value] for kind in BadRow if self._counts[kind.value]}
-            shards = self._corpus.shard_order(self._stream, self._start.epoch)
+            kinds = ", ".join(f"{count} {kind}" for kind, count in bad.items())
+            shards = sorted(self._corpus.shard_order(self._stream, self._start.epoch))
+            others = f" and the {len(shards) - 1} other shards of stream {self._stream}" if len(shards) > 1 else ""
+            advice = advise(bad, key_beside(source.key, "text_column")) or "remove empty files"
             raise DataError(
-                f"{self._corpus.source.key}: a whole epoch of stream {self._stream} (shards {sorted(shards)}) "
-                f"holds no text (bad rows: {bad or 'none'}): repair or remove these files"
+                f"{source.describe(shards[0])}{others} hold no text ({f'bad rows: {kinds}' if kinds else 'no rows'}): "
+                f"{advice}; each of the {self._corpus.num_streams} streams (data.num_streams) needs text of its own"
             )
 
     def state_dict(self) -> dict[str, Any]:

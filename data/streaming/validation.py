@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from common.logs import get_logger
 from data.config import DataConfig
 from data.objectives.registry import make_objective
 from data.sources.base import ShardSource
@@ -11,6 +12,8 @@ from data.streaming.loader import Batch
 from data.streaming.schedule import check_ranks
 from data.streaming.stream import Example, ExampleStream
 from data.tokenizer import Tokenizer
+
+logger = get_logger(__name__)
 
 
 def validation_batches(
@@ -37,10 +40,11 @@ def validation_batches(
         source: shards to read in place of the configured ones.
 
     Returns:
-        num_batches batches in the form of ``PretrainingLoader.next_batch``.
+        Batches in the form of ``PretrainingLoader.next_batch``: num_batches or, with a notice, as many as the split
+        fills on every rank.
 
     Raises:
-        ValueError: the split has too few examples; names the largest ``training.eval_examples`` that works.
+        ValueError: the split does not fill one batch on every rank.
         DataError: see ``ExampleStream.next_example``.
     """
     check_ranks(rank, world_size, batch_size)
@@ -49,18 +53,25 @@ def validation_batches(
     stream = ExampleStream(corpus, tokenizer, objective, 0, config, VALIDATION_MASK, shuffle_buffer=0)
     examples = []
     global_batch_size = world_size * batch_size
-    for n in range(num_batches * global_batch_size):
+    wanted = num_batches * global_batch_size
+    for n in range(wanted):
         example = stream.next_example()
         if example.epoch > 0:
-            largest = n // global_batch_size * global_batch_size
-            fix = f"set training.eval_examples to at most {largest}" if largest else "use a smaller micro-batch"
-            raise ValueError(
-                f"training.eval_examples = {num_batches * global_batch_size}, but {corpus.source.key} has {n} "
-                f"examples: {fix}, or add validation text"
+            used = n // global_batch_size * global_batch_size
+            if not used:
+                raise ValueError(
+                    f"{corpus.source.key} has {n} examples, too few for one batch of {global_batch_size} "
+                    "(training.micro_batch_size x ranks): add validation text, or set a smaller "
+                    "training.micro_batch_size"
+                )
+            logger.warning(
+                f"training.eval_examples = {wanted}, but {corpus.source.key} has {n} examples: {used} are used"
             )
+            wanted = used
+            break
         if n % world_size == rank:
             examples.append(example)
-    return [_batch(examples[i : i + batch_size]) for i in range(0, len(examples), batch_size)]
+    return [_batch(examples[i : i + batch_size]) for i in range(0, wanted // world_size, batch_size)]
 
 
 def _batch(examples: list[Example]) -> Batch:

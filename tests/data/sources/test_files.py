@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.sources.files import FileShards, expand_numbers, find_files
+from data.sources.files import FileShards
 from data.sources.formats import file_format, read_rows
+from data.sources.patterns import expand_braces, find_files
 from data.sources.remote import HttpFile
 from data.sources.retry import DataError, Retries
 from data.sources.rows import BadRow, DamagedFileError, Row, parse_json_line
@@ -154,7 +155,7 @@ def test_bad_parquet_values_are_counted_and_a_missing_column_is_an_error(tmp_pat
     assert list(shards(str(tmp_path / "a.parquet")).rows(0, 0)) == expected
     numbers = shards(str(tmp_path / "b.parquet"), column="number")
     assert list(numbers.rows(0, 0)) == [BadRow.NON_STRING_TEXT, BadRow.MISSING_TEXT]
-    with pytest.raises(DataError, match="has no column 'text': set text_column to one of other, number"):
+    with pytest.raises(DataError, match=r"has no column 'text': set data\.text_column to one of other, number"):
         list(shards(str(tmp_path / "b.parquet")).rows(0, 0))
 
 
@@ -162,6 +163,55 @@ def test_plain_text_counts_blank_lines_and_wrong_bytes(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"one\n\n  \r\ntwo\r\n\xff\n\xc2\xa0\n")
     rows = list(shards(str(tmp_path / "a.txt")).rows(0, 0))
     assert rows == ["one", BadRow.BLANK_LINE, BadRow.BLANK_LINE, "two\r", BadRow.INVALID_UTF8, BadRow.EMPTY_TEXT]
+
+
+WHOLE_FILES = {
+    "array.json": (json.dumps([{"text": "one"}]).encode(), "is a JSON array: one JSON object per line"),
+    "pretty.jsonl": (b"\xef\xbb\xbf\n " + json.dumps([{"text": "one"}], indent=2).encode(), "is a JSON array"),
+    "array.json.gz": (gzip.compress(b'[{"text": "one"}]'), "is a JSON array"),
+    "utf16.jsonl": ('{"text": "one"}'.encode("utf-16"), "is UTF-16 or UTF-32: convert it to UTF-8"),
+    "utf16-be.txt": ("a document".encode("utf-16-be"), "is UTF-16 or UTF-32"),
+    "utf32.jsonl.gz": (gzip.compress('{"text": "one"}'.encode("utf-32")), "is UTF-16 or UTF-32"),
+    "plain.json.gz": (b'{"text": "one"}', "is not gzip: take .gz off its name"),
+    "packed.json": (gzip.compress(b'{"text": "one"}'), "is gzip: add .gz to its name"),
+    "packed.txt": (b"\x28\xb5\x2f\xfd0000", "is Zstandard"),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE_FILES)
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_file_that_is_something_else_is_refused_at_once(tmp_path: Path, name: str, remote: bool) -> None:
+    content, words = WHOLE_FILES[name]
+    (tmp_path / name).write_bytes(content)
+    waits: list[float] = []
+    with serve(tmp_path) as server:
+        path = f"{server.url}/{name}" if remote else str(tmp_path / name)
+        source = shards(path, Retries(3, 1.0, sleep=waits.append))
+        with pytest.raises(DataError) as caught:
+            list(source.rows(0, 0))
+    assert name in str(caught.value) and words in str(caught.value) and "\n" not in str(caught.value)
+    assert not waits
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    mark = b"\xef\xbb\xbf"
+    (tmp_path / "a.jsonl").write_bytes(mark + as_json(["first", "second"]) + mark + as_json(["third"]))
+    (tmp_path / "b.json.gz").write_bytes(gzip.compress(mark + as_json(["first"])))
+    assert list(shards(str(tmp_path / "a.jsonl")).rows(0, 0)) == ["first", "second", "third"]
+    assert list(shards(str(tmp_path / "b.json.gz")).rows(0, 0)) == ["first"]
+
+
+@pytest.mark.parametrize(
+    "error", [IsADirectoryError(21, "x"), PermissionError(13, "x"), NotADirectoryError(), OSError(40, "loop")]
+)
+def test_an_error_that_cannot_heal_is_not_retried(error: OSError) -> None:
+    def open_at(row: int) -> Any:
+        raise error
+
+    waits: list[float] = []
+    with pytest.raises(DataError, match="check its address and your permission"):
+        list(Retries(8, 1.0, sleep=waits.append).rows(open_at, 0, "shard 0"))
+    assert not waits
 
 
 def test_a_file_that_vanishes_is_an_error_with_its_name(tmp_path: Path) -> None:
@@ -173,10 +223,12 @@ def test_a_file_that_vanishes_is_an_error_with_its_name(tmp_path: Path) -> None:
 
 
 def test_patterns_and_endings(tmp_path: Path) -> None:
-    assert expand_numbers("a-{008..010}-of-{1..2}.gz") == [
+    assert expand_braces("a-{008..010}-of-{1..2}.gz") == [
         f"a-{n}-of-{k}.gz" for n in ("008", "009", "010") for k in (1, 2)
     ]
-    assert find_files("https://host/c4-train.{00000..01023}-of-01024.json.gz")[1023].endswith("01023-of-01024.json.gz")
+    assert find_files("k", "https://host/c4-train.{00000..01023}-of-01024.json.gz")[1023].endswith(
+        "01023-of-01024.json.gz"
+    )
     assert file_format("https://host/a.json.gz?download=true") == (".json", True)
     assert file_format("/data/v1.5/part.000.jsonl") == (".jsonl", False)
     assert [file_format(name) for name in ("a.zst", "a.parquet.gz", "gz", "a.gz", "a")] == [None] * 5
@@ -197,7 +249,10 @@ def test_any_file_system_of_fsspec() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(
-    lines=st.lists(st.binary(max_size=30).filter(lambda line: b"\n" not in line), max_size=30), chunk=st.integers(1, 50)
+    lines=st.lists(st.binary(max_size=30).filter(lambda line: b"\n" not in line), max_size=30).map(
+        lambda lines: [b'{"text": "a"}', *lines]  # a file that begins as JSON lines
+    ),
+    chunk=st.integers(1, 50),
 )
 def test_lines_equal_those_of_the_standard_library(lines: list[bytes], chunk: int) -> None:
     """Cut into chunks of any size, plain and compressed, ``read_rows`` sees the lines that the gzip module sees."""

@@ -129,9 +129,9 @@ class Breaking:
     [
         (
             ConnectionError("Couldn't reach\n'allenai/c4'"),
-            r"^data\.hub_dataset = 'allenai/c4' \(en, train\) .*source=files",
+            r"^data\.hub_dataset = 'allenai/c4' \(en, train\) .*data\.source=files",
         ),
-        (ValueError("BuilderConfig 'xx' not found"), r"check hub_dataset, hub_config, hub_revision"),
+        (ValueError("BuilderConfig 'xx' not found"), r"check data\.hub_dataset, its configuration, revision"),
     ],
 )
 def test_a_hub_that_cannot_be_opened_is_one_clear_error(

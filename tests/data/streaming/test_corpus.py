@@ -1,6 +1,5 @@
 """Rows of local shards, bad rows by kind, and the order of streams."""
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,8 @@ from data.streaming.corpus import Corpus, Position
 BAD_LINES = {
     BadRow.BLANK_LINE: [b"", b"   "],
     BadRow.MALFORMED_JSON: [b'{"text": "open', b"no json", b"[" * 100_000],
-    BadRow.MISSING_TEXT: [b'{"url": "x"}', b'{"text": null}', b'["text"]', b"3"],
+    BadRow.NOT_AN_OBJECT: [b'["text"]', b"3"],
+    BadRow.MISSING_TEXT: [b'{"url": "x"}', b'{"text": null}'],
     BadRow.NON_STRING_TEXT: [b'{"text": 5}', b'{"text": ["a"]}'],
     BadRow.INVALID_UTF8: [b'{"text": "\xff\xfe"}', b'{"text": "half \\ud800 pair"}'],
     BadRow.EMPTY_TEXT: [b'{"text": ""}', b'{"text": " \\n "}'],
@@ -61,11 +61,6 @@ def test_a_cut_file_ends_with_one_bad_row(tmp_path: Path, write_shards: Callable
     assert counts["whole"] == 1 and counts[BadRow.DAMAGED_FILE] == 1
 
 
-def test_a_file_that_is_no_gzip_is_one_bad_row(tmp_path: Path) -> None:
-    (tmp_path / "a.json.gz").write_text(json.dumps({"text": "plain"}))
-    assert list(open_shards(str(tmp_path / "*")).rows(0, 0)) == [BadRow.DAMAGED_FILE]
-
-
 def test_streams_share_the_shards_among_them(train_files: str) -> None:
     corpus = open_corpus(train_files, 3)
     for epoch in range(3):
@@ -96,7 +91,9 @@ def test_reading_resumes_from_any_position(train_files: str) -> None:
 
 
 def test_no_file_and_too_few_shards_are_one_line(train_files: str) -> None:
-    with pytest.raises(ValueError, match=r"^data\.train_files = 'x/\*\.json\.gz' matches no file: run `bash .*$"):
+    with pytest.raises(
+        ValueError, match=r"^data\.train_files = 'x/\*\.json\.gz' matches no file in /.*: run `bash .*$"
+    ):
         open_shards("x/*.json.gz")
-    with pytest.raises(ValueError, match=r"^data\.num_streams = 9 is more than the 8 shards .* to at most 8.*$"):
+    with pytest.raises(ValueError, match=r"^data\.num_streams = 9 is more than the 8 shards "):
         open_corpus(train_files, 9)

@@ -1,5 +1,6 @@
 """The fixed validation examples."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,17 +64,25 @@ def test_masks_follow_the_seed(
     assert (validation_batches(other, tokenizer, **sizes)[0]["input_ids"] != same).any()
 
 
-def test_too_small_a_split_names_the_largest_number_of_examples(config: DataConfig, tokenizer: Tokenizer) -> None:
-    sizes: dict[str, Any] = {"rank": 1, "world_size": 2, "batch_size": 2}
-    with pytest.raises(
-        ValueError, match=r"^training\.eval_examples = 2000, .* set training\.eval_examples to at most"
-    ) as e:
-        validation_batches(config, tokenizer, num_batches=500, **sizes)
-    largest = int(str(e.value).split("at most ")[1].split(",")[0]) // 4
-    assert len(validation_batches(config, tokenizer, num_batches=largest, **sizes)) == largest
-    with pytest.raises(ValueError, match=r"training\.eval_examples"):
-        validation_batches(config, tokenizer, num_batches=largest + 1, **sizes)
-    with pytest.raises(ValueError, match="use a smaller micro-batch"):
+def test_a_small_split_gives_all_its_complete_batches_with_a_notice(
+    config: DataConfig, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes: dict[str, Any] = {"world_size": 2, "batch_size": 2}
+    ranks = [validation_batches(config, tokenizer, rank=rank, num_batches=500, **sizes) for rank in range(2)]
+    found = re.search(r"training\.eval_examples = 2000, but .* has (\d+) examples: (\d+) are used", caplog.text)
+    assert found is not None
+    examples, used = int(found[1]), int(found[2])
+    assert examples - 4 < used <= examples and used % 4 == 0
+    assert [len(batches) for batches in ranks] == [used // 4] * 2
+    caplog.clear()
+    exact = validation_batches(config, tokenizer, rank=1, num_batches=used // 4, **sizes)
+    assert not caplog.text
+    for one, other in zip(ranks[1], exact, strict=True):
+        assert (one["input_ids"] == other["input_ids"]).all() and one["input_ids"].shape[0] == 2
+
+
+def test_a_split_without_one_batch_is_an_error(config: DataConfig, tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match=r"^data\.validation_files = .* too few for one batch of 5000"):
         validation_batches(config, tokenizer, rank=0, world_size=1, batch_size=5000, num_batches=1)
 
 

@@ -123,7 +123,8 @@ def measure(rank: int, options: argparse.Namespace, port: int) -> None:
                 whole[run].append(time.perf_counter() - began)
                 inner[run].append(watches[name].seconds)
     adafactor = engines["adafactor"].basic_optimizer
-    weights = sum(part.stop - part.start for state in adafactor.shards.values() for part in state.shard.slices)
+    held = (state.partition.segments for state in adafactor.partition_states.values())
+    weights = sum(segment.numel for segments in held for segment in segments)
     bandwidth = memory_bandwidth()
     if rank == 0:
         rows = {}

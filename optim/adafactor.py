@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 from optim.parameter import ParameterSpec
 from optim.partition import Partition, whole
 from optim.partition_state import PartitionState, index_fragments
-from optim.second_moment import FactoredMoment
 
 STEP = "step"  # name of the update counter in the named state
 
@@ -45,10 +44,13 @@ class Adafactor(Optimizer):
 
     On ZeRO's partitions the sums over a tensor are sums over ranks. A step makes two all-reduces for every partition
     that is split over several ranks: ZeRO 1 and 2 have one for the dense parameters and one for the experts, ZeRO 3 one
-    per sub-group. The first carries one number per unit, and rows + columns of each matrix; the second one number per
-    unit. State: rows + columns on every rank; the second moment of other tensors, and the momentum (β1 > 0), on the
-    rank that holds their elements. None of it is in ``state``, which DeepSpeed takes to be per element: save
-    ``named_state()``.
+    per sub-group. The first carries rows + columns of each matrix, the second two numbers per unit. Nothing is read by
+    the host; no operation is given to tensors that a rank holds nothing of, and few to each shape (``optim.moments``).
+
+    State: rows + columns on every rank; the second moment of other tensors, and the momentum (β1 > 0), on the rank that
+    holds their elements. None of it is in ``state``, which DeepSpeed takes to be per element: save ``named_state()``.
+    Beside the state and the update of tensors without factors a step allocates at most two blocks of
+    ``partition_state.DEVICE_BLOCK`` elements (on a CPU ``CPU_BLOCK``) and a few vectors as long as rows + columns.
 
     Args:
         params: tensors or groups, as for any optimizer; float32 (or float64).
@@ -121,51 +123,38 @@ class Adafactor(Optimizer):
     def _add(self, partition: Partition) -> PartitionState:
         if partition.tensor.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"Adafactor updates float32 weights, not {partition.tensor.dtype}: give it a master copy")
-        state = PartitionState(partition, self.min_dim_size_to_factor, momentum=self.beta1 > 0)
+        epsilon, momentum = self.gradient_epsilon, self.beta1 > 0
+        state = PartitionState(partition, self.min_dim_size_to_factor, epsilon=epsilon, momentum=momentum)
         self.partition_states[partition.tensor] = state
         return state
 
     def _update(self, state: PartitionState, grad: Tensor, lr: float, weight_decay: float) -> None:
-        weights = state.partition.tensor.detach().view(-1)
-        grad = grad.reshape(-1).to(weights.dtype)
+        weights, grad = state.partition.tensor.detach().view(-1), grad.reshape(-1)
         self._update_moments(state, weights, grad)
-        self._measure_update(state, grad)
         rate_U = lr * state.weight_rms_U.clamp_min(self.min_parameter_scale)
         target, step_size_U = weights, rate_U / state.clip_U
         if state.momentum is not None:
             target, step_size_U = state.momentum.mul_(self.beta1), (self.beta1 - 1) * step_size_U
-        if weight_decay:
-            for moment, units in zip(state.moments, state.unit_spans, strict=True):
-                for unit, _, span in moment.segment.unit_runs():
-                    own = moment.segment.view(weights)[span]
-                    own.addcmul_(own, rate_U[units][unit], value=-weight_decay)
-        for moment, units in zip(state.moments, state.unit_spans, strict=True):
-            moment.apply(target, grad, step_size_U[units])
+        for moments in (state.factored, state.full) if weight_decay else ():
+            moments.shrink(weights, rate_U, weight_decay)
+        state.factored.apply(target, grad, step_size_U)
+        state.full.apply(target, step_size_U)
         if state.momentum is not None:
             weights.sub_(state.momentum)
 
     def _update_moments(self, state: PartitionState, weights: Tensor, grad: Tensor) -> None:
-        """Update the second moments and measure the RMS of the weights; one all-reduce."""
+        """Update the second moments; measure the RMS of weights and update, and clipping's divisor. Two all-reduces."""
         decay = 1 - (state.step + 1) ** -self.decay_exponent
         state.step += 1
-        sums = weights.new_zeros(len(state.unit_numel_U) + len(state.means))
-        weight_squares_U, means = sums.split((len(state.unit_numel_U), len(state.means)))
-        for moment, units, span in zip(state.moments, state.unit_spans, state.mean_spans, strict=True):
-            if isinstance(moment, FactoredMoment):
-                moment.measure(weights, grad, weight_squares_U[units], means[span])
-            else:
-                moment.measure(weights, grad, weight_squares_U[units], decay, self.gradient_epsilon)
-        self._all_reduce(sums, state.partition)
-        state.means.mul_(decay).add_(means.add_(self.gradient_epsilon), alpha=1 - decay)
-        state.weight_rms_U = (weight_squares_U / state.unit_numel_U).sqrt()
-
-    def _measure_update(self, state: PartitionState, grad: Tensor) -> None:
-        """Measure the RMS of the update and the divisor of clipping; one all-reduce."""
-        squares_U = torch.zeros_like(state.unit_numel_U)
-        for moment, units in zip(state.moments, state.unit_spans, strict=True):
-            moment.square_update(grad, squares_U[units])
-        self._all_reduce(squares_U, state.partition)
-        state.update_rms_U = (squares_U / state.unit_numel_U).sqrt()
+        squares_2U = weights.new_zeros(2, len(state.unit_numel_U))
+        state.full.update(weights, grad, squares_2U, decay)
+        if state.factored.matrices:
+            sums = state.factored.sum_squares(grad)
+            self._all_reduce(sums, state.partition)
+            state.factored.update(sums, decay)
+            state.factored.measure(weights, grad, squares_2U)
+        self._all_reduce(squares_2U, state.partition)
+        state.weight_rms_U, state.update_rms_U = squares_2U.div_(state.unit_numel_U).sqrt_()
         state.clip_U = (state.update_rms_U / self.update_clipping).clamp_min(1.0)
 
     def _all_reduce(self, sums: Tensor, partition: Partition) -> None:
@@ -182,7 +171,7 @@ class Adafactor(Optimizer):
         for state in self.partition_states.values():
             if state.step:
                 replicas = state.partition.group_size
-                for segment, units in zip(state.partition.segments, state.unit_spans, strict=True):
+                for segment, units in state.units.items():
                     figures = state.weight_rms_U[units], state.update_rms_U[units], state.clip_U[units]
                     yield UpdateStatistics(segment.spec, replicas, *figures)
 

@@ -11,8 +11,12 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from optim.moments.factored import FactoredMoments
+from optim.moments.full import FullMoments, UnitSpan
 from optim.partition import Partition, Segment
-from optim.second_moment import FactoredMoment, FullMoment
+
+# Elements that an operation works on at a time. CPU: few, to stay in a core's cache; elsewhere: bounds the scratch.
+CPU_BLOCK, DEVICE_BLOCK = 1 << 19, 1 << 25
 
 # Tensor name → (start, stop, name under which these elements are saved).
 FragmentIndex = dict[str, list[tuple[int, int, str]]]
@@ -21,73 +25,77 @@ FragmentIndex = dict[str, list[tuple[int, int, str]]]
 class PartitionState:
     """Second moments, momentum if any, and the update counter; zero at first.
 
-    Every unit (expert, or whole parameter) of the partition's parameters has an entry in the vectors ``[U]``.
+    Every unit (expert, or whole parameter) of the partition's parameters has an entry in the vectors ``[U]``: shape by
+    shape those with factors, then the others.
     """
 
-    def __init__(self, partition: Partition, min_dim_size_to_factor: int, *, momentum: bool):
+    def __init__(self, partition: Partition, min_dim_size_to_factor: int, *, epsilon: float, momentum: bool):
         self.partition, self.step = partition, 0
         like = partition.tensor.detach()
+        block_size = CPU_BLOCK if like.device.type == "cpu" else DEVICE_BLOCK
         self.momentum = torch.zeros_like(like).view(-1) if momentum else None
-        sizes = [
-            FactoredMoment.size(segment) if segment.spec.is_factored(min_dim_size_to_factor) else 0
-            for segment in partition.segments
-        ]
-        self.means = like.new_zeros(sum(sizes))
-        self.moments: list[FactoredMoment | FullMoment] = []
-        self.unit_spans: list[slice] = []  # of each moment in the vectors of units
-        self.mean_spans: list[slice] = []  # of each moment in ``means``; empty when it is not factored
-        units = used = 0
-        for segment, size in zip(partition.segments, sizes, strict=True):
-            self.unit_spans.append(slice(units, units + segment.spec.units))
-            self.mean_spans.append(slice(used, used + size))
-            units, used = units + segment.spec.units, used + size
-            means = self.means[self.mean_spans[-1]]
-            self.moments.append(FactoredMoment(segment, means) if size else FullMoment(segment, like))
-        numel = [float(segment.spec.unit_numel) for segment in partition.segments for _ in range(segment.spec.units)]
-        self.unit_numel_U = like.new_tensor(numel)
+        self.is_factored = {s: s.spec.is_factored(min_dim_size_to_factor) for s in partition.segments}
+        factored = [s for s in partition.segments if self.is_factored[s]]
+        self.factored = FactoredMoments(factored, like, epsilon, block_size)
+        self.units: dict[Segment, slice] = {}  # of each segment in the vectors of units
+        self.full_spans: dict[Segment, slice] = {}  # of each segment without factors in the full moments
+        count, numel, held = self.factored.sizes.units, 0, []
+        for segment in partition.segments:
+            if self.is_factored[segment]:
+                self.units[segment] = self.factored.units(segment)
+                continue
+            self.units[segment] = slice(count, count + segment.spec.units)
+            self.full_spans[segment] = slice(numel, numel + segment.numel)
+            for unit, elements, span in segment.unit_runs():
+                held.append(UnitSpan(count + unit, segment.offset + span.start, len(elements)))
+            count, numel = count + segment.spec.units, numel + segment.numel
+        self.full = FullMoments(held, like, epsilon, block_size)
+        unit_numel = [0.0] * count
+        for segment, units in self.units.items():
+            unit_numel[units] = [float(segment.spec.unit_numel)] * segment.spec.units
+        self.unit_numel_U = like.new_tensor(unit_numel)
         # For metrics, from the last update: RMS of weights and of the update, and the divisor of clipping.
         self.weight_rms_U = self.update_rms_U = self.clip_U = like.new_empty(0)
 
     @property
     def nbytes(self) -> int:
         """Bytes of this rank's state."""
-        tensors = [self.means, *(m.moment for m in self.moments if isinstance(m, FullMoment))]
-        if self.momentum is not None:
-            tensors.append(self.momentum)
+        tensors = [self.factored.means, self.full.moment, *([] if self.momentum is None else [self.momentum])]
         return sum(tensor.nbytes for tensor in tensors)
 
     def named_state(self) -> Iterator[tuple[str, Tensor]]:
         """Yield what this rank saves: what it alone holds and, on the group's first rank, what all its ranks hold."""
         first = self.partition.group_rank == 0
-        for moment in self.moments:
-            if isinstance(moment, FactoredMoment):
+        for segment in self.partition.segments:
+            if self.is_factored[segment]:
                 if first:
-                    yield from self._means_of(moment)
+                    yield from self._means_of(segment)
             elif first or self.partition.is_split:
-                yield from _fragments(moment.segment, "second_moment", moment.moment)
+                yield from _fragments(segment, "second_moment", self.full.moment[self.full_spans[segment]])
             if self.momentum is not None and (first or self.partition.is_split):
-                yield from _fragments(moment.segment, "momentum", moment.segment.view(self.momentum))
+                yield from _fragments(segment, "momentum", segment.view(self.momentum))
 
     def load(self, state: Mapping[str, Tensor], index: FragmentIndex) -> None:
         """Copy what this rank needs from ``state``, saved at any layout. Raises ValueError if a tensor is missing."""
-        for moment in self.moments:
-            if isinstance(moment, FactoredMoment):
-                for name, own in self._means_of(moment):
+        for segment in self.partition.segments:
+            if self.is_factored[segment]:
+                for name, own in self._means_of(segment):
                     saved = state.get(name)
                     if saved is None or saved.shape != own.shape:
                         raise ValueError(f"the optimizer state has no {name} of shape {list(own.shape)}")
                     own.copy_(saved)
             else:
-                _load_fragments(moment.segment, "second_moment", moment.moment, state, index)
+                own = self.full.moment[self.full_spans[segment]]
+                _load_fragments(segment, "second_moment", own, state, index)
             if self.momentum is not None:
-                _load_fragments(moment.segment, "momentum", moment.segment.view(self.momentum), state, index)
+                _load_fragments(segment, "momentum", segment.view(self.momentum), state, index)
 
-    @staticmethod
-    def _means_of(moment: FactoredMoment) -> Iterator[tuple[str, Tensor]]:
-        for unit in range(moment.segment.spec.units):
-            key = moment.segment.spec.unit_key(unit)
-            yield f"{key}/row", moment.row_UR[unit]
-            yield f"{key}/column", moment.column_UC[unit]
+    def _means_of(self, segment: Segment) -> Iterator[tuple[str, Tensor]]:
+        for unit in range(segment.spec.units):
+            key = segment.spec.unit_key(unit)
+            row_R, column_C = self.factored.row_and_column(segment, unit)
+            yield f"{key}/row", row_R
+            yield f"{key}/column", column_C
 
 
 def _fragments(segment: Segment, kind: str, values: Tensor) -> Iterator[tuple[str, Tensor]]:

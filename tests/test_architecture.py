@@ -29,6 +29,7 @@ ENTRIES = ("train", "convert", "benchmarks")
 PACKAGES: dict[str, tuple[str, ...]] = {
     "data": ("sources", "objectives", "streaming", "preparation"),
     "model": ("standalone", "layers", "moe"),
+    "optim": ("moments",),
     "training": (
         "config",
         "run",
@@ -46,6 +47,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 FOUNDATIONS: dict[str, tuple[str, ...]] = {
     "data": ("config", "hugging_face", "span_corruption", "tokenizer"),
     "model": ("architecture", "config", "losses"),
+    "optim": ("parameter", "partition"),
     "training": (),
     "studies": ("plots",),
 }

@@ -1,5 +1,6 @@
 """Where the project's own files are, whichever folder a command is started from, and which version they are."""
 
+import contextlib
 import functools
 import subprocess
 import tomllib
@@ -19,7 +20,9 @@ def code_version() -> dict[str, str | None]:
 
 
 def _git_commit() -> str | None:
-    """The commit of this code, with ``-dirty`` if it was changed; None outside a git checkout."""
+    """The commit of this code, with ``-dirty`` if it was changed; None outside a git checkout and an image."""
+    with contextlib.suppress(OSError):
+        return (ROOT / ".commit").read_text(encoding="utf-8").strip() or None  # the Dockerfile writes it
     try:
         result = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],  # noqa: S607

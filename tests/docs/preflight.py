@@ -14,13 +14,14 @@ from tests.docs.commands import ASSIGNMENT, Command
 from tests.docs.other_commands import OTHER_COMMANDS
 from tests.docs.page import Page
 from tests.docs.parsing import PreflightError, require, unknown
-from tests.docs.project_commands import check_bash, check_deepspeed, check_pytest, check_python, is_program
+from tests.docs.project_commands import check_bash, check_deepspeed, check_pytest, check_python, check_srun, is_program
 
 PLACEHOLDER = re.compile(r"…|\.\.\.|<[^>]*>|(?<![\w/.-])(NAME|RUN|FILE|FOLDER|HOSTFILE|COMMAND)(?![\w.-])")
 CHECKS: dict[str, Callable[[Page, list[str]], None]] = {
     "python": check_python,
     "deepspeed": check_deepspeed,
     "bash": check_bash,
+    "srun": check_srun,
     "pytest": check_pytest,
     **OTHER_COMMANDS,
 }

@@ -62,6 +62,18 @@ def check_deepspeed(page: Page, arguments: list[str]) -> None:
     check_train(page, options.user_args, layouts)
 
 
+def check_srun(page: Page, arguments: list[str]) -> None:
+    """Tasks of Slurm that are the ranks themselves."""
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    for option in ("--nodes", "--ntasks-per-node", "--gpus-per-task", "--kill-on-bad-exit"):
+        parser.add_argument(option, type=int, default=1)
+    options, command = parser.parse_known_args(arguments)
+    if command[:2] != ["python", "train.py"]:
+        raise unknown(f"srun {' '.join(command[:2])}")
+    ranks_of_host = options.ntasks_per_node
+    check_train(page, command[2:], [(options.nodes * ranks_of_host, ranks_of_host)])
+
+
 def hostfile_layout(file: str) -> tuple[int, int]:
     """Ranks in all, and on a host, of a hostfile of the deepspeed launcher."""
     require(Path(file).is_file(), f"{file}: no such file")

@@ -49,7 +49,7 @@ def initialize_distributed(process: Process, timeout_seconds: float, store: Any 
         if "OMP_NUM_THREADS" not in os.environ:  # ranks of one host share its cores
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // process.local_world_size))
         if process.world_size > process.local_world_size:
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface(store))
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface(process, store))
 
     import deepspeed
     import deepspeed.ops
@@ -105,19 +105,23 @@ def _device_index(process: Process, store: Any) -> int:
     return 0
 
 
-def _interface(store: Any) -> str:
+def _interface(process: Process, store: Any) -> str:
     """The network interface by which this host reaches another one: gloo would take that of the host's name."""
     import psutil
 
     address = _source_address(os.environ["MASTER_ADDR"])
-    if address.startswith("127.") or address == "::1":  # of rank 0's host, whose name is here one of this machine alone
-        address = _source_address(store.get("start/elsewhere").decode())
-    else:
-        store.set("start/elsewhere", address)
+    store.set(f"start/address/{process.rank}", address)
+    if _is_loopback(address):  # rank 0's host, whose name may mean the loopback here: see who reaches it from elsewhere
+        others = (store.get(f"start/address/{rank}").decode() for rank in range(process.world_size))
+        address = next((_source_address(other) for other in others if not _is_loopback(other)), address)
     for name, addresses in psutil.net_if_addrs().items():
         if any(found.address.partition("%")[0] == address for found in addresses):
             return name
     raise ConfigError(f"no network interface has the address {address}: set GLOO_SOCKET_IFNAME")
+
+
+def _is_loopback(address: str) -> bool:
+    return address.startswith("127.") or address == "::1"
 
 
 def _source_address(host: str) -> str:

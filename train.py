@@ -22,7 +22,7 @@ from training.config.training import TrainingConfig
 from training.inputs import prepare
 from training.run.distributed import initialize_distributed, leave, shut_down_distributed
 from training.run.folder import RunFolder
-from training.run.launchers import likely_rank
+from training.run.launchers import LaunchError, likely_rank
 from training.run.lock import WAIT_SECONDS, enter_run, lock_run
 from training.run.process import Process
 from training.run.rendezvous import FailedStartError, LastWords, meet, tell_before_meeting
@@ -103,6 +103,10 @@ def main() -> None:
     launcher_gone = watch_launcher()
     try:
         process = Process.from_environment()
+    except LaunchError as error:  # the other ranks may find nothing wrong
+        process = Process.of(error.around)
+        configure_logging(process.rank)
+        refuse(str(error), process, tell=waiting_ranks(process))
     except ConfigError as error:
         rank = likely_rank(os.environ)
         configure_logging(rank)

@@ -33,6 +33,14 @@ class Launch(NamedTuple):
     notice: str | None = None  # for the user
 
 
+class LaunchError(ConfigError):
+    """The environment contradicts the launcher ``around``, which knows where the other ranks wait."""
+
+    def __init__(self, message: str, around: Launch):
+        super().__init__(message)
+        self.around = around
+
+
 class _Names(NamedTuple):
     """The variables of an MPI launcher."""
 
@@ -67,8 +75,8 @@ def read_launch(environment: Environment) -> Launch:
         launch = _from_rank(environment, around)
     elif around is not None and around.world_size > 1:
         launch = around
-        _check_same(environment, "WORLD_SIZE", around.world_size, around.launcher)
-        _check_same(environment, "LOCAL_RANK", around.local_rank, around.launcher)
+        _check_same(environment, "WORLD_SIZE", around.world_size, around)
+        _check_same(environment, "LOCAL_RANK", around.local_rank, around)
     else:
         launch = _alone(environment, around)
     if not launch.rank < launch.world_size:
@@ -114,9 +122,10 @@ def _from_rank(environment: Environment, around: Launch | None) -> Launch:
     if around is None or around.world_size != world_size or marked:
         around = None  # what is around says nothing about this rank
     elif around.rank != rank:
-        raise ConfigError(
+        raise LaunchError(
             f"RANK = {rank} but {around.launcher} started this process as rank {around.rank} of {world_size}: unset "
-            "RANK and LOCAL_RANK before that, so that each process gets its own"
+            "RANK and LOCAL_RANK before that, so that each process gets its own",
+            around,
         )
     if around is not None:
         local_rank, local_world_size = around.local_rank, around.local_world_size
@@ -285,8 +294,9 @@ def _needed(environment: Environment, name: str, because: str) -> int:
     return _number(environment, name)
 
 
-def _check_same(environment: Environment, name: str, value: int, launcher: str) -> None:
+def _check_same(environment: Environment, name: str, value: int, around: Launch) -> None:
     if _text(environment, name) is not None and _number(environment, name) != value:
-        raise ConfigError(
-            f"{name} = {environment[name].strip()} contradicts {launcher}, for which it is {value}: unset {name}"
+        raise LaunchError(
+            f"{name} = {environment[name].strip()} contradicts {around.launcher}, which says {value}: unset {name}",
+            around,
         )

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 
 from common.ports import free_port
-from training.run.launchers import LOOPBACK, ends_all, read_launch
+from training.run.launchers import LOOPBACK, Launch, ends_all, read_launch
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,11 @@ class Process:
         Raises:
             ConfigError: what the launcher says is incomplete or contradicts itself; names the variables.
         """
-        launch = read_launch(os.environ)
+        return cls.of(read_launch(os.environ))
+
+    @classmethod
+    def of(cls, launch: Launch) -> "Process":
+        """Return the process that a launcher describes, and pass it on."""
         address, port = launch.address, launch.port
         if address is None or port is None:  # one process: nobody else needs to find it
             address, port = LOOPBACK, free_port()

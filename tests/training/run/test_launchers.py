@@ -81,7 +81,7 @@ def test_ranks_are_those_of_the_launcher(environment: dict[str, str], ranks: tup
         (DEEPSPEED | MEETING | {"LOCAL_RANK": "2"}, "LOCAL_RANK"),
         (DEEPSPEED | MEETING | {"LOCAL_SIZE": "3"}, "LOCAL_SIZE"),
         (STEP | MEETING | {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK = 0 but srun started"),
-        (STEP | {"WORLD_SIZE": "4"}, "WORLD_SIZE = 4 contradicts srun"),
+        (STEP | {"WORLD_SIZE": "4"}, "WORLD_SIZE = 4 contradicts srun, which says 2"),
         (STEP | {"LOCAL_RANK": "0"}, "LOCAL_RANK = 0 contradicts srun"),
         (STEP | {"SLURM_LOCALID": ""}, "SLURM_PROCID = 1 but SLURM_LOCALID is not set"),
         (BATCH | {"SLURM_PROCID": "1"}, "SLURM_STEP_NUM_TASKS is not set"),

@@ -17,7 +17,7 @@ from model.config import StMoeConfig
 from model.layers.attention import Attention, RelativePositionBias, attention_bias
 from model.layers.feed_forward import FeedForward
 from model.layers.norm import RMSNorm
-from model.layers.precision import to_matmul_dtype
+from model.layers.precision import matmul_dtype, to_matmul_dtype
 from model.losses import RouterLosses
 from model.moe.layer import SparseFeedForward
 
@@ -73,6 +73,7 @@ class Block(GradientCheckpointingLayer):
         memory_BKd: Tensor | None = None,
         memory_bias: Tensor | None = None,
         past_key_values: EncoderDecoderCache | None = None,
+        low_memory_BKd: Tensor | None = None,
     ) -> tuple[Tensor, RouterLosses | None]:
         """Run the sub-layers: ``[B, L, d]`` → ``[B, L, d]``.
 
@@ -85,6 +86,7 @@ class Block(GradientCheckpointingLayer):
             memory_BKd: the encoder's output (decoder).
             memory_bias: additive bias of cross-attention.
             past_key_values: cache of the decoder, updated in place.
+            low_memory_BKd: ``memory_BKd`` in the dtype of matrix products, cast once for all blocks.
 
         Returns:
             The residual stream, and the router's losses (None from a dense block).
@@ -92,7 +94,8 @@ class Block(GradientCheckpointingLayer):
         x_BLd = x_BLd + self.dropout(self.self_attention(self.self_attention_norm(x_BLd), bias, cache=past_key_values))
         if self.cross_attention is not None and self.cross_attention_norm is not None:
             normed = self.cross_attention_norm(x_BLd)
-            x_BLd = x_BLd + self.dropout(self.cross_attention(normed, memory_bias, memory_BKd, past_key_values))
+            y_BLd = self.cross_attention(normed, memory_bias, memory_BKd, past_key_values, low_memory_BKd)
+            x_BLd = x_BLd + self.dropout(y_BLd)
         if self.extra_placement == "before":
             x_BLd = self._extra(x_BLd)
         losses = None
@@ -162,10 +165,12 @@ class Stack(nn.Module):
             position = torch.arange(keys, device=embeds_BLd.device)
             causal = position <= position[past:].unsqueeze(-1)
             allowed = causal if allowed is None else allowed & causal
-        dtype = to_matmul_dtype(embeds_BLd).dtype
+        dtype = matmul_dtype(embeds_BLd)
         bias = attention_bias(self.position_bias(length, keys), allowed, dtype)
         memory_allowed = None if memory_mask_BK is None else memory_mask_BK[:, None, None, :].bool()
         memory_bias = attention_bias(None, memory_allowed, dtype)
+
+        low_memory_BKd = None if memory_BKd is None else to_matmul_dtype(memory_BKd).detach()
 
         x_BLd = self.dropout(embeds_BLd)
         losses, hidden = [], []
@@ -173,7 +178,15 @@ class Stack(nn.Module):
             if output_hidden_states:
                 hidden.append(x_BLd)
             x_BLd, block_losses = block(
-                x_BLd, bias, mask_BL, divisor, weight_B, memory_BKd, memory_bias, past_key_values=past_key_values
+                x_BLd,
+                bias,
+                mask_BL,
+                divisor,
+                weight_B,
+                memory_BKd,
+                memory_bias,
+                past_key_values=past_key_values,
+                low_memory_BKd=low_memory_BKd,
             )
             if block_losses is not None:
                 losses.append(block_losses)

@@ -12,6 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import EncoderDecoderCache
 
 from model.config import StMoeConfig
+from model.layers.precision import to_matmul_dtype
+from model.layers.products import cast_together, is_cast, project
 
 #: Not cuDNN's: its backward pass on sm90 gives NaN in the gradient of the queries where there is a mask, the number of
 #: keys is 64 modulo 128 and the logits' logsumexp is below -88.7 (torch 2.11 to 2.13, issue 196678). T5's logits are
@@ -85,6 +87,8 @@ class Attention(nn.Module):
         self.k = nn.Linear(config.d_model, inner, bias=False)
         self.v = nn.Linear(config.d_model, inner, bias=False)
         self.o = nn.Linear(inner, config.d_model, bias=False)
+        # Whether to keep the weights in the lower precision from the forward to the backward pass.
+        self.keep_casts = True
 
     def forward(
         self,
@@ -92,6 +96,7 @@ class Attention(nn.Module):
         bias: Tensor | None,
         memory_BKd: Tensor | None = None,
         cache: EncoderDecoderCache | None = None,
+        low_memory_BKd: Tensor | None = None,
     ) -> Tensor:
         """Attend: ``[B, Q, d]`` → ``[B, Q, d]``.
 
@@ -100,7 +105,10 @@ class Attention(nn.Module):
             bias: additive, broadcastable to ``[B, H, Q, K]``, in the dtype of the projections.
             memory_BKd: the encoder's output, for cross-attention.
             cache: keys and values of earlier positions, updated in place.
+            low_memory_BKd: ``memory_BKd`` in the dtype of matrix products, if the caller has it.
         """
+        if cache is None and self.keep_casts and is_cast(self.q.weight):
+            return self._forward_cast(x_BQd, bias, memory_BKd, low_memory_BKd)
         q_BHQD = self._heads(self.q(x_BQd))
         if memory_BKd is None:
             k_BHKD, v_BHKD = self._heads(self.k(x_BQd)), self._heads(self.v(x_BQd))
@@ -116,6 +124,24 @@ class Attention(nn.Module):
                 cache.is_updated[self.layer_index] = True
         y_BHQD = _attend(q_BHQD, k_BHKD, v_BHKD, bias)
         return self.o(y_BHQD.transpose(1, 2).flatten(2))
+
+    def _forward_cast(
+        self, x_BQd: Tensor, bias: Tensor | None, memory_BKd: Tensor | None, low_memory_BKd: Tensor | None
+    ) -> Tensor:
+        """Compute ``forward`` under autocast: weights are cast together, projections of one input are one product."""
+        low_BQd = to_matmul_dtype(x_BQd)
+        weights = (self.q.weight, self.k.weight, self.v.weight)
+        into_Nd, out_of = cast_together((weights, (self.o.weight,)), low_BQd.dtype)
+        if memory_BKd is None:
+            q, k, v = project(x_BQd, low_BQd, into_Nd, (self.q, self.k, self.v))
+        else:
+            inner = len(self.q.weight)
+            low_BKd = to_matmul_dtype(memory_BKd) if low_memory_BKd is None else low_memory_BKd
+            (q,) = project(x_BQd, low_BQd, into_Nd[:inner], (self.q,))
+            k, v = project(memory_BKd, low_BKd, into_Nd[inner:], (self.k, self.v))
+        y_BHQD = _attend(self._heads(q), self._heads(k), self._heads(v), bias)
+        y_BQN = y_BHQD.transpose(1, 2).flatten(2)
+        return project(y_BQN, y_BQN, out_of, (self.o,))[0]
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.d_kv)).transpose(1, 2)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.config import StMoeConfig
+from model.layers.precision import to_matmul_dtype
+from model.layers.products import geglu, is_cast
 
 
 class HiddenBias(nn.Module):
@@ -53,9 +55,14 @@ class FeedForward(nn.Module):
         self.w_gate = nn.Linear(config.d_model, config.d_ff, bias=False) if gated else None
         self.hidden_bias = make_hidden_bias(config)
         self.w_out = nn.Linear(config.d_ff, config.d_model, bias=False)
+        self.keep_casts = True  # see Attention
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform ``x [..., d]`` → ``[..., d]``; the dtype is that of the linear layers' outputs."""
+        if self.w_gate is not None and self.hidden_bias is None and self.keep_casts and is_cast(self.w_in.weight):
+            x_Td = x.reshape(-1, x.shape[-1])
+            matrices = (self.w_in.weight, self.w_gate.weight, self.w_out.weight)
+            return geglu(x_Td, to_matmul_dtype(x_Td), matrices, keep=True).view(x.shape)
         hidden = self.w_in(x)
         hidden = functional.relu(hidden) if self.w_gate is None else gelu(hidden) * self.w_gate(x)
         if self.hidden_bias is not None:

@@ -15,7 +15,7 @@ from optim.schedule import make_schedule
 from optim.stage_zero import StageZero
 from parallel.config import ParallelConfig
 from parallel.layer import sparse_factory
-from training.config.deepspeed import deepspeed_config
+from training.config.deepspeed import deepspeed_config, zero_stage
 from training.config.run import RunConfig
 from training.engine.numerics import set_numerics
 from training.engine.parameters import engine_partitions, model_parameter_specs
@@ -39,13 +39,16 @@ def build_engine(config: RunConfig, world_size: int, device: str) -> Any:
     model = build_model(config.st_moe_config(), config.parallel, config.training.seed, device)
     if config.training.activation_checkpointing:
         model.activation_checkpointing_enable()
+    options = deepspeed_config(config, world_size)
+    if zero_stage(options) == 3:
+        _keep_no_casts(model)
     optimizer = build_optimizer(model_parameter_specs(model), config.optimizer, model.get_input_embeddings().weight)
     bf16_optimizer.see_memory_usage = lambda *_, **__: None  # it prints a page about the memory of this host
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,
         lr_scheduler=make_schedule(optimizer, config.optimizer, config.training.steps),
-        config=deepspeed_config(config, world_size),
+        config=options,
     )
     if isinstance(optimizer, Adafactor):
         optimizer.bind(engine_partitions(engine))
@@ -53,3 +56,13 @@ def build_engine(config: RunConfig, world_size: int, device: str) -> Any:
         clipping = config.optimizer.gradient_clipping
         optimizer.register_step_pre_hook(StageZero(engine.optimizer, engine_partitions(engine), clipping))
     return engine
+
+
+def _keep_no_casts(model: StMoeForConditionalGeneration) -> None:
+    """Let no module hold whole weights in the lower precision from the forward to the backward pass.
+
+    ZeRO 3 gathers weights module by module and frees them; copies would keep all of them.
+    """
+    for module in model.modules():
+        if hasattr(module, "keep_casts"):
+            module.keep_casts = False

@@ -2,7 +2,7 @@
 
     python -m data.prepare --source wikipedia --vocab-size 1000 --out runs/data/wikipedia
     python -m data.prepare --source c4 --documents 200000 --vocab-size 32000
-    python -m data.prepare --source files --files 'books/*.txt.gz' --vocabulary t5/ --out runs/data/books
+    python -m data.prepare --source files --files books/ notes.jsonl --license 'CC0 1.0' --out runs/data/books
 
 Writes OUT/train/part-?????-of-?????.json.gz, OUT/validation/…, OUT/vocabulary/spiece.model, OUT/length_histogram.png
 and OUT/dataset.json. OUT appears when it is complete; a complete dataset of the same options is kept. Work in progress
@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from common.exit_codes import USER_ERROR
 from common.logs import configure_logging
 from data.preparation.build import prepare
+from data.preparation.command import training_command
 from data.preparation.recipe import DEFAULT_C4_DOCUMENTS, DEFAULT_VOCAB_SIZE, LICENCES, Recipe
 
 
@@ -30,11 +31,17 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--source", choices=sorted(LICENCES), default="wikipedia", help="Source of the text (default: wikipedia).")
     add("--out", type=Path, help="Dataset folder to write (default: runs/data/SOURCE).")
-    add("--files", help="Source files: glob or URL, in the form of data.train_files.")
+    add(
+        "--files",
+        nargs="+",
+        metavar="FILE",
+        help="Source files: files, folders, globs or URLs, in the form of data.train_files.",
+    )
     add("--hub-dataset", help="Source hub: dataset on the Hugging Face Hub.")
     add("--hub-config", help="Source hub: configuration of the dataset, if it has several.")
     add("--hub-revision", help="Source hub: git commit of the dataset, 40 digits.")
     add("--text-column", help="JSON key or column that holds the text (default: text).")
+    add("--license", help="License of the text, for dataset.json and the card of an exported model.")
     add("--vocabulary", help="Folder with a spiece.model to use, e.g. T5's, instead of training one.")
     add(
         "--vocab-size",
@@ -50,6 +57,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     mistake = find_mistake(options)
     if mistake is not None:
         parser.error(mistake)
+    if options.files is not None and len(options.files) == 1:
+        (options.files,) = options.files
     if options.out is None:
         options.out = Path("runs/data") / options.source
     if options.vocabulary is None and options.vocab_size is None:
@@ -86,14 +95,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure_logging()
     options = parse_arguments(arguments)
     recipe = Recipe(**{field: getattr(options, field) for field in Recipe._fields})
-    print(f"source: {recipe.origin}\nlicense: {recipe.license}", flush=True)
+    print(f"source: {recipe.origin}\nlicense: {recipe.text_license}", flush=True)
     try:
         description, existed = prepare(recipe, options.out)
     except ValidationError as error:
-        return _report(error.errors()[0]["msg"].removeprefix("Value error, "))
+        mistake = error.errors()[0]
+        option = {"train_files": "--files"}.get(str(mistake["loc"][0]) if mistake["loc"] else "", "")
+        return _report(f"{option} {mistake['msg'].removeprefix('Value error, ')}".strip())
     except (ValueError, OSError) as error:
         return _report(" ".join(str(error).split()))
     print(f"{options.out}: {'already there' if existed else 'created'}: {summarize(description)}")
+    if "first_sentinel_id" in description:
+        print(
+            f"train on it, here with a small model in one process; another config needs the same data.… and "
+            f"model.vocab_size:\n{training_command(options.out, description)}"
+        )
     return 0
 
 

@@ -5,24 +5,29 @@ import io
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from common.files import acquire_lock, sync_folder, write_atomically
 from common.strict_json import to_json
+from data.config import key_beside
 from data.hugging_face import MODEL_FILE
 from data.preparation.fetch import fetch_documents, wikipedia_documents
+from data.preparation.progress import show_elapsed, show_progress
 from data.preparation.recipe import DEFAULT_VOCAB_SIZE, Recipe
 from data.preparation.statistics import describe, plot_lengths, token_lengths
+from data.sources.rows import advise
 from data.tokenizer import Tokenizer, train_vocabulary
 
 DESCRIPTION_FILE = "dataset.json"
 HISTOGRAM_FILE = "length_histogram.png"
+# Training a vocabulary takes time in proportion to its text, and more text than this hardly changes a piece.
+VOCABULARY_CHARACTERS = 12_000_000
 
 
 def prepare(recipe: Recipe, out: Path) -> tuple[dict[str, Any], bool]:
@@ -117,19 +122,24 @@ def build(recipe: Recipe, work: Path) -> dict[str, Any]:
     if recipe.source == "wikipedia":
         fetched = wikipedia_documents()[: recipe.documents]
     else:
-        fetched, skipped = fetch_documents(recipe.data_config(), recipe.document_limit, work / "fetched")
+        limit = recipe.document_limit
+        fetched, skipped = fetch_documents(recipe.data_config(), recipe.text_source(), limit, work / "fetched")
+    if not fetched:
+        raise ValueError(_no_text(recipe, skipped))
     train, validation = _split(fetched, recipe)
     folder = work / "dataset"
     write_shards(train, folder / "train", recipe.shards)
     write_shards(validation, folder / "validation", 1)
     tokenizer = make_vocabulary(recipe, train, folder / "vocabulary")
     lengths, unknown = token_lengths(train, tokenizer)
+    held_out, _ = token_lengths(validation, tokenizer)
     plot_lengths(lengths, folder / HISTOGRAM_FILE)
     description = {
         "origin": recipe.origin,
-        "license": recipe.license,
+        "license": recipe.text_license,
         "train_documents": len(train),
         "validation_documents": len(validation),
+        "validation_tokens": int(held_out.sum()),
         "skipped_rows": skipped,
         "pieces": tokenizer.num_pieces,
         "first_sentinel_id": tokenizer.first_sentinel_id,
@@ -140,6 +150,15 @@ def build(recipe: Recipe, work: Path) -> dict[str, Any]:
     return description
 
 
+def _no_text(recipe: Recipe, skipped: dict[str, int]) -> str:
+    source = recipe.text_source()
+    kinds = ", ".join(f"{count} {kind}" for kind, count in skipped.items()) or "there are none"
+    advice = advise(skipped, key_beside(source.setting, "text_column"))
+    return f"{source.setting} = {recipe.origin} has no document: all rows were skipped ({kinds})" + (
+        f": {advice}" if advice else ": name other files"
+    )
+
+
 def _split(fetched: list[str], recipe: Recipe) -> tuple[list[str], list[str]]:
     """Return shuffled (training documents, validation documents)."""
     order = np.random.default_rng(recipe.seed).permutation(len(fetched))
@@ -148,7 +167,8 @@ def _split(fetched: list[str], recipe: Recipe) -> tuple[list[str], list[str]]:
     validation, train = texts[:num_validation], texts[num_validation:]
     if len(train) < recipe.shards:
         raise ValueError(
-            f"--shards {recipe.shards} is more than the {len(train)} training documents: set --shards lower"
+            f"--shards {recipe.shards} is more than the {len(train)} training documents: set --shards to at most "
+            f"{max(1, len(train))}, or give more documents (a line of a .txt file is one)"
         )
     return train, validation
 
@@ -159,7 +179,7 @@ def write_shards(texts: Sequence[str], folder: Path, shards: int) -> None:
     The same texts give the same bytes: the gzip header holds neither time nor name.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for shard in tqdm(range(shards), unit="file", desc=f"writing {folder.name}", disable=None):
+    for shard in show_progress(range(shards), f"writing files of {folder.name}"):
         path = folder / f"part-{shard:05d}-of-{shards:05d}.json.gz"
         if path.exists():
             continue
@@ -168,6 +188,16 @@ def write_shards(texts: Sequence[str], folder: Path, shards: int) -> None:
         with gzip.GzipFile(filename="", fileobj=compressed, mode="wb", mtime=0) as file:
             file.write("".join(lines).encode("utf-8"))
         write_atomically(path, compressed.getvalue())
+
+
+def _sample(texts: Sequence[str]) -> Sequence[str]:
+    """Return the first documents, in their shuffled order, up to VOCABULARY_CHARACTERS."""
+    characters = 0
+    for number, text in enumerate(texts, 1):
+        characters += len(text)
+        if characters >= VOCABULARY_CHARACTERS:
+            return texts[:number]
+    return texts
 
 
 def make_vocabulary(recipe: Recipe, texts: Sequence[str], folder: Path) -> Tokenizer:
@@ -181,5 +211,9 @@ def make_vocabulary(recipe: Recipe, texts: Sequence[str], folder: Path) -> Token
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(given.folder / MODEL_FILE, folder / MODEL_FILE)
     elif not (folder / MODEL_FILE).exists():
-        train_vocabulary(texts, recipe.vocab_size or DEFAULT_VOCAB_SIZE, folder)
+        sample = _sample(texts)
+        size = f"{sum(map(len, sample)):,} characters of {len(sample):,} documents"
+        print(f"training the vocabulary on {size}", file=sys.stderr, flush=True)
+        with show_elapsed("training the vocabulary"):
+            train_vocabulary(sample, recipe.vocab_size or DEFAULT_VOCAB_SIZE, folder)
     return Tokenizer(folder)

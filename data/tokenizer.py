@@ -68,7 +68,7 @@ def train_vocabulary(texts: Iterable[str], vocab_size: int, folder: Path) -> Non
         )
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"vocab_size = {vocab_size} does not suit these texts: {reason}") from error
+        raise ValueError(f"--vocab-size {vocab_size} does not suit these texts: {reason}") from error
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / MODEL_FILE, model.getvalue())
 

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -213,7 +212,6 @@ def make_vocabulary(recipe: Recipe, texts: Sequence[str], folder: Path) -> Token
     elif not (folder / MODEL_FILE).exists():
         sample = _sample(texts)
         size = f"{sum(map(len, sample)):,} characters of {len(sample):,} documents"
-        print(f"training the vocabulary on {size}", file=sys.stderr, flush=True)
-        with show_elapsed("training the vocabulary"):
+        with show_elapsed(f"training the vocabulary on {size}"):
             train_vocabulary(sample, recipe.vocab_size or DEFAULT_VOCAB_SIZE, folder)
     return Tokenizer(folder)

@@ -35,7 +35,7 @@ def test_training_uses_documents_longer_than_a_sentence(tmp_path: Path, make_tex
 
 
 def test_impossible_vocabulary_size_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="vocab_size = 5000") as caught:
+    with pytest.raises(ValueError, match="--vocab-size 5000") as caught:
         train_vocabulary(["a small text"] * 20, 5000, tmp_path)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())

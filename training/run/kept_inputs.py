@@ -106,5 +106,7 @@ def _origin(files: str) -> dict[str, Any]:
         except (OSError, ValueError, KeyError, TypeError):
             continue
         # The license of one's own files is only known to their owner.
-        return known | ({"license": UNKNOWN} if found.get("recipe", {}).get("source") == "files" else {})
+        recipe = found.get("recipe", {})
+        unknown = recipe.get("source") == "files" and not recipe.get("license")
+        return known | ({"license": UNKNOWN} if unknown else {})
     return {"origin": files, "license": UNKNOWN}

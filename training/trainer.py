@@ -9,6 +9,7 @@ from model.size import count_parameters
 from training.checkpoint.agreement import agree_on_checkpoint
 from training.checkpoint.capture import Moment
 from training.checkpoint.checkpointer import Checkpointer, SaveError
+from training.checkpoint.finite import NotFiniteError
 from training.checkpoint.load import load_checkpoint
 from training.checkpoint.resume import check_fits, describe_resume
 from training.checkpoint.store.layout import ParallelLayout
@@ -102,7 +103,7 @@ class Trainer:
 
         Raises:
             DataError: the data cannot be read.
-            UnhealthyError: the guard ended the run.
+            UnhealthyError: the guard ended the run, or weights or the validation loss are not finite.
             SaveError: a checkpoint could not be written.
         """
         t, state = self.config.training, self.state
@@ -189,11 +190,12 @@ class Trainer:
         values = terms.reduce(self.model_config)
         self.metrics.write({"split": "validation", "step": state.step, "tokens": state.tokens, **values})
         logger.info("step %d  validation cross-entropy %.4f", state.step, values["cross_entropy"])
+        self.health.check_validation(state.step, values)
         state.evaluated = Evaluation(state.step, values["cross_entropy"])
         self.throughput.restart()
 
     def save(self) -> None:
-        """Begin a checkpoint, after waiting for the one before."""
+        """Begin a checkpoint, after waiting for the one before. Raises UnhealthyError: it would not be finite."""
         state = self.state
         self.checkpointer.settle(state.step)  # it may write a row, which belongs to what this checkpoint knows
         moment = Moment(
@@ -205,7 +207,10 @@ class Trainer:
             metrics_bytes=self.metrics.nbytes,
             code=code_version(),
         )
-        self.checkpointer.save(self.engine, moment)
+        try:
+            self.checkpointer.save(self.engine, moment)
+        except NotFiniteError as error:
+            self.health.stop(state.step, str(error))
         self.throughput.restart()
 
     def _save_last(self) -> None:

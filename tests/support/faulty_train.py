@@ -2,6 +2,7 @@
 
 ``spike:A:B``: the labels of batches A to B (exclusive, from 0, in the order of the data) are random.
 ``nan:A:B``: one gradient of the steps A to B (exclusive, from 1) is NaN.
+``weight:A:B``: one weight is infinite after the steps A to B.
 """
 
 import sys
@@ -17,7 +18,9 @@ from tests.support.launch import python, rows
 from tests.support.small import small_config
 
 
-def run_faulty(folder: Path, corpus: dict[str, Any], name: str, fault: str) -> list[dict[str, Any]]:
+def run_faulty(
+    folder: Path, corpus: dict[str, Any], name: str, fault: str, *arguments: str, code: int = 0
+) -> list[dict[str, Any]]:
     """Train 40 steps on one process, with a checkpoint every 5 steps and the guard on; return the rows of metrics."""
     config = small_config(
         folder,
@@ -30,8 +33,8 @@ def run_faulty(folder: Path, corpus: dict[str, Any], name: str, fault: str) -> l
     )  # fmt: skip
     file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(config.model_dump()))
-    result = python("-m", "tests.support.faulty_train", fault, "--config", str(file))
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+    result = python("-m", "tests.support.faulty_train", fault, "--config", str(file), *arguments)
+    assert result.returncode == code, result.stdout[-2000:] + result.stderr[-3000:]
     return rows(config.run_dir)
 
 
@@ -39,8 +42,8 @@ def inject(fault: str) -> None:
     """Patch the loader or the update."""
     kind, first, last = fault.split(":")
     bounds = range(int(first), int(last))
-    if kind == "nan":
-        _poison(bounds)
+    if kind != "spike":
+        _poison(kind, bounds)
         return
     next_batch = PretrainingLoader.next_batch
 
@@ -56,19 +59,26 @@ def inject(fault: str) -> None:
     PretrainingLoader.next_batch = faulty  # type: ignore[method-assign]
 
 
-def _poison(steps: range) -> None:
+def _poison(kind: str, steps: range) -> None:
     from training import trainer
 
     update = trainer.update
 
     def poisoned(engine: Any, batches: Any, pad_id: int, seed: int, step: int, rank: int, **options: Any) -> Any:
         parameter = engine.module.get_parameter("decoder.blocks.3.feed_forward.experts.w2")
-        hook = parameter.register_hook(lambda gradient: gradient * float("nan")) if step + 1 in steps else None
-        try:
+        if step + 1 not in steps:
             return update(engine, batches, pad_id, seed, step, rank, **options)
-        finally:
-            if hook is not None:
-                hook.remove()
+        hook = parameter.register_hook(lambda gradient: gradient * float("nan")) if kind == "nan" else None
+        done = update(engine, batches, pad_id, seed, step, rank, **options)
+        if hook is not None:
+            hook.remove()
+        else:
+            from training.checkpoint.master_weights import refresh_weights
+            from training.engine.parameters import engine_partitions
+
+            engine_partitions(engine)[0].tensor.detach().view(-1)[7] = float("inf")
+            refresh_weights(engine)
+        return done
 
     trainer.update = poisoned  # type: ignore[assignment]
 

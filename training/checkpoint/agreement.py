@@ -6,6 +6,7 @@ from typing import Any
 import deepspeed.comm as dist
 
 from common.logs import get_logger
+from training.checkpoint.finite import check_files_finite
 from training.checkpoint.store.manifest import DamagedError, check_contents, read_manifest
 from training.checkpoint.store.state import Checkpoint, candidates, read_folder, step_of
 from training.config.errors import ConfigError
@@ -17,7 +18,8 @@ logger = get_logger(__name__)
 def agree_on_checkpoint(run_dir: Path, first: Path | None = None, before: int | None = None) -> Checkpoint:
     """Return the first intact one of rank 0's candidates; collective over all ranks.
 
-    The files are dealt to the ranks, each of which checks the SHA-256 of its own. Damaged checkpoints cause a warning.
+    The files are dealt to the ranks, each of which checks the SHA-256 of its own, and that their numbers are finite.
+    Checkpoints that fail cause a warning.
 
     Args:
         run_dir: of the run.
@@ -52,7 +54,9 @@ def _check_share(path: Path) -> tuple[Checkpoint | None, str | None]:
     rank, world_size = dist.get_rank(), dist.get_world_size()
     try:
         # Files are sorted by size, so that dealing them in turn gives ranks about the same to read.
-        check_contents(path, read_manifest(path)[rank::world_size])
+        share = read_manifest(path)[rank::world_size]
+        check_contents(path, share)
+        check_files_finite(path, share)
         return read_folder(path), None
     except (DamagedError, ConfigError) as error:
         return None, str(error)

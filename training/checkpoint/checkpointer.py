@@ -48,7 +48,7 @@ class Checkpointer:
         self._report(self.saver.advance(totals))
 
     def save(self, engine: Any, moment: Moment) -> None:
-        """Start a save; call ``settle`` before. Raises SaveError, see there."""
+        """Start a save; call ``settle`` before. Raises SaveError, see there, and NotFiniteError."""
         self.watchdog.enter("copying a checkpoint", moment.step)
         self.saver.start(engine, moment)
         self.saved_step = moment.step

@@ -18,7 +18,7 @@ def read_checkpoint(run_dir: Path, *, contents: bool = True, sizes: bool = True)
 
     Args:
         run_dir: of the run.
-        contents: check every byte. Otherwise the caller must, before it uses a tensor.
+        contents: check every byte, and that all numbers are finite. Otherwise the caller must, before it uses any.
         sizes: check that all files are there and have their sizes.
 
     Raises:
@@ -33,7 +33,10 @@ def read_checkpoint(run_dir: Path, *, contents: bool = True, sizes: bool = True)
         try:
             records = read_manifest(path)
             if contents:
+                from training.checkpoint.finite import check_files_finite  # imports DeepSpeed, which takes seconds
+
                 check_contents(path, records)
+                check_files_finite(path, records)
             elif sizes:
                 check_sizes(path, records)
             return read_folder(path)

@@ -17,6 +17,7 @@ import deepspeed.comm as dist
 import torch
 
 from training.checkpoint.capture import Capture, Moment, capture, write_files, write_rest
+from training.checkpoint.finite import NotFiniteError, not_finite_on_any_rank, some
 from training.checkpoint.host_copies import HostCopies
 from training.checkpoint.store.manifest import FileRecord
 from training.checkpoint.store.publish import partial_folder, prune, publish, remove_abandoned
@@ -90,10 +91,14 @@ class Saver:
 
         Raises:
             ValueError: the optimizer keeps state that a checkpoint cannot hold.
+            NotFiniteError: a weight or the optimizer's state is not finite, on any rank; nothing is written.
         """
         assert self.job is None, "wait for the last save first"
         began = time.monotonic()
         captured = capture(engine, self.config, moment)
+        tensors = {name: tensor for of_file in captured.files.values() for name, tensor in of_file.items()}
+        if bad := not_finite_on_any_rank(tensors, self.device):
+            raise NotFiniteError(f"weights or optimizer state are not finite at step {moment.step}: {some(bad)}")
         if self.config.training.save_in_background:
             captured = self.copies.copy(captured)
         folder = self.folder.checkpoint(moment.step)

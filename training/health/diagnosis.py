@@ -9,10 +9,8 @@ from torch import Tensor, nn
 
 from model.losses import LossDivisors
 from model.moe.router import Router
-from training.engine.parameters import engine_partitions
+from training.checkpoint.finite import some, weights_not_finite
 from training.engine.randomness import seed_everything
-
-NAMED = 5  # of each kind; more are counted
 
 
 def diagnose(engine: Any, batch: dict[str, Tensor], divisors: LossDivisors, *key: int | str) -> str:
@@ -25,11 +23,7 @@ def diagnose(engine: Any, batch: dict[str, Tensor], divisors: LossDivisors, *key
         key: of the step's randomness: seed, step, rank.
     """
     found: dict[str, set[str]] = {"router logits": set(), "weights": set(), "gradients": set()}
-    for partition in engine_partitions(engine):
-        weights = partition.tensor.detach().view(-1)
-        for segment in partition.held():
-            if not torch.isfinite(segment.view(weights)).all():
-                found["weights"].add(segment.spec.name)
+    found["weights"].update(weights_not_finite(engine))
     hooks = []
     for name, module in engine.module.named_modules():
         if isinstance(module, Router):
@@ -43,13 +37,8 @@ def diagnose(engine: Any, batch: dict[str, Tensor], divisors: LossDivisors, *key
     ranks: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(ranks, found)
     return "; ".join(
-        f"not finite among {kind}: {_some(sorted(set().union(*(rank[kind] for rank in ranks))))}" for kind in found
+        f"not finite among {kind}: {some(sorted(set().union(*(rank[kind] for rank in ranks))))}" for kind in found
     )
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more if names else "none"
 
 
 def _noting(names: set[str], name: str) -> Callable[[nn.Module, Any, Tensor], None]:

@@ -67,11 +67,11 @@ class Guard:
         return Decision("roll_back", reason, before=first - self.config.spike_margin + 1)
 
     def score(self, loss: float) -> float:
-        """Return the robust z-score of a loss; 0 until the window is full, infinite for a non-finite loss."""
-        if len(self.losses) < self.config.spike_window:
-            return 0.0
+        """Return the robust z-score of a loss; infinite for a non-finite loss, otherwise 0 until the window is full."""
         if not math.isfinite(loss):
             return math.inf
+        if len(self.losses) < self.config.spike_window:
+            return 0.0
         middle = median(self.losses)
         deviation = NORMAL * median(abs(past - middle) for past in self.losses)
         return (loss - middle) / max(deviation, LEAST_DEVIATION * abs(middle), 1e-12)

@@ -1,6 +1,8 @@
 """Carries out the guard's decisions: records them, diagnoses, and finds the checkpoint to roll back to."""
 
-from typing import Any
+import math
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from common.logs import get_logger
 from model.losses import LossDivisors
 from training.checkpoint.agreement import agree_on_checkpoint
 from training.checkpoint.checkpointer import Checkpointer
+from training.checkpoint.finite import some, weights_not_finite
 from training.checkpoint.store.state import Checkpoint
 from training.config.errors import ConfigError
 from training.config.run import RunConfig
@@ -63,17 +66,29 @@ class Health:
             decision = Decision("stop", f"the gradient of step {step} is not finite, and optimizer.non_finite = stop")
         if decision is None:
             return None
+        if decision.kind == "skipped" and weights_not_finite(self.engine):
+            decision = Decision("stop", f"{decision.reason}, and no step can be: the weights are not finite")
         if decision.kind == "stop":
             reason = decision.reason
             if not applied:
                 key = (self.config.training.seed, step - 1, self.rank)
                 reason += f"; {diagnose(self.engine, batch, divisors, *key)}"
-            self._record(step, "stop", reason)
-            raise UnhealthyError(f"{reason}; the weights are those of the last good step, in the checkpoints")
+            self.stop(step, reason)
         if decision.kind == "roll_back":
             return self._good_checkpoint(step, decision)
         self._record(step, decision.kind, decision.reason)
         return None
+
+    def check_validation(self, step: int, values: Mapping[str, float]) -> None:
+        """Check the terms of an evaluation. Raises UnhealthyError: they are not finite."""
+        if not all(map(math.isfinite, (values["loss"], values["cross_entropy"]))):
+            bad = some(weights_not_finite(self.engine))
+            self.stop(step, f"the validation loss of step {step} is not finite; not finite among weights: {bad}")
+
+    def stop(self, step: int, reason: str) -> NoReturn:
+        """Record why the run cannot go on. Raises UnhealthyError."""
+        self._record(step, "stop", reason)
+        raise UnhealthyError(f"{reason}; the checkpoints stay as they are")
 
     def _good_checkpoint(self, step: int, decision: Decision) -> Checkpoint | None:
         self.checkpointer.settle(step)

@@ -11,6 +11,7 @@ import pytest
 from tests.support.faulty_train import run_faulty
 from training.config.guard import GuardConfig
 from training.health.guard import Guard
+from training.run.folder import RunFolder
 
 CONFIG = GuardConfig(spike_threshold=6.0, spike_window=16, spike_steps=2, spike_margin=3, max_rollbacks=1)
 
@@ -124,3 +125,32 @@ def test_a_run_continues_after_steps_that_are_not_finite(
     assert skipped == [(20, "skipped"), (21, "skipped")]
     print(f"validation cross-entropy: untouched {final(untouched):.4f}, two steps skipped {final(poisoned):.4f}")
     assert final(poisoned) == pytest.approx(final(untouched), abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("step", "eval_every", "at", "reason"),
+    [
+        (
+            12,
+            40,
+            13,
+            "the gradient of step 13 is not finite, 1 in a row, and no step can be: the weights are not finite",
+        ),
+        (12, 12, 12, "the validation loss of step 12 is not finite; not finite among weights: "),
+        (15, 40, 15, "weights or optimizer state are not finite at step 15: "),
+        (40, 40, 40, "the validation loss of step 40 is not finite; not finite among weights: "),
+    ],
+)
+def test_weights_that_are_not_finite_end_the_run_and_what_is_good_stays(
+    step: int, eval_every: int, at: int, reason: str, corpus: dict[str, Any], tmp_path: Path
+):
+    options = [f"training.eval_every={eval_every}", "training.keep_checkpoints=2"]
+    found = run_faulty(tmp_path, corpus, "lost", f"weight:{step}:{step + 1}", *options, code=3)
+    last = next(row for row in found if row["split"] == "guard")
+    assert (last["step"], last["decision"]) == (at, "stop")
+    assert last["reason"].startswith(reason)
+    run = RunFolder(tmp_path / "runs" / "lost")
+    kept = [5 * n for n in (1, 2, 3, 4, 5, 6, 7) if 5 * n < at][-2:]
+    assert sorted(path.name for path in run.checkpoints.glob("*tep_*")) == [f"step_{n:08d}" for n in kept]
+    assert run.latest() == f"step_{kept[-1]:08d}"
+    assert not run.is_done(40)

@@ -23,7 +23,7 @@ from training.inputs import prepare
 from training.run.distributed import initialize_distributed, leave, shut_down_distributed
 from training.run.folder import RunFolder
 from training.run.launchers import LaunchError, likely_rank
-from training.run.lock import WAIT_SECONDS, enter_run, lock_run
+from training.run.lock import WAIT_SECONDS, begin_run, enter_run
 from training.run.process import Process
 from training.run.rendezvous import FailedStartError, LastWords, meet, tell_before_meeting
 from training.run.stopping import watch_launcher
@@ -130,7 +130,7 @@ def main() -> None:
             logger.info(f"{config.run_dir} is done at step {steps}; set training.steps higher to continue")
             return
         if lock is None and process.rank == 0:  # held until the process ends
-            lock = lock_run(config.run_dir, patience)
+            lock = begin_run(config.run_dir, patience)
     except ValueError as error:
         refuse(str(error), process, tell=waiting_ranks(process))
     # From here on torch and DeepSpeed are imported, which takes seconds; nothing above needs them.

@@ -12,9 +12,8 @@ from data.unigram import count_targets
 from training.checkpoint.resume import find_checkpoint
 from training.checkpoint.store.state import Checkpoint, candidates
 from training.config.checks import check_all_to_all, check_layout
-from training.config.errors import ConfigError
 from training.config.run import RunConfig
-from training.run.folder import RunFolder
+from training.run.lock import check_new
 from training.run.process import Process
 
 UNIGRAM_EXAMPLES = 4096  # training examples, over all ranks, that the unigram baseline counts
@@ -53,11 +52,8 @@ def prepare(config: RunConfig, process: Process, resume: bool, *, restart: bool 
         # Rank 0 checks the sizes of the files. Later the ranks agree on an intact checkpoint: see agreement.py.
         first = process.rank == 0
         saved = find_checkpoint(config, process.world_size, stage, sizes=first)
-    if not (resume or restart) and RunFolder(config.run_dir).holds_run():
-        raise ConfigError(
-            f"training.name = {config.training.name}: {config.run_dir} already holds a run; add --resume to continue "
-            "it, or set another training.name"
-        )
+    if not (resume or restart):
+        check_new(config.run_dir)
     tokenizer = Tokenizer(config.data.vocabulary)
     tokenizer.check_fits(config.architecture().vocab_size)
     ranks: dict[str, Any] = {"rank": process.rank, "world_size": process.world_size}

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from common.logs import get_logger
 from common.project import code_version
+from common.text import counted
 from model.size import count_parameters
 from training.checkpoint.agreement import agree_on_checkpoint
 from training.checkpoint.capture import Moment
@@ -92,6 +93,8 @@ class Trainer:
             OptimizerFigures(self.engine, config.optimizer.learning_rate),
             DataCounts(inputs.loader, device),
         )
+        self.seconds_before = 0.0 if resume is None else resume.state.seconds
+        self.started = time.monotonic()
         self.stop_requests = StopRequests(self.folder.stop_file if process.rank == 0 else None, launcher_gone)
         self.stopping = False
 
@@ -107,7 +110,6 @@ class Trainer:
             SaveError: a checkpoint could not be written.
         """
         t, state = self.config.training, self.state
-        started, first_step = time.monotonic(), state.step
         unigram = unigram_baseline(self.inputs, self.device)
         self._announce(unigram)
         self.throughput.restart()
@@ -131,7 +133,7 @@ class Trainer:
         if self.stopping:
             self._announce_stop()
         else:
-            self._finish(unigram, state.step - first_step, time.monotonic() - started)
+            self._finish(unigram)
         return not self.stopping
 
     def train_step(self) -> tuple[LossTerms, Checkpoint | None]:
@@ -206,6 +208,7 @@ class Trainer:
             evaluated=None if state.evaluated is None else list(state.evaluated),
             metrics_bytes=self.metrics.nbytes,
             code=code_version(),
+            seconds=self._seconds(),
         )
         try:
             self.checkpointer.save(self.engine, moment)
@@ -238,11 +241,11 @@ class Trainer:
 
     def _announce(self, unigram: float) -> None:
         total, active = count_parameters(self.model_config)
-        t, ranks = self.config.training, self.process.world_size
+        t, ranks = self.config.training, counted(self.process.world_size, "rank")
         logger.info(
-            f"{total:,} parameters, {active:,} active per token; {ranks} ranks, expert parallel size "
+            f"{total:,} parameters, {active:,} active per token; {ranks}, expert parallel size "
             f"{self.config.parallel.expert_parallel_size}, ZeRO {self.inputs.zero_stage}, {t.precision}, "
-            f"{self.accumulation} micro-batches of {t.micro_batch_size} per rank and step; "
+            f"{counted(self.accumulation, 'micro-batch', 'es')} of {t.micro_batch_size} per rank and step; "
             f"steps {self.state.step} to {t.steps}; unigram cross-entropy {unigram:.4f}"
         )
 
@@ -252,7 +255,11 @@ class Trainer:
         self._close()
         logger.info("stopped after step %d by %s; --resume continues from there", self.state.step, reason)
 
-    def _finish(self, unigram: float, session_steps: int, session_seconds: float) -> None:
+    def _seconds(self) -> float:
+        """Seconds of training over all sessions, without what a crash has undone."""
+        return round(self.seconds_before + time.monotonic() - self.started, 3)
+
+    def _finish(self, unigram: float) -> None:
         """Write the summary and report skipped rows."""
         assert self.state.evaluated is not None
         summary = summarize(
@@ -262,8 +269,7 @@ class Trainer:
             tokens=self.state.tokens,
             validation_cross_entropy=self.state.evaluated.cross_entropy,
             unigram_cross_entropy=unigram,
-            session_steps=session_steps,
-            session_seconds=session_seconds,
+            wall_seconds=self._seconds(),
         )
         if self.process.rank == 0:
             self.folder.write_summary(summary)

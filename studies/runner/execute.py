@@ -13,6 +13,7 @@ from pathlib import Path
 
 from common.files import acquire_lock
 from common.ports import free_port
+from common.text import counted
 from studies.runner.launcher import Local, Slurm
 from studies.runner.runs import Run
 from training.config.errors import ConfigError
@@ -42,7 +43,7 @@ def run_locally(runs: list[Run], launcher: Local, minutes: float | None) -> None
     waiting = deque(run for run in runs if run.result().status == "unfinished")
     total, done = len(runs), len(runs) - len(waiting)
     if done:
-        print(f"{done} of {total} runs are already finished", flush=True)
+        print(f"already finished: {done} of {counted(total, 'run')}", flush=True)
     began = time.monotonic()
     seconds: list[float] = []
     jobs: list[Job] = []
@@ -62,7 +63,7 @@ def run_locally(runs: list[Run], launcher: Local, minutes: float | None) -> None
                 left = sum(seconds) / len(seconds) * (total - done) / launcher.jobs
                 print(f"[{done}/{total}] {_describe(job, taken)}; {left / 60:.0f} min left", flush=True)
     if waiting:
-        print(f"{len(waiting)} runs are left: repeat the command to continue", flush=True)
+        print(f"{counted(len(waiting), 'run')} left: repeat the command to continue", flush=True)
 
 
 def submit(runs: list[Run], launcher: Slurm) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from common.exit_codes import USER_ERROR
+from common.text import counted
 from studies.runner.execute import alone_in, run_locally, submit
 from studies.runner.launcher import Local, Slurm
 from studies.runner.runs import Result, Run, make_run
@@ -79,7 +80,9 @@ def make_launcher(arguments: argparse.Namespace) -> Local | Slurm:
     gpus, ranks = torch.cuda.device_count(), arguments.ranks
     jobs = arguments.jobs or (max(1, gpus // ranks) if gpus else 2)
     if gpus and jobs * ranks > gpus:
-        raise ConfigError(f"--jobs {jobs} x --ranks {ranks} need more than the {gpus} GPUs of this machine: lower one")
+        raise ConfigError(
+            f"--jobs {jobs} x --ranks {ranks} need more than the {counted(gpus, 'GPU')} of this machine: lower one"
+        )
     return Local(ranks, jobs, gpus)
 
 

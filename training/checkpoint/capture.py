@@ -36,6 +36,7 @@ class Moment:
     evaluated: list[float] | None
     metrics_bytes: int
     code: dict[str, str | None]
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

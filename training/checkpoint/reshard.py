@@ -28,6 +28,7 @@ from training.checkpoint.store.state import STATE_FILE, SavedState, read_folder
 from training.config.checks import check_expert_parallel
 from training.config.errors import ConfigError
 from training.config.run import validate
+from training.run.commands import train_command
 from training.run.folder import RunFolder
 
 
@@ -86,12 +87,14 @@ def resume_command(run_dir: Path, folder: Path) -> str:
     micro = math.gcd(training["micro_batch_size"], training["global_batch_size"] // world)
     if training["eval_examples"] % world == 0:
         micro = math.gcd(micro, training["eval_examples"] // world)
-    command = (
-        f"deepspeed --num_gpus {world} train.py --config {run_dir}/config.yaml --resume "
-        f"parallel.expert_parallel_size={state.layout.expert_parallel_size} "
-        f"training.deepspeed_config=ds_configs/zero{state.zero_stage}.json"
-    )
-    return command if micro == training["micro_batch_size"] else f"{command} training.micro_batch_size={micro}"
+    arguments = [
+        "--resume",
+        f"parallel.expert_parallel_size={state.layout.expert_parallel_size}",
+        f"training.deepspeed_config=ds_configs/zero{state.zero_stage}.json",
+    ]
+    if micro != training["micro_batch_size"]:
+        arguments.append(f"training.micro_batch_size={micro}")
+    return train_command(run_dir, world, *arguments)
 
 
 def _refuse_other(folder: Path, state: SavedState) -> None:

@@ -61,7 +61,11 @@ def find_checkpoint(config: RunConfig, world_size: int, zero_stage: int, *, size
     try:
         checkpoint = read_checkpoint(config.run_dir, contents=False, sizes=sizes)
     except ConfigError as error:
-        raise ConfigError(f"--resume: {error}; start without --resume, or set training.name") from None
+        way = (
+            "add --restart in its place to begin the run again" if config.run_dir.exists() else "start without --resume"
+        )
+        fix = "" if RunFolder(config.run_dir).has_checkpoint() else f"; {way}, or set training.name"
+        raise ConfigError(f"--resume: {error}{fix}") from None
     if checkpoint.state.step > config.training.steps:
         raise ConfigError(
             f"--resume: training.steps = {config.training.steps} but {config.run_dir} is at step "
@@ -104,5 +108,5 @@ def describe_resume(checkpoint: Checkpoint, layout: ParallelLayout) -> str:
     """Return one line for users: the checkpoint that the run resumes from and, if they differ, both layouts."""
     written = checkpoint.state.layout
     if written == layout:
-        return f"resuming from {checkpoint.folder.name}"
-    return f"checkpoint {checkpoint.folder.name} was written at {written}: resuming at {layout}"
+        return f"going on from {checkpoint.folder}"
+    return f"going on from {checkpoint.folder}, which was written at {written}, at {layout}"

@@ -4,6 +4,7 @@ import functools
 from importlib.util import find_spec
 from typing import Any
 
+from common.text import counted
 from training.config.deepspeed import accumulation_steps, read_deepspeed_file, zero_stage
 from training.config.errors import ConfigError
 from training.config.run import RunConfig
@@ -73,14 +74,14 @@ def check_all_to_all(config: RunConfig, ranks_of_node: int) -> None:
     key = f"parallel.expert_parallel_size = {size}"
     if parallel.expert_parallel_within_node and ranks_of_node % size:
         raise ConfigError(
-            f"{key} does not divide the {ranks_of_node} ranks of a node, so experts would be spread over nodes: set a "
-            f"divisor of {ranks_of_node}, or parallel.expert_parallel_within_node = false"
+            f"{key} does not divide the {counted(ranks_of_node, 'rank')} of a node, so experts would be "
+            f"spread over nodes: set a divisor of {ranks_of_node}, or parallel.expert_parallel_within_node = false"
         )
     if chunks > 1 and size == 1:
         raise ConfigError(f"parallel.all_to_all_chunks = {chunks} but {key}: there is no all-to-all to divide; set 1")
     if experts // size % chunks:
         raise ConfigError(
-            f"parallel.all_to_all_chunks = {chunks} does not divide the {experts // size} experts of a rank "
+            f"parallel.all_to_all_chunks = {chunks} does not divide the {counted(experts // size, 'expert')} of a rank "
             f"(model.num_experts = {experts}, {key}): set a divisor of {experts // size}"
         )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
+from common.text import counted
 from training.config.guard import GuardConfig
 
 NORMAL = 1.4826  # standard deviations of a normal distribution per median absolute deviation
@@ -62,7 +63,7 @@ class Guard:
             return Decision("spike", reason)
         reason += f", spike {self.spikes} in a row"
         if self.rollbacks >= self.config.max_rollbacks:
-            return Decision("stop", f"{reason}, after guard.max_rollbacks = {self.rollbacks} rollbacks")
+            return Decision("stop", f"{reason}, after guard.max_rollbacks = {counted(self.rollbacks, 'rollback')}")
         first = step - self.spikes + 1
         return Decision("roll_back", reason, before=first - self.config.spike_margin + 1)
 

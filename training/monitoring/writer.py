@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 from common.files import write_atomically
 from common.logs import get_logger
 from common.strict_json import finite_or_null, to_json
-from training.monitoring.columns import SPLIT, STEP, TIME, TRAIN
+from training.monitoring.columns import CHECKPOINT, ERROR, SPLIT, STEP, TIME, TRAIN
 from training.run.folder import RunFolder
 
 logger = get_logger(__name__)
@@ -25,9 +25,9 @@ class MetricsWriter:
     Args:
         folder: of the run.
         enabled: whether this is rank 0.
-        resume_step: of the checkpoint from which the run resumes. None: a new run.
-        resume_bytes: length of the file when that checkpoint was made. Later rows belong to steps that the resumed run
-            makes again: they are removed.
+        resume_step: of the checkpoint from which the run resumes. None: a new run, or one that begins again.
+        resume_bytes: length of the file when that checkpoint was begun. Later rows belong to steps that the resumed run
+            makes again: they are removed, but for the row of the checkpoint itself.
     """
 
     def __init__(self, folder: RunFolder, *, enabled: bool, resume_step: int | None = None, resume_bytes: int = 0):
@@ -36,9 +36,9 @@ class MetricsWriter:
         if not enabled:
             return
         if self.path.exists():
-            self._truncate(resume_bytes)
+            self._truncate(resume_bytes, resume_step)
         self.file = self.path.open("ab", buffering=0)
-        purge_step = None if resume_step is None else resume_step + 1
+        purge_step = 0 if resume_step is None else resume_step + 1  # TensorBoard shows earlier events of these no more
         self.board = SummaryWriter(str(folder.tensorboard), purge_step=purge_step)
 
     def write(self, row: dict[str, Any]) -> None:
@@ -85,13 +85,22 @@ class MetricsWriter:
         """Length of ``metrics.jsonl``; 0 on other ranks than 0."""
         return self.path.stat().st_size if self.enabled else 0
 
-    def _truncate(self, size: int) -> None:
-        """Keep the first ``size`` bytes, without a row that a crash has cut off."""
-        kept = []
-        for line in self.path.read_bytes()[:size].splitlines(keepends=True):
-            try:
-                json.loads(line)
-            except ValueError:
-                continue
-            kept.append(line)
+    def _truncate(self, size: int, step: int | None) -> None:
+        """Keep the first ``size`` bytes and the row of the checkpoint of ``step``; not a row that a crash cut off."""
+        data = self.path.read_bytes()
+        kept = [line for line in data[:size].splitlines(keepends=True) if _row(line) is not None]
+        for line in data[size:].splitlines(keepends=True):
+            row = _row(line) or {}
+            if (row.get(SPLIT), row.get(STEP)) == (CHECKPOINT, step) and ERROR not in row:
+                kept.append(line)
+                break
         write_atomically(self.path, b"".join(kept))
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """The row of a whole line, None otherwise."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and line.endswith(b"\n") else None

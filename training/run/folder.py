@@ -43,6 +43,10 @@ class RunFolder:
         """Return whether anything but the lock is there."""
         return self.path.exists() and any(path != self.lock_file for path in self.path.iterdir())
 
+    def has_checkpoint(self) -> bool:
+        """Return whether a checkpoint was published, be it intact or not."""
+        return any(self.checkpoints.glob("step_*"))
+
     def latest(self) -> str | None:
         """Return the name of the checkpoint that ``latest`` names, None if there is no such file."""
         try:

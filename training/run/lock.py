@@ -17,12 +17,40 @@ POLL_SECONDS = 0.2
 logger = get_logger(__name__)
 
 
-def lock_run(run_dir: Path, wait_seconds: float) -> IO[str]:
+def begin_run(run_dir: Path, wait_seconds: float) -> IO[str]:
+    """Lock the folder of a new run; look again, while waiting for the lock and under it, whether it still is one.
+
+    Raises:
+        ConfigError: another process has begun a run there, or holds the lock after the wait.
+    """
+    file = lock_run(run_dir, wait_seconds, new=True)
+    check_new(run_dir)
+    return file
+
+
+def check_new(run_dir: Path, owner: str | None = None) -> None:
+    """Raise ConfigError if the folder holds a run; ``owner`` is the process that writes to it now."""
+    folder = RunFolder(run_dir)
+    if not folder.holds_run():
+        return
+    if owner is not None:
+        fix = f", to which {owner} writes: wait for its end and add --resume to continue it"
+    elif folder.has_checkpoint():
+        fix = "; add --resume to continue it"
+    else:
+        fix = " that has no checkpoint yet; add --restart to begin it again"
+    raise ConfigError(
+        f"training.name = {run_dir.name}: {run_dir} already holds a run{fix}, or set another training.name"
+    )
+
+
+def lock_run(run_dir: Path, wait_seconds: float, *, new: bool = False) -> IO[str]:
     """Lock the run folder for this process, until the returned file is closed or the process ends, however it ends.
 
     Args:
         run_dir: created if it does not exist.
         wait_seconds: how long to wait for a process that holds the lock.
+        new: do not wait for a process that has begun a run there.
 
     Raises:
         ConfigError: that process still holds the lock after the wait.
@@ -34,6 +62,8 @@ def lock_run(run_dir: Path, wait_seconds: float) -> IO[str]:
         while not acquire_lock(file):
             file.seek(0)
             owner = file.read().strip()
+            if new:
+                check_new(run_dir, owner)
             if time.monotonic() > deadline:
                 raise ConfigError(
                     f"training.name = {run_dir.name}: {owner} still writes to {run_dir}: end it, or set another "

@@ -45,7 +45,7 @@ def test_two_variants_end_in_a_table_and_are_not_run_again(corpus: dict[str, Any
     assert {"curves.png", "quality_stability.png", "report.md"} <= {path.name for path in out.iterdir()}
 
     again = python(*start[1:])
-    assert "2 of 2 runs are already finished" in again.stdout
+    assert "already finished: 2 of 2 runs" in again.stdout
     assert (out / "table.md").read_text() == table
     other = python(*start[1:], "training.global_batch_size=16")
     assert other.returncode == 2

@@ -94,7 +94,10 @@ def test_a_run_resumes_at_another_layout_and_says_so(run_dir: Path, tmp_path: Pa
         "parallel.expert_parallel_size=1", f"training.deepspeed_config={zero3}",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
-    said = f"checkpoint {NAME} was written at EP 2, world 2, ZeRO 1, fp32: resuming at EP 1, world 1, ZeRO 3, fp32"
+    checkpoint = run_dir / "checkpoints" / NAME
+    said = (
+        f"going on from {checkpoint}, which was written at EP 2, world 2, ZeRO 1, fp32, at EP 1, world 1, ZeRO 3, fp32"
+    )
     assert result.stdout.count(said) == 1
     found = [row for row in rows(run_dir) if row["split"] == "train"]
     assert [row["step"] for row in found] == list(range(1, 9))
@@ -145,11 +148,11 @@ def test_the_printed_command_starts_where_a_micro_batch_is_more_than_the_share_o
         text = file.read_text()
         assert f"{size}2" in text
         file.write_text(text.replace(f"{size}2", f"{size}8"))  # the global batch
-    command = resume_command(run_dir, folder).split()
+    command = [word for word in resume_command(run_dir, folder).split() if word != "--resume"]
     assert command[:3] == ["deepspeed", "--num_gpus", "4"] and command[-1] == "training.micro_batch_size=2"
-    check_layout(load_config(command[5], command[7:]), 4)
+    check_layout(load_config(command[5], command[6:]), 4)
     with pytest.raises(ConfigError, match=r"or a smaller training\.micro_batch_size"):
-        check_layout(load_config(command[5], command[7:-1]), 4)
+        check_layout(load_config(command[5], command[6:-1]), 4)
 
 
 def _reshard_and_die(run_dir: Path) -> None:

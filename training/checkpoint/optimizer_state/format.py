@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.optim import Optimizer
 
+from common.text import counted
 from optim.partition import Partition
 from training.checkpoint.store.layout import ParallelLayout
 from training.config.errors import ConfigError
@@ -75,5 +76,5 @@ def refuse_other_layout(name: str, saved: ParallelLayout, present: ParallelLayou
         size, world, stage = saved.shape
         raise ConfigError(
             f"optimizer.name = {name} keeps its state in blocks of a rank's partition: resume with "
-            f"parallel.expert_parallel_size = {size}, {world} ranks and ZeRO {stage}"
+            f"parallel.expert_parallel_size = {size}, {counted(world, 'rank')} and ZeRO {stage}"
         )

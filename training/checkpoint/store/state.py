@@ -36,6 +36,7 @@ class SavedState:
     evaluated: list[float] | None  # step and cross-entropy of the last evaluation
     metrics_bytes: int  # of metrics.jsonl: rows behind it belong to later steps, which a resumed run writes again
     code: dict[str, str | None]  # version and commit
+    seconds: float = 0.0  # of training until then, over all sessions; older checkpoints lack it
     format: int = FORMAT
 
     @property

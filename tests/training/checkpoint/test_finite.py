@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import deepspeed.comm as dist
 import pytest
@@ -59,11 +60,14 @@ def test_a_checkpoint_that_is_not_finite_is_refused_and_the_one_before_it_taken(
         read_checkpoint(config.run_dir)
 
 
-def save_poisoned(folder: str) -> list[list[str]]:
+def save_poisoned(folder: str) -> list[str]:
     """What a save says when one number of one rank is not finite: a weight of its own expert, or optimizer state."""
     said = []
     for stage, name, precision in ((1, "adafactor", "fp32"), (3, "adafactor", "fp32"), (0, "adamw", "bf16")):
-        options = {"optimizer": ADAFACTOR if name == "adafactor" else {"name": "adamw"}, "precision": precision}
+        options: dict[str, Any] = {
+            "optimizer": ADAFACTOR if name == "adafactor" else {"name": "adamw"},
+            "precision": precision,
+        }
         config = small(folder, {"stage": stage}, 2, name=f"{stage}", **options)
         engine = build_engine(config, dist.get_world_size(), "cpu")
         update(engine, micro_batches(0), 0, 0, 0, dist.get_rank())
@@ -72,7 +76,8 @@ def save_poisoned(folder: str) -> list[list[str]]:
             1, 9, {"identity": {}, "next_example": 0, "streams": {str(dist.get_rank()): {}}}, {}, None, 0, {}
         )
         saver.start(engine, moment)
-        assert saver.wait().error is None
+        saved = saver.wait()
+        assert saved is not None and saved.error is None
         assert weights_not_finite(engine) == []
         weights = next(
             segment.view(partition.tensor.detach().view(-1))

@@ -248,7 +248,7 @@ def test_a_run_is_never_overwritten(corpus: dict[str, Any], tmp_path: Path):
     config = _config(tmp_path, corpus)
     config.run_dir.mkdir(parents=True)
     (config.run_dir / "metrics.jsonl").write_text("{}\n")
-    with pytest.raises(ConfigError, match=r"training\.name = small: .* already holds a run; add --resume"):
+    with pytest.raises(ConfigError, match=r"training\.name = small: .* already holds a run that .* add --restart"):
         prepare(config, ALONE, resume=False)
 
 

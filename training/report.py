@@ -7,7 +7,6 @@ from typing import Any
 
 from common.exit_codes import USER_ERROR
 from common.text import counted
-from training.run.commands import saved_config, train_command
 from training.run.folder import RunFolder
 
 FIGURES = (
@@ -43,25 +42,23 @@ def describe(run_dir: Path) -> str:
             "Next, in this folder:",
             "  source .venv/bin/activate",
             f"  tensorboard --logdir {run_dir.parent}",
-            f"  {_continue_command(run_dir, summary)}",
+            f"  {_continue_command(folder, summary)}",
         )
     )
 
 
-def _continue_command(run_dir: Path, summary: dict[str, Any]) -> str:
+def _continue_command(folder: RunFolder, summary: dict[str, Any]) -> str:
     """The command that trains on, as far again as the run has come."""
-    config, steps, ranks = saved_config(run_dir), summary["steps"], summary["world_size"]
+    config, steps, ranks = folder.saved_config(), summary["steps"], summary["world_size"]
     optimizer = config.get("optimizer", {})
     if optimizer.get("schedule") in ("linear", "cosine"):
         end = optimizer.get("decay_steps") or config.get("training", {}).get("steps", steps)
         if end <= steps:  # the learning rate is at its floor: a new schedule, on the weights
-            name = f"{run_dir.resolve().name}-continued"
-            return train_command(
-                run_dir, ranks, f"training.init_from={run_dir}", f"training.output_dir={run_dir.parent}",
-                f"training.name={name}",
-            )  # fmt: skip
-        return train_command(run_dir, ranks, "--resume", f"training.steps={end}", f"optimizer.decay_steps={end}")
-    return train_command(run_dir, ranks, "--resume", f"training.steps={2 * steps}")
+            run_dir = folder.path
+            place = f"training.output_dir={run_dir.parent}", f"training.name={run_dir.resolve().name}-continued"
+            return folder.train_command(ranks, f"training.init_from={run_dir}", *place)
+        return folder.train_command(ranks, "--resume", f"training.steps={end}", f"optimizer.decay_steps={end}")
+    return folder.train_command(ranks, "--resume", f"training.steps={2 * steps}")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ from training.checkpoint.store.state import STATE_FILE, SavedState, read_folder
 from training.config.checks import check_expert_parallel
 from training.config.errors import ConfigError
 from training.config.run import validate
-from training.run.commands import train_command
 from training.run.folder import RunFolder
 
 
@@ -94,7 +93,7 @@ def resume_command(run_dir: Path, folder: Path) -> str:
     ]
     if micro != training["micro_batch_size"]:
         arguments.append(f"training.micro_batch_size={micro}")
-    return train_command(run_dir, world, *arguments)
+    return RunFolder(run_dir).train_command(world, *arguments)
 
 
 def _refuse_other(folder: Path, state: SavedState) -> None:

@@ -3,10 +3,12 @@
 import json
 import math
 import platform
+import shlex
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 
 from common.files import sync_folder, write_atomically
@@ -89,6 +91,28 @@ class RunFolder:
         """Write ``config.yaml``: every key, resolved; ``train.py --config`` accepts it."""
         self.path.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create(config.model_dump()), self.config_file)
+
+    def saved_config(self) -> dict[str, Any]:
+        """Return the sections of ``config.yaml``; none if it cannot be read."""
+        try:
+            values = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            values = None
+        return values if isinstance(values, dict) else {}
+
+    def train_command(self, ranks: int, *arguments: str) -> str:
+        """Return the command that trains with this configuration, for users to type.
+
+        Args:
+            ranks: number of processes.
+            arguments: more of ``train.py``. Where the run was moved or copied, the command also names its place.
+        """
+        start = "python" if ranks == 1 else f"deepspeed --num_gpus {ranks}"
+        training = self.saved_config().get("training", {})
+        place = []
+        if Path(training.get("output_dir", ""), training.get("name", "")).resolve() != self.path.resolve():
+            place = [f"training.output_dir={self.path.parent}", f"training.name={self.path.resolve().name}"]
+        return f"{start} train.py {shlex.join(['--config', str(self.config_file), *place, *arguments])}"
 
     def write_summary(self, values: dict[str, Any]) -> None:
         """Write ``summary.json``: ``values``, versions and the commit of the code."""

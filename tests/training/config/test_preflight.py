@@ -280,10 +280,11 @@ def test_resume_says_what_changes(tmp_path: Path):
     config = small_config(tmp_path)
     write_checkpoint(config)
     checkpoint = find_checkpoint(config, 2, 1)
-    assert describe_resume(checkpoint, ParallelLayout.of(config.model_dump(), 2, 1)) == "resuming from step_00000004"
+    folder = config.run_dir / "checkpoints" / "step_00000004"
+    assert describe_resume(checkpoint, ParallelLayout.of(config.model_dump(), 2, 1)) == f"going on from {folder}"
     other = small_config(tmp_path, parallel={"expert_parallel_size": 2}, training={"precision": "bf16"})
     assert describe_resume(checkpoint, ParallelLayout.of(other.model_dump(), 4, 3)) == (
-        "checkpoint step_00000004 was written at EP 1, world 2, ZeRO 1, fp32: resuming at EP 2, world 4, ZeRO 3, bf16"
+        f"going on from {folder}, which was written at EP 1, world 2, ZeRO 1, fp32, at EP 2, world 4, ZeRO 3, bf16"
     )
 
 

@@ -31,5 +31,24 @@ rm "$read_hosts"
 # Lets ssh notice within a minute that a host is gone: it would wait for ever, and pdsh and deepspeed with it.
 export PDSH_SSH_ARGS_APPEND="-o BatchMode=yes -o ConnectTimeout=30 -o ServerAliveInterval=15 -o ServerAliveCountMax=4\
  ${PDSH_SSH_ARGS_APPEND:-}"
-exec deepspeed --quiet --hostfile /proc/self/fd/9 --master_addr "${MASTER_ADDR:-${first_host##*@}}" \
+# Checked here, since deepspeed would answer with a stack trace, and would start a single remote host's ranks here.
+remote=(--force_multi)
+case "$hosts" in
+  *$'\n'*) ;;
+  "localhost slots="* | "127.0.0.1 slots="* | "$(hostname) slots="*) remote=() ;;
+esac
+if [ ${#remote[@]} -gt 0 ]; then
+  for program in ssh pdsh; do
+    if ! command -v "$program" >/dev/null; then
+      echo "error: $program is not installed here; on Debian and Ubuntu: apt-get install openssh-client pdsh" >&2
+      exit 2
+    fi
+  done
+  # shellcheck disable=SC2086
+  if ! answer=$(ssh $PDSH_SSH_ARGS_APPEND "$first_host" true 2>&1); then
+    echo "error: ssh does not reach $first_host of $hostfile without a password: ${answer##*$'\n'}" >&2
+    exit 1 # a host may come back
+  fi
+fi
+exec deepspeed --quiet --no_ssh_check "${remote[@]}" --hostfile /proc/self/fd/9 --master_addr "${MASTER_ADDR:-${first_host##*@}}" \
   --master_port "${MASTER_PORT:-29500}" "$project/train.py" "$@"

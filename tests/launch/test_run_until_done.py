@@ -94,7 +94,9 @@ def test_paths_are_those_of_the_folder_one_stands_in(tmp_path: Path):
     shutil.copy(ROOT / "common" / "hosts.py", project / "common")
     (project / "train.py").write_text("")
     (here / "hosts").write_bytes(b"\r\n# mine\r\nme@node-7 slots=2\r\n")
-    stub(bin_folder, "deepspeed", 'echo "$PWD $*"; cat "$3"; exit 75')
+    stub(bin_folder, "deepspeed", 'echo "$PWD $*"; cat /proc/self/fd/9; exit 75')
+    stub(bin_folder, "ssh", "true")
+    stub(bin_folder, "pdsh", "true")
     stub(bin_folder, "python", f'case "$*" in *hosts*) exec {sys.executable} "$@" ;; esac; echo "$PWD $*"; exit 75')
     environment = {"PATH": f"{bin_folder}:/usr/bin:/bin"}
 
@@ -110,7 +112,20 @@ def test_paths_are_those_of_the_folder_one_stands_in(tmp_path: Path):
         f"{here} {project}/train.py --config mine.yaml --restart"
     ]
     started = run(str(project / "launch" / "multi_node.sh"), "hosts", "--config", "mine.yaml")
-    assert started[0].startswith(f"{here} --quiet --hostfile ")
+    assert started[0].startswith(f"{here} --quiet --no_ssh_check --force_multi --hostfile ")
     assert started[0].endswith(f"--master_addr node-7 --master_port 29500 {project}/train.py --config mine.yaml")
     assert started[1:] == ["me@node-7 slots=2"]
+    (here / "local").write_text("localhost slots=1\n")
+    alone = run(str(project / "launch" / "multi_node.sh"), "local", "--config", "mine.yaml")
+    assert alone[0].startswith(f"{here} --quiet --no_ssh_check --hostfile ")
     assert run(restart, "bash", "launch/multi_node.sh", "hosts", "--config", "mine.yaml")[1:] == started[1:]
+
+    stub(bin_folder, "ssh", "echo 'Permission denied (publickey).' >&2; exit 255")
+    script = str(project / "launch" / "multi_node.sh")
+    refused = subprocess.run(
+        ["bash", script, "hosts", "--config", "mine.yaml"], cwd=here, env=environment, capture_output=True, text=True
+    )
+    assert refused.returncode == 1
+    assert refused.stderr == (
+        "error: ssh does not reach me@node-7 of hosts without a password: Permission denied (publickey).\n"
+    )

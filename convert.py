@@ -8,9 +8,12 @@ import argparse
 import os
 import sys
 
+from common.arguments import Parser
 from common.exit_codes import USER_ERROR
-from common.logs import configure_logging, get_logger
-from common.paths import path_argument
+from common.logs import get_logger
+from common.paths import check_can_write, path_argument, searched
+from common.program import begin, run
+from training.config.errors import ConfigError
 
 logger = get_logger("convert")
 
@@ -24,7 +27,7 @@ def positive(text: str) -> int:
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     export = commands.add_parser(
         "export", help="write a folder for Hugging Face's from_pretrained, which needs nothing of this project"
@@ -58,15 +61,29 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def check_folders(arguments: argparse.Namespace) -> None:
+    """Check what needs no torch. Raises ConfigError or ValueError."""
+    if not arguments.run.is_dir():
+        raise ConfigError(f"{arguments.run} holds no checkpoint: no such folder{searched(arguments.run)}")
+    if arguments.command == "reshard":
+        check_can_write(arguments.run / "checkpoints", "RUN")
+        return
+    if arguments.output.exists():
+        raise ConfigError(f"--output {arguments.output} exists: remove it, or name another folder")
+    check_can_write(arguments.output, "--output")
+
+
 def main() -> None:
     """Convert, and log what was written."""
-    configure_logging()
+    begin()
     arguments = parse_arguments()
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from training.checkpoint.reshard import reshard, resume_command
-    from training.export.export import DTYPES, export
-
     try:
+        check_folders(arguments)
+        logger.info("%s: importing torch", arguments.run)
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        from training.checkpoint.reshard import reshard, resume_command
+        from training.export.export import DTYPES, export
+
         if arguments.command == "export":
             dtype, options = DTYPES[arguments.dtype], {"routing": arguments.routing, "vocabulary": arguments.vocabulary}
             source, routing = export(arguments.run, arguments.output, dtype, **options)
@@ -81,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -12,12 +12,16 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+from common.arguments import Parser
 from common.exit_codes import STOPPED, USER_ERROR, RunError
-from common.logs import ALL_RANKS, configure_logging, get_logger
+from common.logs import ALL_RANKS, get_logger
+from common.paths import PLACE_ERRORS, check_can_write, path_text_argument, why
+from common.program import begin
 from data.sources.retry import DataError
+from training.config.checks import check_layout, give_advice
 from training.config.errors import ConfigError
 from training.config.help import describe_keys
-from training.config.run import load_config
+from training.config.run import RunConfig, load_config
 from training.config.training import TrainingConfig
 from training.inputs import prepare
 from training.run.distributed import initialize_distributed, leave, shut_down_distributed
@@ -36,15 +40,28 @@ logger = get_logger("train")
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line; ``key=value`` overrides are positional."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__, epilog="keys:\n" + describe_keys(), formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", required=True, help="YAML file of the run, such as configs/tiny.yaml")
+    parser.add_argument(
+        "--config",
+        action="once",
+        type=path_text_argument,
+        required=True,
+        help="YAML file of the run, such as configs/tiny.yaml",
+    )
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="continue from the newest checkpoint of the run")
     start.add_argument("--restart", action="store_true", help="as --resume; without a checkpoint, begin the run")
     start.add_argument("--is-done", action="store_true", help="do not train: exit with 0 if the run is done, else 1")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # added by the deepspeed launcher
+    start.add_argument(
+        "--check",
+        type=int,
+        metavar="RANKS",
+        help="do not train: check the config for this number of ranks; code 0 or 2",
+    )
+    # added by the deepspeed launcher and, with a dash, by torch.distributed.launch
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, such as training.steps=100")
     return parser.parse_intermixed_args()
 
@@ -98,6 +115,15 @@ def fail(error: Exception, process: Process, watchdog: Watchdog) -> NoReturn:
     leave(1)
 
 
+def check_folders(config: RunConfig) -> None:
+    """Check that the run can be written. Raises ValueError."""
+    folder = RunFolder(config.run_dir)
+    check_can_write(config.training.output_dir, "training.output_dir")
+    for path in (folder.path, folder.checkpoints, folder.tensorboard):
+        if path.exists():
+            check_can_write(path, "training.name")
+
+
 def main() -> None:
     """Check everything that can be checked, then train."""
     launcher_gone = watch_launcher()
@@ -109,16 +135,28 @@ def main() -> None:
         refuse(str(error), process, tell=waiting_ranks(process))
     except ConfigError as error:
         rank = likely_rank(os.environ)
-        configure_logging(rank)
+        begin(rank)
         refuse(str(error), Process(rank, rank, rank + 1, rank + 1))
-    configure_logging(process.rank)
-    arguments = parse_arguments()
+    begin(process.rank)
+    try:
+        arguments = parse_arguments()
+    except SystemExit as end:
+        if end.code and process.rank != 0:
+            time.sleep(WAIT_FOR_RANK_0_SECONDS)  # rank 0 reports it
+        raise
     if process.notice is not None:
         logger.warning(process.notice)
     try:
         config = load_config(arguments.config, arguments.overrides)
+        if arguments.check is not None:
+            check_layout(config, arguments.check)
+            return
         if arguments.is_done:
             sys.exit(not RunFolder(config.run_dir).is_done(config.training.steps))
+        check_folders(config)
+        for advice in give_advice(config):
+            logger.warning(advice)
+        logger.info("%s: checking the data", config.run_dir)
         resumes = (arguments.resume or arguments.restart) and config.run_dir.exists()
         # On restart wait longer: the previous process may still be exiting.
         patience = max(WAIT_SECONDS, config.training.timeout_seconds) if arguments.restart else WAIT_SECONDS
@@ -133,7 +171,12 @@ def main() -> None:
             lock = begin_run(config.run_dir, patience)
     except ValueError as error:
         refuse(str(error), process, tell=waiting_ranks(process))
+    except OSError as error:
+        if error.errno not in PLACE_ERRORS:
+            raise
+        refuse(why(error), process, tell=waiting_ranks(process))
     # From here on torch and DeepSpeed are imported, which takes seconds; nothing above needs them.
+    logger.info("importing torch and DeepSpeed")
     t = config.training
     try:
         store = meet(process, t.start_timeout_seconds)
@@ -149,6 +192,7 @@ def main() -> None:
         device = initialize_distributed(process, t.timeout_seconds, store)
         from training.trainer import Trainer
 
+        logger.info("building the model")
         trainer = Trainer(config, process, inputs, device, launcher_gone, watchdog)
         done = trainer.train()
     except (ConfigError, DataError) as error:

@@ -46,8 +46,13 @@ UserPath = Annotated[str, AfterValidator(expand)]
 
 def path_argument(text: str) -> Path:
     """Return a path of the command line; a ``type`` of argparse."""
+    return Path(path_text_argument(text))
+
+
+def path_text_argument(text: str) -> str:
+    """Return a path of the command line as text; a ``type`` of argparse."""
     try:
-        return Path(expand(text))
+        return expand(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text}: {error}") from None
 

@@ -17,8 +17,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from common.arguments import Parser
 from common.exit_codes import USER_ERROR
-from common.logs import configure_logging
+from common.paths import check_can_write, path_argument
+from common.program import run
 from data.preparation.build import prepare
 from data.preparation.command import training_command
 from data.preparation.recipe import DEFAULT_C4_DOCUMENTS, DEFAULT_VOCAB_SIZE, LICENCES, Recipe
@@ -27,10 +29,10 @@ from data.preparation.recipe import DEFAULT_C4_DOCUMENTS, DEFAULT_VOCAB_SIZE, LI
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse and check the command line. ``argparse`` reports a mistake in one line and exits with status 2."""
     description = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m data.prepare", description=description)
+    parser = Parser(prog="python -m data.prepare", description=description)
     add = parser.add_argument
     add("--source", choices=sorted(LICENCES), default="wikipedia", help="Source of the text (default: wikipedia).")
-    add("--out", type=Path, help="Dataset folder to write (default: runs/data/SOURCE).")
+    add("--out", type=path_argument, help="Dataset folder to write (default: runs/data/SOURCE).")
     add(
         "--files",
         nargs="+",
@@ -76,11 +78,13 @@ def find_mistake(options: argparse.Namespace) -> str | None:
         return f"--validation-fraction {options.validation_fraction} must be between 0 and 1"
     if options.seed < 0:
         return f"--seed {options.seed} must be at least 0"
-    for option, source in (("files", "files"), ("hub_dataset", "hub"), ("hub_revision", "hub")):
+    for option, source in (("files", "files"), ("hub_dataset", "hub"), ("hub_revision", "hub"), ("hub_config", "hub")):
         given = getattr(options, option) is not None
-        if given != (options.source == source):
+        if given != (options.source == source) and (given or option != "hub_config"):
             verb = "is only for" if given else "is needed with"
             return f"--{option.replace('_', '-')} {verb} --source {source}"
+    if options.text_column is not None and options.source not in ("files", "hub"):
+        return "--text-column is only for --source files or hub"
     if options.vocabulary is not None and options.vocab_size is not None:
         return "--vocabulary and --vocab-size exclude each other: a given vocabulary has its own size"
     return None
@@ -92,11 +96,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, or ``USER_ERROR`` after one line on stderr.
     """
-    configure_logging()
     options = parse_arguments(arguments)
     recipe = Recipe(**{field: getattr(options, field) for field in Recipe._fields})
     print(f"source: {recipe.origin}\nlicense: {recipe.text_license}", flush=True)
     try:
+        check_can_write(options.out, "--out")
         description, existed = prepare(recipe, options.out)
     except ValidationError as error:
         mistake = error.errors()[0]
@@ -133,4 +137,4 @@ def summarize(description: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

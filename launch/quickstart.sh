@@ -15,12 +15,16 @@ for argument in "$@"; do
     --c4) corpus=c4 ;;
     -h | --help) sed -n '2,6s/^# \{0,1\}//p' launch/quickstart.sh && exit 0 ;;
     training.name=*) name=${argument#training.name=} ;;
+    -*) echo "error: unknown option $argument; see bash launch/quickstart.sh --help" >&2 && exit 2 ;;
     *) overrides+=("$argument") ;;
   esac
 done
 
 # shellcheck source=launch/setup.sh
 source launch/setup.sh requirements.txt
+
+# a mistake is found before the text is prepared
+python train.py --config configs/tiny.yaml --check 2 "${overrides[@]}" ${name:+"training.name=$name"}
 
 data=runs/data/$corpus
 python -m data.prepare --source "$corpus" --out "$data" --vocab-size 1000
@@ -31,6 +35,7 @@ if [ -z "$name" ]; then # a finished run is never overwritten
     [ -e "runs/$name" ] || break
     name=tiny-$n
   done
+  [ "$name" = tiny ] || echo "runs/tiny exists, and is kept: this run is $name"
 fi
 
 # Two ranks on the CPU, even where there is a GPU, so that this runs on any machine.

@@ -4,12 +4,11 @@ python -m studies.z_loss_sweep --config configs/tiny.yaml --coefficients 0 1e-4 
 """
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from common.program import run
 from common.strict_json import finite_or_null, to_json
-from studies.plots import plot_sweep
 from studies.runner.options import (
     common_arguments,
     execute_plan,
@@ -78,7 +77,9 @@ def main() -> int:
         return report_user_error(error)
     if outcome is None:
         return 0
-    results = {c: [result for run, result in outcome if run.variant == f"c_z_{c:g}"] for c in coefficients}
+    from studies.plots import plot_sweep  # matplotlib takes seconds to import
+
+    results = {c: [result for planned, result in outcome if planned.variant == f"c_z_{c:g}"] for c in coefficients}
     table, out = format_sweep(results), arguments.out
     (out / "table.md").write_text(table, encoding="utf-8")
     (out / "table.json").write_text(to_json(finite_or_null(to_rows(results)), indent=2) + "\n", encoding="utf-8")
@@ -88,4 +89,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

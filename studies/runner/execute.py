@@ -44,6 +44,13 @@ def run_locally(runs: list[Run], launcher: Local, minutes: float | None) -> None
     total, done = len(runs), len(runs) - len(waiting)
     if done:
         print(f"already finished: {done} of {counted(total, 'run')}", flush=True)
+    if waiting:
+        together = min(launcher.jobs, len(waiting))
+        print(
+            f"training {len(waiting)} of {counted(total, 'run')}, {together} at a time, with "
+            f"{counted(launcher.ranks, 'rank')} each; logs in {runs[0].log.parent}",
+            flush=True,
+        )
     began = time.monotonic()
     seconds: list[float] = []
     jobs: list[Job] = []
@@ -53,6 +60,7 @@ def run_locally(runs: list[Run], launcher: Local, minutes: float | None) -> None
             while waiting and in_time and len(jobs) < launcher.jobs:
                 slot = min(set(range(launcher.jobs)) - {job.slot for job in jobs})
                 jobs.append(_start(waiting.popleft(), slot, launcher))
+                print(f"started {jobs[-1].run.name}, logging to {jobs[-1].run.log}", flush=True)
             if not jobs:
                 break
             time.sleep(POLL_SECONDS)

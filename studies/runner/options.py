@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from common.arguments import Parser
 from common.exit_codes import USER_ERROR
+from common.paths import check_can_write, path_argument, path_text_argument
 from common.text import counted
 from studies.runner.execute import alone_in, run_locally, submit
 from studies.runner.launcher import Local, Slurm
@@ -21,7 +21,7 @@ from training.config.run import RunConfig, load_config
 DEFAULT_STEPS = 250
 
 
-def make_parser(name: str, description: str, out: str) -> argparse.ArgumentParser:
+def make_parser(name: str, description: str, out: str) -> Parser:
     """Make a parser with the options that every study has.
 
     Args:
@@ -29,16 +29,21 @@ def make_parser(name: str, description: str, out: str) -> argparse.ArgumentParse
         description: text of ``--help``.
         out: default of ``--out``.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"python -m {name}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--config", default="configs/tiny.yaml", help="base configuration of all runs (%(default)s)")
+    add(
+        "--config",
+        type=path_text_argument,
+        default="configs/tiny.yaml",
+        help="base configuration of all runs (%(default)s)",
+    )
     add("--steps", type=int, default=DEFAULT_STEPS, help="steps of each run; a decay ends there (%(default)s)")
-    add("--out", type=Path, default=Path(out), help="folder for the runs and the results (%(default)s)")
+    add("--out", type=path_argument, default=Path(out), help="folder for the runs and the results (%(default)s)")
     add(
         "--launcher", choices=("local", "slurm"), default="local", help="this machine, or one job per run (%(default)s)"
     )
@@ -72,11 +77,17 @@ def make_launcher(arguments: argparse.Namespace) -> Local | Slurm:
     """Make the launcher that the options describe.
 
     Raises:
-        ConfigError: an option is out of range, or the runs need more GPUs than there are.
+        ConfigError: an option is out of range, a mistake in the configuration or ``--out``, or the runs need more GPUs
+            than there are.
     """
     positive(arguments, "steps", "ranks", "jobs", "nodes", "gpus_per_node")
     if arguments.launcher == "slurm":
         return Slurm(arguments.nodes, arguments.gpus_per_node, arguments.time, tuple(arguments.sbatch))
+    # the configuration first: torch takes seconds to import
+    check_can_write(arguments.out, "--out")
+    load_config(arguments.config, arguments.overrides)
+    import torch
+
     gpus, ranks = torch.cuda.device_count(), arguments.ranks
     jobs = arguments.jobs or (max(1, gpus // ranks) if gpus else 2)
     if gpus and jobs * ranks > gpus:

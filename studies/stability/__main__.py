@@ -1,8 +1,7 @@
 """Entry point of ``python -m studies.stability``; see ``study``."""
 
-import sys
-
+from common.program import run
 from studies.stability.study import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -7,11 +7,10 @@ Finished runs are kept: after an interruption the same command continues and giv
 """
 
 import argparse
-import sys
 from typing import Any
 
+from common.program import run
 from common.strict_json import finite_or_null, to_json
-from studies.plots import plot_curves, plot_quality_against_stability
 from studies.runner.options import (
     common_arguments,
     execute_plan,
@@ -74,7 +73,9 @@ def main() -> int:
         return report_user_error(error)
     if outcome is None:
         return 0
-    runs, results = [run for run, _ in outcome], [result for _, result in outcome]
+    from studies.plots import plot_curves, plot_quality_against_stability  # matplotlib takes seconds to import
+
+    runs, results = [planned for planned, _ in outcome], [result for _, result in outcome]
     tables, out = format_tables(results), arguments.out
     (out / "table.md").write_text(tables, encoding="utf-8")
     (out / "table.json").write_text(to_json(finite_or_null(to_rows(results)), indent=2) + "\n", encoding="utf-8")
@@ -86,4 +87,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

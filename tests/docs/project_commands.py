@@ -33,6 +33,9 @@ def check_train(page: Page, arguments: list[str], layouts: Sequence[tuple[int, i
     if options is None:
         return
     config = load_config(page.config_file(options.config), options.overrides)
+    if options.check is not None:
+        check_layout(config, options.check)
+        return
     for ranks, ranks_of_host in layouts:
         try:
             check_layout(config, ranks)
@@ -187,10 +190,11 @@ def check_quickstart(page: Page, arguments: list[str]) -> None:
         "$data": f"runs/data/{corpus}", "$port": "29500",
     }  # fmt: skip
     script = (page.root / "launch" / "quickstart.sh").read_text(encoding="utf-8").replace("\\\n", " ")
-    commands = [line for line in script.splitlines() if line.startswith(("deepspeed ", "python -m "))]
+    commands = [line for line in script.splitlines() if line.startswith(("deepspeed ", "python "))]
     require(any("train.py" in command for command in commands), "cannot be checked: quickstart.sh trains nothing")
     for command in commands:
         command = re.sub(r"\$\(python -m common\.ports\)", "29500", command)
+        command = re.sub(r"\$\{name:\+([^}]*)\}", r"\1" if names else "", command)
         for name, value in values.items():
             command = command.replace(name, value)
         if "$" in command:

@@ -74,7 +74,7 @@ def test_good_commands_are_found_and_pass(tmp_path: Path):
         ("bash launch/multi_node.sh launch/hostfile.example --config configs/tiny.yaml", "on 16 ranks"),
         ("bash launch/multi_node.sh launch/hosts --config configs/small.yaml", "launch/hosts: no such file"),
         ("bash launch/quick.sh", "launch/quick.sh: no such file"),
-        ("bash launch/quickstart.sh training.micro_batch_size=16", "on 2 ranks"),
+        ("bash launch/quickstart.sh training.micro_batch_size=16", "world size = 16 x 2"),
         ("bash launch/test.sh tests/nowhere", "no such file"),
         ("python -m data.prepare --source wikipedia", "8000 pieces and 100 sentinels do not fit"),
         ("python -m data.prepare --source hub", "--hub-dataset is needed"),

@@ -9,6 +9,21 @@ from training.config.deepspeed import accumulation_steps, read_deepspeed_file, z
 from training.config.errors import ConfigError
 from training.config.run import RunConfig
 
+# Output heads of other sizes fit the tiles of matrix multiplications on GPUs badly; T5 pads to it, too.
+VOCABULARY_MULTIPLE = 128
+
+
+def give_advice(config: RunConfig) -> list[str]:
+    """Return a line for each setting that works, but is hardly what was meant."""
+    rows = config.architecture().vocab_size
+    if rows % VOCABULARY_MULTIPLE == 0:
+        return []
+    padded = -(-rows // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    return [
+        f"model.vocab_size = {rows} is not a multiple of {VOCABULARY_MULTIPLE}: GPUs multiply by it more slowly; "
+        f"{padded} adds rows that no token uses"
+    ]
+
 
 def check_expert_parallel(config: RunConfig, world_size: int) -> None:
     """Check that experts can be spread over the ranks. Raises ConfigError."""

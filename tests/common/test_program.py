@@ -1,0 +1,119 @@
+"""How programs begin and end, in processes of their own: their streams and environment are what is looked at."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.project import ROOT
+
+MAIN = """
+import os, sys
+from common.program import run
+from common.logs import get_logger
+def main():
+    {body}
+run(main)
+"""
+
+
+def program(body: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
+    code = MAIN.format(body=body)
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=kept | environment, capture_output=True)
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_an_ascii_terminal_gets_ascii(stream: str):
+    result = program(f"print('a → b … ±1 ² ü', file=sys.{stream})", PYTHONIOENCODING="ascii")
+    assert result.returncode == 0
+    assert getattr(result, stream) == b"a -> b ... +-1 ^2 ?\n"
+    result = program(f"print('a → ü', file=sys.{stream})", PYTHONIOENCODING="utf-8")
+    assert getattr(result, stream).decode() == "a → ü\n"
+
+
+def test_log_lines_reach_an_ascii_terminal():
+    result = program("get_logger('x').info('a → b')", PYTHONIOENCODING="ascii")
+    assert (result.stdout, result.stderr) == (b"a -> b\n", b"")
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "error"),
+    [
+        ("return 5", 5, ""),
+        ("return None", 0, ""),
+        ("open('/no/such/file')", 2, "error: No such file or directory: /no/such/file\n"),
+        ("os.mkdir('pyproject.toml/x')", 2, "error: Not a directory: pyproject.toml/x\n"),
+        ("raise OSError(28, 'No space left on device', '/full')", 2, "error: No space left on device: /full\n"),
+        ("raise KeyboardInterrupt", 130, ""),
+        ("raise BrokenPipeError", 0, ""),
+    ],
+)
+def test_ends(body: str, code: int, error: str):
+    result = program(body)
+    assert (result.returncode, result.stderr.decode()) == (code, error)
+
+
+def test_a_fault_of_the_program_keeps_its_traceback():
+    for body in ("raise OSError(5, 'Input/output error')", "1 / 0", "''.encode(None)"):
+        result = program(body)
+        assert result.returncode == 1
+        assert b"Traceback" in result.stderr
+
+
+def test_threads_wait_passively_unless_the_user_says_otherwise():
+    body = "print(os.environ.get('OMP_WAIT_POLICY'))"
+    assert program(body).stdout == b"PASSIVE\n"
+    assert program(body, OMP_WAIT_POLICY="ACTIVE").stdout == b"ACTIVE\n"
+    assert program(body, GOMP_SPINCOUNT="100").stdout == b"None\n"
+    assert program(body, KMP_BLOCKTIME="1").stdout == b"None\n"
+
+
+USERS_PROGRAMS = ("train.py", "convert.py", "data/prepare.py", "studies/z_loss_sweep.py")
+
+
+@pytest.mark.parametrize("file", USERS_PROGRAMS)
+def test_users_programs_begin_alike(file: str):
+    text = (ROOT / file).read_text(encoding="utf-8")
+    assert "from common.program import" in text
+    assert "argparse.ArgumentParser(" not in text
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["train.py"], ["convert.py"], ["-m", "data.prepare"], ["-m", "studies.stability"], ["-m", "studies.z_loss_sweep"]],
+)
+def test_help_and_mistakes_come_at_once_on_any_terminal(command: list[str]):
+    """Imports of torch and the like take seconds on a good day, minutes on a cold file system."""
+    look = (
+        "import sys, runpy; sys.argv = sys.argv[1:]\ntry: {run}\nfinally: print(*{heavy} & sys.modules.keys(), "
+        "file=sys.stderr)"
+    )
+    run = f"runpy.run_module({command[-1]!r}, run_name='__main__', alter_sys=True)"
+    if command[0] != "-m":
+        run = f"runpy.run_path({command[0]!r}, run_name='__main__')"
+    heavy = "{'torch', 'transformers', 'deepspeed', 'datasets', 'matplotlib', 'tensorboard'}"
+    code = look.format(run=run, heavy=heavy)
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
+    for arguments, status in (["--help"], 0), (["--confg", "x"], 2):
+        result = subprocess.run(
+            [sys.executable, "-c", code, command[-1], *arguments],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == status, result.stderr
+        *errors, found = result.stderr.splitlines()
+        assert found == "", found
+        assert len(errors) == (status > 0), errors
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path: Path):
+    script = "python convert.py --help | head -n 1; echo ${PIPESTATUS[0]}"
+    result = subprocess.run(
+        ["bash", "-c", script.replace("python", sys.executable)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (result.stdout.splitlines()[-1], result.stderr) == ("0", "")

@@ -1,0 +1,75 @@
+"""What train.py says at its start: a user's mistake in one line with code 2, and what it is doing."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from common.project import ROOT
+from tests.support.launch import python, train
+from tests.support.small import small_config
+
+
+@pytest.fixture
+def config(corpus: dict[str, Any], tmp_path: Path) -> Path:
+    """Of a run of one step."""
+    once = {"steps": 1, "eval_every": 1, "save_every": 1, "eval_examples": 8}
+    values = small_config(tmp_path, data=corpus, training=once).model_dump()
+    file = tmp_path / "config.yaml"
+    OmegaConf.save(OmegaConf.create(values), file)
+    return file
+
+
+def refused(config: Path, *arguments: str, ranks: int = 1) -> str:
+    """Return the line that a run is refused with."""
+    result = train(config, *arguments, ranks=ranks)
+    assert result.returncode == 2, result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: "), line
+    return line
+
+
+def test_folders_that_cannot_be_written(config: Path, tmp_path: Path):
+    (tmp_path / "file").touch()
+    below = refused(config, f"training.output_dir={tmp_path}/file/runs")
+    assert f"training.output_dir = {tmp_path}/file/runs: {tmp_path}/file is no folder" in below
+    assert "/proc/x" in refused(config, "training.output_dir=/proc/x")  # what can be found out by trying alone
+    (tmp_path / "runs" / "small").mkdir(parents=True)
+    (tmp_path / "runs" / "small" / "tensorboard").touch()
+    assert "training.name = " in refused(config)
+    assert sorted(path.name for path in (tmp_path / "runs" / "small").iterdir()) == ["tensorboard"]
+
+
+def test_a_mistake_is_reported_once_by_all_ranks(config: Path):
+    assert "given twice" in refused(config, "--config", str(config), ranks=2)
+    assert "did you mean --resume?" in refused(config, "--resum-e", ranks=2)
+    assert "did you mean training.steps?" in refused(config, "training.stepz=5", ranks=2)
+
+
+def test_the_stages_of_a_start_and_a_rank_given_with_a_dash(config: Path):
+    """``python -m torch.distributed.launch`` passes ``--local-rank``, deepspeed ``--local_rank``."""
+    result = train(config, "--local-rank=0", "model.vocab_size=300")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    stages = ["checking the data", "importing torch and DeepSpeed", "building the model", "parameters"]
+    assert [stage for stage, line in zip(stages, lines, strict=False) if stage not in line] == [], lines
+    assert "warning: model.vocab_size = 300 is not a multiple of 128" in result.stderr
+    assert "384" in result.stderr
+
+
+def test_a_config_can_be_checked_alone(config: Path, tmp_path: Path):
+    for arguments, code, words in (
+        (["--check", "2"], 0, ""),
+        (["--check", "3"], 2, "training.global_batch_size = 8"),
+        (["--check", "2", "training.stepz=1"], 2, "did you mean training.steps?"),
+    ):
+        result = python("train.py", "--config", str(config), *arguments)
+        assert (result.returncode, result.stdout) == (code, "")
+        assert words in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_quickstart_refuses_a_misspelt_key_before_it_prepares_text():
+    script = (ROOT / "launch" / "quickstart.sh").read_text(encoding="utf-8")
+    assert 0 < script.index("--check 2") < script.index("data.prepare")

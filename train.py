@@ -131,7 +131,7 @@ def main() -> None:
         process = Process.from_environment()
     except LaunchError as error:  # the other ranks may find nothing wrong
         process = Process.of(error.around)
-        configure_logging(process.rank)
+        begin(process.rank)
         refuse(str(error), process, tell=waiting_ranks(process))
     except ConfigError as error:
         rank = likely_rank(os.environ)

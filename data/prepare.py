@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from common.arguments import Parser
 from common.exit_codes import USER_ERROR
-from common.paths import check_can_write, path_argument
+from common.paths import check_can_write, path_argument, path_text_argument
 from common.program import run
 from data.preparation.build import prepare
 from data.preparation.command import training_command
@@ -44,7 +44,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--hub-revision", help="Source hub: git commit of the dataset, 40 digits.")
     add("--text-column", help="JSON key or column that holds the text (default: text).")
     add("--license", help="License of the text, for dataset.json and the card of an exported model.")
-    add("--vocabulary", help="Folder with a spiece.model to use, e.g. T5's, instead of training one.")
+    add(
+        "--vocabulary",
+        type=path_text_argument,
+        help="Folder with a spiece.model to use, e.g. T5's, instead of training one.",
+    )
     add(
         "--vocab-size",
         type=int,
@@ -111,8 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{options.out}: {'already there' if existed else 'created'}: {summarize(description)}")
     if "first_sentinel_id" in description:
         print(
-            f"train on it, here with a small model in one process; another config needs the same data.… and "
-            f"model.vocab_size:\n{training_command(options.out, description)}"
+            "train on it, here a small model in one process; another config needs the same model.vocab_size and data keys:\n"
+            f"{training_command(options.out, description)}"
         )
     return 0
 

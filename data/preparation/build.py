@@ -117,6 +117,8 @@ def build(recipe: Recipe, work: Path) -> dict[str, Any]:
     Raises:
         ValueError: the source cannot be read, or the recipe does not suit its documents.
     """
+    if recipe.vocabulary is not None:
+        Tokenizer(recipe.vocabulary, setting="--vocabulary")  # checked before anything is fetched
     skipped: dict[str, int] = {}
     if recipe.source == "wikipedia":
         fetched = wikipedia_documents()[: recipe.documents]
@@ -206,9 +208,8 @@ def make_vocabulary(recipe: Recipe, texts: Sequence[str], folder: Path) -> Token
         ValueError: the vocabulary cannot be trained, or the given one is not valid; see ``Tokenizer``.
     """
     if recipe.vocabulary is not None:
-        given = Tokenizer(recipe.vocabulary, setting="--vocabulary")  # checked before it is copied
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(given.folder / MODEL_FILE, folder / MODEL_FILE)
+        shutil.copyfile(Path(recipe.vocabulary) / MODEL_FILE, folder / MODEL_FILE)
     elif not (folder / MODEL_FILE).exists():
         sample = _sample(texts)
         size = f"{sum(map(len, sample)):,} characters of {len(sample):,} documents"

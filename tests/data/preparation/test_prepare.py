@@ -192,7 +192,9 @@ def test_a_given_vocabulary_is_used_unchanged(
     (tmp_path / "broken/spiece.model").write_bytes(b"no model")
     options[-1] = str(tmp_path / "broken")
     assert prepare.main([*options, "--out", str(tmp_path / "other")]) == 2
-    assert "is not a SentencePiece model" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"--vocabulary = '{tmp_path / 'broken'}'" in error and "is not a SentencePiece model" in error
+    assert len(pip) == 1, "text was fetched before the vocabulary was checked"
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{options.out}: {'already there' if existed else 'created'}: {summarize(description)}")
     if "first_sentinel_id" in description:
         print(
-            "train on it, here a small model in one process; another config needs the same model.vocab_size and data keys:\n"
+            "train on it, here a small model in one process; model.vocab_size and the data keys fit any config:\n"
             f"{training_command(options.out, description)}"
         )
     return 0

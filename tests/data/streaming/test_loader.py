@@ -114,7 +114,7 @@ def test_a_stream_without_text_is_an_error(tmp_path: Path, make_loader: MakeLoad
     loader = make_loader(train_files=pattern, num_streams=2, batch_size=2)
     with pytest.raises(
         ValueError,
-        match=r"part-00001\.json\.gz\) hold no text \(bad rows: 1 blank_line, 1 malformed_json\): each line must",
+        match=r"part-00001\.json\.gz\) holds no text \(bad rows: 1 blank_line, 1 malformed_json\): each line must",
     ) as caught:
         loader.next_batch()
     assert "\n" not in str(caught.value)
@@ -125,7 +125,7 @@ def test_text_without_tokens_is_an_error_too(
 ) -> None:
     assert len(tokenizer.encode_batch(["\u200b"])[0]) == 0
     loader = make_loader(train_files=write_shards(tmp_path, [["\u200b"] * 7]), num_streams=1)
-    with pytest.raises(ValueError, match="hold no text"):
+    with pytest.raises(ValueError, match="holds no text"):
         loader.next_batch()
 
 

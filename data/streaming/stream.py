@@ -210,14 +210,14 @@ class ExampleStream:
         if self._chunks_before == 0:
             source = self._corpus.source
             bad = {kind.value: self._counts[kind.value] for kind in BadRow if self._counts[kind.value]}
-            kinds = ", ".join(f"{count} {kind}" for kind, count in bad.items())
+            kinds = "bad rows: " + ", ".join(f"{count} {kind}" for kind, count in bad.items()) if bad else "no rows"
             shards = sorted(self._corpus.shard_order(self._stream, self._start.epoch))
             several = len(shards) > 1
             others = f" and the other shards of stream {self._stream} ({len(shards) - 1})" if several else ""
             verb = "hold" if several else "holds"
             advice = advise(bad, key_beside(source.key, "text_column")) or "remove empty files"
             raise DataError(
-                f"{source.describe(shards[0])}{others} {verb} no text ({f'bad rows: {kinds}' if kinds else 'no rows'}): "
+                f"{source.describe(shards[0])}{others} {verb} no text ({kinds}): "
                 f"{advice}; each of the {self._corpus.num_streams} streams (data.num_streams) needs text of its own"
             )
 

@@ -28,7 +28,7 @@ ENTRIES = ("train", "convert", "benchmarks")
 # which are free of circles as all modules are.
 PACKAGES: dict[str, tuple[str, ...]] = {
     "data": ("sources", "objectives", "streaming", "preparation"),
-    "model": ("standalone", "layers", "moe"),
+    "model": ("standalone", "kernels", "layers", "moe"),
     "optim": ("moments",),
     "training": (
         "config",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.config import StMoeConfig
+from model.layers.geglu import gelu
 from model.layers.precision import to_matmul_dtype
 from model.layers.products import geglu, is_cast
 
@@ -38,11 +39,6 @@ def make_hidden_bias(config: StMoeConfig, *leading: int) -> HiddenBias | None:
     if config.feed_forward_bias == "none":
         return None
     return HiddenBias((*leading, config.d_ff), config.feed_forward_bias)
-
-
-def gelu(x: Tensor) -> Tensor:
-    """Apply GELU in its tanh approximation, as T5.1.1 and the paper's code do."""
-    return functional.gelu(x, approximate="tanh")
 
 
 class FeedForward(nn.Module):

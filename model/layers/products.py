@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from model.layers.geglu import differentiate, hidden_of
 from model.layers.precision import matmul_dtype
 
 
@@ -78,24 +79,6 @@ def project(x: Tensor, low: Tensor, cast_Nd: Tensor, modules: Sequence[nn.Linear
     return _Project.apply(x, low.detach(), cast_Nd, *(module.weight for module in modules))
 
 
-def geglu_backward(
-    first: Tensor, second: Tensor, gate: Tensor, grad_hidden: Tensor, grad_first: Tensor, grad_second: Tensor
-) -> None:
-    """Differentiate ``gelu(first) * second``; ``grad_hidden`` is overwritten.
-
-    Args:
-        first: product with W_in.
-        second: product with W_gate.
-        gate: ``gelu(first)``.
-        grad_hidden: gradient with respect to the result.
-        grad_first: output, the gradient with respect to ``first``; may be ``grad_hidden`` itself.
-        grad_second: output, the gradient with respect to ``second``; may share the memory of ``gate``.
-    """
-    torch.mul(gate, grad_hidden, out=grad_second)
-    grad_hidden.mul_(second)
-    torch.ops.aten.gelu_backward.grad_input(grad_hidden, first, approximate="tanh", grad_input=grad_first)
-
-
 Matrices = tuple[Tensor, Tensor, Tensor]
 
 
@@ -107,7 +90,7 @@ class _Geglu(torch.autograd.Function):
         casts = cast_together(((w_in, w_gate), (w_out,)), low.dtype)
         both = low @ casts[0].mT
         first, second = both.chunk(2, dim=-1)
-        hidden = torch.nn.functional.gelu(first, approximate="tanh").mul_(second)
+        hidden = hidden_of(first, second)
         ctx.save_for_backward(low, both, hidden, *(casts if keep else (w_in, w_gate, w_out)))
         ctx.keep, ctx.dtypes = keep, (x.dtype, w_in.dtype)
         return hidden @ casts[1].mT
@@ -124,8 +107,7 @@ class _Geglu(torch.autograd.Function):
         first, second = both.chunk(2, dim=-1)
         grad_both = torch.empty_like(both)
         grad_first, grad_second = grad_both.chunk(2, dim=-1)
-        gate = torch.nn.functional.gelu(first, approximate="tanh")
-        geglu_backward(first, second, gate, grad @ cast_out, grad_first, grad_second)
+        differentiate(first, second, grad @ cast_out, grad_first, grad_second)
         grad_w_out = product(grad.mT, hidden, of_weights)
         grad_w_both = product(grad_both.mT, low, of_weights)
         grad_x = product(grad_both, cast_both, of_input) if ctx.needs_input_grad[0] else None

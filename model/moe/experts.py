@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.config import StMoeConfig
-from model.layers.feed_forward import gelu, make_hidden_bias
+from model.layers.feed_forward import make_hidden_bias
+from model.layers.geglu import gelu
 from model.moe.grouped_geglu import ReusedMemory, can_group, geglu_grouped, geglu_per_expert
 
 Weights = tuple[Tensor, Tensor, Tensor]
@@ -33,6 +34,7 @@ class Experts(nn.Module):
         self.w3 = nn.Parameter(torch.empty(num_local, inner, d))
         # The vectors of all experts on every rank: num_experts x F numbers, replicated like a dense parameter.
         self.hidden_bias = make_hidden_bias(config, config.num_experts)
+        self.keep_casts = True  # from the forward to the backward pass, where weights are cast for grouped products
         self.gradient_memory = tuple(ReusedMemory() for _ in range(3))
 
     def forward(self, rows_Rd: Tensor, counts_E: Tensor | None = None) -> Tensor:
@@ -51,7 +53,7 @@ class Experts(nn.Module):
         """Run the consecutive experts with ``weights``, starting at the local expert ``first``; see ``forward``."""
         rows, experts, plain = len(rows_Rd), len(weights[0]), self.gated and self.hidden_bias is None
         if plain and can_group(rows_Rd, weights[0]):
-            return geglu_grouped(rows_Rd, counts_E, *weights)
+            return geglu_grouped(rows_Rd, counts_E, *weights, keep=self.keep_casts)
         counts = [rows // experts] * experts if counts_E is None else counts_E.tolist()
         if plain:
             return geglu_per_expert(rows_Rd, counts, *weights, self.gradient_memory)

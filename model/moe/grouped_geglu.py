@@ -8,6 +8,7 @@ Shape suffixes: E = experts, R = rows of all of them, r = rows of one, d = d_mod
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.nn.functional import grouped_mm
+
+from model.layers.geglu import differentiate, gelu, hidden_of
+from model.layers.products import cast_together
 
 GROUPED_ALIGNMENT = 8  # bf16 elements in 16 bytes, to which grouped_mm aligns rows
 
@@ -43,29 +47,6 @@ class ReusedMemory:
         return type(self), ()  # a copy starts without memory
 
 
-def _gelu(first: Tensor, out: Tensor) -> Tensor:
-    return torch.ops.aten.gelu.out(first, approximate="tanh", out=out)
-
-
-def _geglu_backward(
-    first: Tensor, second: Tensor, gate: Tensor, grad_hidden: Tensor, hidden: Tensor, grad_second: Tensor
-) -> Tensor:
-    """Return the gradient with respect to ``first``; it overwrites ``grad_hidden``.
-
-    Args:
-        first: product with W_in.
-        second: product with W_gate.
-        gate: ``gelu(first)``.
-        grad_hidden: gradient with respect to ``gate * second``.
-        hidden: output, ``gate * second``.
-        grad_second: output, the gradient with respect to ``second``; may share the memory of ``gate``.
-    """
-    torch.mul(gate, second, out=hidden)
-    torch.mul(gate, grad_hidden, out=grad_second)
-    grad_hidden.mul_(second)
-    return torch.ops.aten.gelu_backward.grad_input(grad_hidden, first, approximate="tanh", grad_input=grad_hidden)
-
-
 class _PerExpert(torch.autograd.Function):
     """Loop over the experts, so that an expert's activations stay in the cache from one product to the next."""
 
@@ -87,7 +68,7 @@ class _PerExpert(torch.autograd.Function):
         for rows_rd, y_rd, *weights in zip(*parts, strict=True):
             w1_Fd, w2_dF, w3_Fd = (w.to(rows_Rd.dtype) for w in weights)
             first_rF, second_rF = rows_rd @ w1_Fd.mT, rows_rd @ w3_Fd.mT
-            gate_rF = _gelu(first_rF, out=torch.empty_like(first_rF))
+            gate_rF = gelu(first_rF)
             hidden_rF = torch.mul(gate_rF, second_rF, out=scratch[: len(rows_rd)])
             torch.mm(hidden_rF, w2_dF.mT, out=y_rd)
             if differentiable:
@@ -111,7 +92,10 @@ class _PerExpert(torch.autograd.Function):
             w1_Fd, w2_dF, w3_Fd = (w.to(rows_Rd.dtype) for w in (w1, w2, w3))
             hidden_rF, grad_hidden_rF, grad_second_rF = scratch[:, : len(rows_rd)]
             torch.mm(grad_y_rd, w2_dF, out=grad_hidden_rF)
-            grad_first_rF = _geglu_backward(first_rF, second_rF, gate_rF, grad_hidden_rF, hidden_rF, grad_second_rF)
+            grad_first_rF = grad_hidden_rF
+            differentiate(
+                first_rF, second_rF, grad_hidden_rF, grad_first_rF, grad_second_rF, hidden=hidden_rF, gate=gate_rF
+            )
             pairs = ((grad_first_rF, rows_rd), (grad_y_rd, hidden_rF), (grad_second_rF, rows_rd))
             for grad, (left, right) in zip(grad_w, pairs, strict=True):
                 if grad.dtype == left.dtype:
@@ -123,32 +107,59 @@ class _PerExpert(torch.autograd.Function):
 
 
 class _Grouped(torch.autograd.Function):
-    """Three grouped matrix products in the forward and six in the backward pass, for any number of experts."""
+    """Three grouped matrix products in the forward and six in the backward pass, for any number of experts.
+
+    Weights that must be cast are cast together, W_in and W_gate as one matrix: two products forward, four backward.
+    """
 
     @staticmethod
-    def forward(ctx: Any, rows_Rd: Tensor, w1_EFd: Tensor, w2_EdF: Tensor, w3_EFd: Tensor, ends_E: Tensor) -> Tensor:
-        w1, w2, w3 = (w.to(rows_Rd.dtype) for w in (w1_EFd, w2_EdF, w3_EFd))
-        first_RF, second_RF = (grouped_mm(rows_Rd, w.mT, offs=ends_E) for w in (w1, w3))
-        ctx.save_for_backward(rows_Rd, w1_EFd, w2_EdF, w3_EFd, ends_E, first_RF, second_RF)
-        hidden_RF = _gelu(first_RF, out=torch.empty_like(first_RF)).mul_(second_RF)
-        return grouped_mm(hidden_RF, w2.mT, offs=ends_E)
+    def forward(
+        ctx: Any, rows_Rd: Tensor, w1_EFd: Tensor, w2_EdF: Tensor, w3_EFd: Tensor, ends_E: Tensor, keep: bool
+    ) -> Tensor:
+        stacks = (w1_EFd, w2_EdF, w3_EFd)
+        *into, w2 = _matrices(stacks, rows_Rd.dtype)
+        products = [grouped_mm(rows_Rd, w.mT, offs=ends_E) for w in into]
+        ctx.cast = w2 is not w2_EdF
+        kept = (*into, w2) if keep and ctx.cast else stacks
+        ctx.save_for_backward(rows_Rd, ends_E, *products, *kept)
+        ctx.count, ctx.kept, ctx.dtypes = len(products), keep and ctx.cast, [w.dtype for w in stacks]
+        return grouped_mm(hidden_of(*_halves(products)), w2.mT, offs=ends_E)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y_Rd: Tensor) -> tuple[Tensor | None, ...]:
-        rows_Rd, *stacks, ends_E, first_RF, second_RF = ctx.saved_tensors
-        w1, w2, w3 = (w.to(rows_Rd.dtype) for w in stacks)
+        rows_Rd, ends_E, *rest = ctx.saved_tensors
+        products, matrices = rest[: ctx.count], rest[ctx.count :]
+        *into, w2 = matrices if ctx.kept else _matrices(matrices, rows_Rd.dtype)
         grad_y_Rd = grad_y_Rd.contiguous()
         grad_hidden_RF = grouped_mm(grad_y_Rd, w2, offs=ends_E)
-        # Recompute the GELU: on a GPU memory is scarcer than time.
-        gate_RF, hidden_RF = _gelu(first_RF, out=torch.empty_like(first_RF)), torch.empty_like(first_RF)
-        grad_first_RF = _geglu_backward(first_RF, second_RF, gate_RF, grad_hidden_RF, hidden_RF, gate_RF)
-        grad_second_RF = gate_RF
-        pairs = ((grad_first_RF, rows_Rd), (grad_y_Rd, hidden_RF), (grad_second_RF, rows_Rd))
-        grads = [grouped_mm(left.mT, right, offs=ends_E) for left, right in pairs]
-        grad_rows_Rd = grouped_mm(grad_first_RF, w1, offs=ends_E)
-        grad_rows_Rd += grouped_mm(grad_second_RF, w3, offs=ends_E)
-        return grad_rows_Rd, *(g.to(w.dtype) for g, w in zip(grads, stacks, strict=True)), None
+        # Recompute the hidden activation: on a GPU memory is scarcer than time.
+        hidden_RF = torch.empty_like(grad_hidden_RF)
+        grads = [torch.empty_like(product) for product in products]
+        (first_RF, second_RF), of_both = _halves(products), _halves(grads)
+        differentiate(first_RF, second_RF, grad_hidden_RF, *of_both, hidden=hidden_RF)
+        grad_w2 = grouped_mm(grad_y_Rd.mT, hidden_RF, offs=ends_E)
+        grad_into = [grouped_mm(grad.mT, rows_Rd, offs=ends_E) for grad in grads]
+        grad_w1, grad_w3 = grad_into if len(grad_into) == 2 else grad_into[0].chunk(2, dim=1)
+        grad_rows_Rd = grouped_mm(grads[0], into[0], offs=ends_E)
+        if len(grads) == 2:
+            grad_rows_Rd += grouped_mm(grads[1], into[1], offs=ends_E)
+        of_weights = (g.to(dtype) for g, dtype in zip((grad_w1, grad_w2, grad_w3), ctx.dtypes, strict=True))
+        return grad_rows_Rd, *of_weights, None, None
+
+
+def _matrices(stacks: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Return W_in, W_gate and W_out, or if they must be cast, W_in above W_gate and W_out."""
+    w1_EFd, w2_EdF, w3_EFd = stacks
+    if w1_EFd.dtype == dtype:
+        return [w1_EFd, w3_EFd, w2_EdF]
+    return cast_together(((w1_EFd, w3_EFd), (w2_EdF,)), dtype)
+
+
+def _halves(products: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the products with W_in and W_gate, which may be one."""
+    first, second = products if len(products) == 2 else products[0].chunk(2, dim=-1)
+    return first, second
 
 
 class _MaskedGradient(torch.autograd.Function):
@@ -177,16 +188,28 @@ def _has_grouped_kernels(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] in (9, 10)
 
 
-def geglu_grouped(rows_Rd: Tensor, counts_E: Tensor | None, w1_EFd: Tensor, w2_EdF: Tensor, w3_EFd: Tensor) -> Tensor:
-    """Compute ``Experts.forward`` with ``torch.nn.functional.grouped_mm``; the counts stay on the device."""
+def geglu_grouped(
+    rows_Rd: Tensor, counts_E: Tensor | None, w1_EFd: Tensor, w2_EdF: Tensor, w3_EFd: Tensor, *, keep: bool = True
+) -> Tensor:
+    """Compute ``Experts.forward`` with ``torch.nn.functional.grouped_mm``; the counts stay on the device.
+
+    Args:
+        rows_Rd: rows sorted by expert.
+        counts_E: rows of each expert; None: equal ones.
+        w1_EFd: W_in.
+        w2_EdF: W_out.
+        w3_EFd: W_gate.
+        keep: whether to keep weights that must be cast for the backward pass, or to cast them again there.
+    """
     rows, experts = len(rows_Rd), len(w1_EFd)
     if counts_E is None:
-        ends_E = torch.arange(1, experts + 1, dtype=torch.int32, device=rows_Rd.device) * (rows // experts)
-        return _Grouped.apply(rows_Rd.contiguous(), w1_EFd, w2_EdF, w3_EFd, ends_E)
+        each = rows // experts
+        ends_E = torch.arange(each, rows + 1, each, dtype=torch.int32, device=rows_Rd.device)
+        return _Grouped.apply(rows_Rd.contiguous(), w1_EFd, w2_EdF, w3_EFd, ends_E, keep)
     ends_E = counts_E.cumsum(0).to(torch.int32)
     unused_R1 = (torch.arange(rows, device=rows_Rd.device) >= ends_E[-1]).unsqueeze(-1)  # grouped_mm leaves them unset
     rows_Rd = _MaskedGradient.apply(rows_Rd.contiguous(), unused_R1)
-    return _Grouped.apply(rows_Rd, w1_EFd, w2_EdF, w3_EFd, ends_E).masked_fill(unused_R1, 0)
+    return _Grouped.apply(rows_Rd, w1_EFd, w2_EdF, w3_EFd, ends_E, keep).masked_fill(unused_R1, 0)
 
 
 def geglu_per_expert(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from model.config import StMoeConfig
 from model.layers.precision import to_matmul_dtype
-from model.losses import RouterLosses, max_router_logit, router_losses_by_sequence
+from model.losses import RouterLosses, router_losses_by_sequence
 from model.moe.dispatch import combine, dispatch, tokens_of_rows
 from model.moe.experts import Experts
 from model.moe.router import Router, group_tokens, route
@@ -53,10 +53,9 @@ class SparseFeedForward(nn.Module):
         if self.config.capacity == "dropless":
             slot_NT, counts_E = routing.ragged_slots()
             rows = int(counts_E.sum())  # synchronizes with the device: the number depends on the tokens
+            token_R = tokens_of_rows(slot_NT, rows)
         else:
-            slot_NT = routing.slots()
-            rows = self.config.num_experts * mask_GS.shape[0] * routing.capacity
-        token_R = tokens_of_rows(slot_NT, rows)
+            slot_NT, token_R = routing.buffer()
         # Cast before the dispatch, so that ranks exchange rows in the dtype in which the experts compute.
         rows_Rd = dispatch(to_matmul_dtype(x_BLd).reshape(-1, d_model), slot_NT, token_R)
         y_Td = combine(self.experts(rows_Rd, counts_E), routing.gate_NGS.flatten(1), slot_NT, token_R)
@@ -66,12 +65,11 @@ class SparseFeedForward(nn.Module):
             by_expert = self.config.stack_gating(decoder=self.decoder) == "expert_choice"
             first_BL = None if by_expert else routing.expert_NGS[0].view(batch, length)
             balance, z = router_losses_by_sequence(logits_GSE.view(batch, length, -1), first_BL, mask_BL, weight_B)
-        real_tokens = mask_GS.sum()
         losses = RouterLosses(
             load_balance=balance,
             z=z,
-            max_logit=max_router_logit(logits_GSE, mask_GS),
-            dropped_tokens=routing.dropped_tokens(mask_GS),
-            real_tokens=real_tokens,
+            max_logit=routing.max_logit,
+            dropped_tokens=routing.dropped_tokens(),
+            real_tokens=routing.real_tokens,
         )
         return y_Td.view(batch, length, d_model), losses

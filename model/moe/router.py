@@ -8,11 +8,12 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from model.config import StMoeConfig
-from model.losses import load_balance_loss, router_z_loss
+from model.losses import load_balance_loss, max_router_logit, router_z_loss
 from model.moe.expert_choice import choose_by_expert
 from model.moe.router_product import router_product
 from model.moe.routing import Routing
 from model.moe.token_choice import choose_by_token
+from model.moe.token_choice_kernels import can_route, route_by_kernels
 
 
 def expert_capacity(config: StMoeConfig, size: int, *, training: bool, decoder: bool = False) -> int:
@@ -61,9 +62,14 @@ def route(
             expert choice and priorities would leak future tokens.
     """
     logits_GSE, mask_GS = logits_GSE.float(), mask_GS.bool()
-    probs_GSE = logits_GSE.softmax(dim=-1)
     gating = config.stack_gating(decoder=decoder)
     capacity = expert_capacity(config, logits_GSE.shape[1], training=training, decoder=decoder)
+    raw_gates, prioritized = gating == "flaxformer", config.batch_prioritized and not decoder
+    if can_route(logits_GSE, config, gating, prioritized=prioritized):
+        return route_by_kernels(
+            logits_GSE, mask_GS, capacity, config, raw_gates=raw_gates, generator=generator, divisor=divisor
+        )
+    probs_GSE = logits_GSE.softmax(dim=-1)
     if gating == "expert_choice":
         choices = choose_by_expert(probs_GSE, mask_GS, capacity)
         balance = probs_GSE.new_zeros(())
@@ -73,8 +79,8 @@ def route(
             mask_GS,
             capacity,
             config,
-            raw_gates=gating == "flaxformer",
-            prioritized=config.batch_prioritized and not decoder,
+            raw_gates=raw_gates,
+            prioritized=prioritized,
             generator=generator,
         )
         balance = load_balance_loss(probs_GSE, choices.expert_NGS[0], mask_GS)
@@ -84,6 +90,8 @@ def route(
         num_experts=config.num_experts,
         load_balance_loss=balance,
         router_z_loss=router_z_loss(logits_GSE, mask_GS, divisor),
+        max_logit=max_router_logit(logits_GSE, mask_GS),
+        real_tokens=mask_GS.sum(),
     )
 
 

@@ -11,14 +11,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from model.kernels.available import kernels, usable
+
 CPU_BLOCK = 1 << 9  # tokens: fits a core's cache
 DEVICE_BLOCK = 1 << 14  # tokens: bounds the scratch memory
+KERNEL_EXPERTS = 128  # their sums fit the registers of a kernel's program
 
 
 class _RouterProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_Td: Tensor, weight_Ed: Tensor) -> Tensor:
         ctx.save_for_backward(x_Td, weight_Ed)
+        if _has_kernel(x_Td, weight_Ed):
+            return kernels("router_product").product(x_Td.contiguous(), weight_Ed.contiguous())
         logits_TE = weight_Ed.new_empty(len(x_Td), len(weight_Ed))
         for block in _blocks(x_Td):
             torch.mm(x_Td[block].to(weight_Ed.dtype), weight_Ed.t(), out=logits_TE[block])
@@ -28,6 +33,10 @@ class _RouterProduct(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_TE: Tensor) -> tuple[Tensor, Tensor]:
         x_Td, weight_Ed = ctx.saved_tensors
+        if _has_kernel(x_Td, weight_Ed):
+            return kernels("router_product").product_backward(
+                x_Td.contiguous(), weight_Ed.contiguous(), grad_TE.contiguous()
+            )
         grad_Td, grad_Ed = torch.empty_like(x_Td), torch.zeros_like(weight_Ed)
         for block in _blocks(x_Td):
             grad_Td[block] = grad_TE[block] @ weight_Ed
@@ -48,6 +57,10 @@ def router_product(x: Tensor, weight_Ed: Tensor) -> Tensor:
     if x.dtype == weight_Ed.dtype:
         return functional.linear(x, weight_Ed)
     return _RouterProduct.apply(x.reshape(-1, x.shape[-1]), weight_Ed).view(*x.shape[:-1], len(weight_Ed))
+
+
+def _has_kernel(x_Td: Tensor, weight_Ed: Tensor) -> bool:
+    return len(weight_Ed) <= KERNEL_EXPERTS and usable(x_Td)
 
 
 def _blocks(x_Td: Tensor) -> Iterator[slice]:

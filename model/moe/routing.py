@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from model.moe.dispatch import tokens_of_rows
+
 
 class Choices(NamedTuple):
     """The decision of a gating: the experts of each token, most probable first."""
@@ -32,9 +34,21 @@ class Routing:
     num_experts: int
     load_balance_loss: Tensor  # float32 scalar, L_B
     router_z_loss: Tensor  # float32 scalar, L_Z
+    max_logit: Tensor  # float32 scalar without gradient, largest router logit of the real tokens
+    real_tokens: Tensor  # int64 scalar
+    rows: tuple[Tensor, Tensor] | None = None  # ``slots()`` and its inverse, where the gating computes them
+
+    def buffer(self) -> tuple[Tensor, Tensor]:
+        """Return ``slots()``, and the token of each row of that buffer, as ``tokens_of_rows`` gives it."""
+        if self.rows is not None:
+            return self.rows
+        slot_NT = self.slots()
+        return slot_NT, tokens_of_rows(slot_NT, self.num_experts * self.kept_NGS.shape[1] * self.capacity)
 
     def slots(self) -> Tensor:
         """Return each choice's row of a buffer laid out ``[E, G, C]``, int64 ``[N, T]``; ``E * G * C`` if not kept."""
+        if self.rows is not None:
+            return self.rows[0]
         slot_NGS = self._queues() * self.capacity + self.position_NGS
         end = self.num_experts * self.kept_NGS.shape[1] * self.capacity
         return torch.where(self.kept_NGS, slot_NGS, end).flatten(1)
@@ -67,6 +81,6 @@ class Routing:
             combine_GSK.scatter_add_(-1, slot_NGS[n].unsqueeze(-1), self.gate_NGS[n].unsqueeze(-1))
         return combine_GSK.view(groups, size, self.num_experts, self.capacity)
 
-    def dropped_tokens(self, mask_GS: Tensor) -> Tensor:
-        """Count the real tokens that no expert processes, int64 scalar."""
-        return (mask_GS.bool() & ~self.kept_NGS.any(dim=0)).sum()
+    def dropped_tokens(self) -> Tensor:
+        """Count the real tokens that no expert processes, int64 scalar; padding is never kept."""
+        return self.real_tokens - self.kept_NGS.any(dim=0).sum()

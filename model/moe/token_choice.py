@@ -12,6 +12,8 @@ Shape suffixes: N = choices of a token (top_n), G = groups, S = tokens of a grou
 group.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Generator, Tensor
 
@@ -40,6 +42,15 @@ def normalize_gates(prob_NGS: Tensor) -> Tensor:
     return prob_NGS if len(prob_NGS) == 1 else prob_NGS / prob_NGS.sum(dim=0)
 
 
+def draw_for_policy(
+    shape: Sequence[int], config: StMoeConfig, generator: Generator | None, device: torch.device
+) -> Tensor | None:
+    """Draw the uniform numbers that ``second_policy`` compares the gates with, float32; None if it draws none."""
+    if config.second_policy != "random":
+        return None
+    return torch.rand(shape, generator=generator, device=device, dtype=torch.float32)
+
+
 def request_experts(gate_NGS: Tensor, config: StMoeConfig, generator: Generator | None) -> Tensor:
     """Decide which choices become requests, bool ``[N, G, S]``: the first always, others by ``config.second_policy``.
 
@@ -48,8 +59,8 @@ def request_experts(gate_NGS: Tensor, config: StMoeConfig, generator: Generator 
     """
     requested_NGS = torch.ones_like(gate_NGS, dtype=torch.bool)
     others = gate_NGS[1:].detach()
-    if config.second_policy == "random":
-        draw = torch.rand(others.shape, generator=generator, device=others.device, dtype=torch.float32)
+    draw = draw_for_policy(others.shape, config, generator, others.device)
+    if draw is not None:
         requested_NGS[1:] = draw < others / config.second_threshold
     elif config.second_policy == "threshold":
         requested_NGS[1:] = others > config.second_threshold

@@ -1,6 +1,6 @@
 """Writes the modeling file, by which ``from_pretrained(…, trust_remote_code=True)`` needs nothing of this project.
 
-In that file ``in_file`` stands in the place of this module.
+In that file ``in_file`` stands in the place of this module, ``without_kernels`` in that of the kernels.
 """
 
 import os
@@ -31,6 +31,9 @@ def modeling_code() -> str:
         Path(__file__).parents[2],
         "model.st_moe",
         ("StMoeConfig", "StMoeForConditionalGeneration"),
-        replaced={__name__: "model.standalone.in_file"},
+        replaced={
+            __name__: "model.standalone.in_file",
+            "model.kernels.available": "model.standalone.without_kernels",
+        },
         header=HEADER,
     )

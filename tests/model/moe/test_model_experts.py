@@ -71,11 +71,16 @@ def test_float32_weights_on_bf16_rows_as_under_autocast():
 
 
 @pytest.mark.parametrize("counts", [None, RAGGED])
-def test_grouped_products_equal_autograd_in_float64(counts: list[int] | None):
-    experts = make_experts().bfloat16()
+@pytest.mark.parametrize(("weights", "keep"), [(torch.bfloat16, True), (torch.float32, True), (torch.float32, False)])
+def test_grouped_products_equal_autograd_in_float64(counts: list[int] | None, weights: torch.dtype, keep: bool):
+    experts = make_experts().to(weights)
     given = None if counts is None else torch.tensor(counts)
-    weights = (experts.w1, experts.w2, experts.w3)
-    assert_equals_reference(experts, lambda x: geglu_grouped(x, given, *weights), torch.bfloat16, counts or [5] * E, 20)
+    stacks = (experts.w1, experts.w2, experts.w3)
+
+    def run(x: Tensor) -> Tensor:
+        return geglu_grouped(x, given, *stacks, keep=keep)
+
+    assert_equals_reference(experts, run, torch.bfloat16, counts or [5] * E, 20)
 
 
 @pytest.mark.parametrize("options", [{"feed_forward": "relu"}, {"feed_forward_bias": "additive"}, {}])

@@ -68,7 +68,7 @@ def test_every_gating(case: Case) -> None:
             assert sorted(routing.position_NGS[:, g][kept].tolist()) == list(range(int(kept.sum())))
     assert torch.isfinite(routing.load_balance_loss)
     assert torch.isfinite(routing.router_z_loss)
-    assert routing.dropped_tokens(mask) == (mask & (combine == 0).all(-1).all(-1)).sum()
+    assert routing.dropped_tokens() == (mask & (combine == 0).all(-1).all(-1)).sum()
 
 
 @laws
@@ -126,7 +126,7 @@ def test_token_choice(case: Case) -> None:
 def test_dropless_serves_every_request(case: Case) -> None:
     routing, _, mask, config = case
     assert torch.equal(routing.kept_NGS[0], mask)
-    assert routing.dropped_tokens(mask) == 0
+    assert routing.dropped_tokens() == 0
     if config.gating == "flaxformer" or config.second_policy == "all":
         assert torch.equal(routing.kept_NGS, mask.expand_as(routing.kept_NGS))
     assert routing.ragged_slots()[1].sum() == routing.kept_NGS.sum()

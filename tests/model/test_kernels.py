@@ -1,0 +1,199 @@
+"""Triton kernels against torch operations in float64 and the paths that they replace.
+
+On a GPU: python -m pytest -m gpu tests/model/test_kernels.py. Without one, Triton 3.6 interprets them with NumPy < 2.4:
+pip install --target DIR --no-deps triton numpy==2.2.6; TRITON_INTERPRET=1 PYTHONPATH=DIR python -m pytest FILE
+"""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.config import StMoeConfig
+from model.kernels import available
+from model.layers import geglu as geglu_layer
+from model.moe import dispatch, router, router_product
+from model.moe.router import route
+
+CUDA = torch.cuda.is_available()
+pytestmark = [pytest.mark.gpu] * CUDA
+if not CUDA and not os.environ.get("TRITON_INTERPRET"):
+    pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
+pytest.importorskip("triton")
+DEVICE = "cuda" if CUDA else "cpu"
+# Relative, of results rounded once; the interpreter rounds to bf16 by truncation.
+ERRORS = {torch.float32: 2e-6, torch.bfloat16: 4e-3 if CUDA else 8e-3}
+
+
+@pytest.fixture(autouse=True)
+def _kernels_run() -> Iterator[None]:
+    """Let the kernels run on tensors of the interpreter, which are on the CPU."""
+    if CUDA:
+        assert available.usable(torch.zeros(1, device=DEVICE))
+        yield
+        return
+    places = (geglu_layer, dispatch, router_product, router_module())
+    with patch.multiple(available, _works=lambda _: True):
+        patches = [patch.object(place, "usable", lambda _: available._allowed) for place in places]
+        for one in patches:
+            one.start()
+        yield
+        for one in patches:
+            one.stop()
+
+
+def router_module() -> Any:
+    from model.moe import token_choice_kernels
+
+    assert router.can_route is token_choice_kernels.can_route
+    return token_choice_kernels
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("dtype", ERRORS)
+@pytest.mark.parametrize("shape", [(3, 7), (9, 1100), (1, 1)])
+@pytest.mark.parametrize("halves", [False, True])
+def test_geglu(dtype: torch.dtype, shape: tuple[int, int], halves: bool):
+    both = 3 * random(shape[0], 2 * shape[1], dtype=dtype)
+    first, second = both.chunk(2, dim=-1)
+    if not halves:
+        first, second = first.contiguous(), second.contiguous()
+    grad = random(*shape, seed=2, dtype=dtype)
+    exact = [t.double().requires_grad_() for t in (first, second)]
+    expected = torch.nn.functional.gelu(exact[0], approximate="tanh") * exact[1]
+    expected.backward(grad.double())
+    hidden = geglu_layer.hidden_of(first, second)
+    assert hidden.is_contiguous()
+    assert error(hidden, expected.detach()) < ERRORS[dtype]
+    grads, again = torch.full_like(both, float("nan")).chunk(2, dim=-1), torch.empty_like(hidden)
+    geglu_layer.differentiate(first, second, grad.clone(), *grads, hidden=again)
+    assert torch.equal(again, hidden)
+    for found, leaf in zip(grads, exact, strict=True):
+        assert leaf.grad is not None
+        assert error(found, leaf.grad) < ERRORS[dtype]
+    in_place, other = grad.clone(), torch.empty_like(grad)
+    geglu_layer.differentiate(first, second, in_place, in_place, other)
+    assert torch.equal(in_place, grads[0])
+    assert torch.equal(other, grads[1])
+
+
+@pytest.mark.parametrize("dtype", ERRORS)
+@pytest.mark.parametrize("choices", [1, 2, 9])
+def test_dispatch_and_combine(dtype: torch.dtype, choices: int):
+    tokens, rows, width = 21, 70, 72
+    generator = torch.Generator().manual_seed(choices)
+    order = torch.randperm(rows, generator=generator)[: choices * tokens]
+    order = torch.cat([order, torch.full((choices * tokens - len(order),), rows)])
+    slot_NT = order.view(choices, tokens).to(DEVICE)
+    slot_NT[:, ::5] = rows  # dropped
+    slot_NT[0, 1::4] = rows
+    token_R = dispatch.tokens_of_rows(slot_NT, rows)
+    gate_NT = random(choices, tokens, seed=5).abs()
+
+    def run() -> list[Tensor]:
+        x = random(tokens, width, dtype=dtype).requires_grad_()
+        y = random(rows, width, seed=1, dtype=dtype).requires_grad_()
+        gate = gate_NT.clone().requires_grad_()
+        sent = dispatch.dispatch(x, slot_NT, token_R)
+        sent.backward(random(rows, width, seed=2, dtype=dtype))
+        combined = dispatch.combine(y, gate, slot_NT, token_R)
+        combined.backward(random(tokens, width, seed=3, dtype=dtype))
+        found = [sent, x.grad, combined, y.grad, gate.grad]
+        return [t.detach() for t in found if t is not None]
+
+    found = run()
+    with available.torch_only():
+        expected = run()
+    assert len(found) == len(expected) == 5
+    assert torch.equal(found[0], expected[0])
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == b.dtype
+        assert error(a, b.double()) < (2 if dtype == torch.bfloat16 else 1) * ERRORS[dtype]
+    none = torch.full_like(slot_NT, rows)
+    nothing = dispatch.combine(random(rows, width, dtype=dtype), gate_NT, none, dispatch.tokens_of_rows(none, rows))
+    assert (nothing == 0).all()
+
+
+@pytest.mark.parametrize(("tokens", "width", "experts"), [(130, 96, 5), (64, 64, 16), (5, 24, 3), (300, 40, 33)])
+def test_router_product(tokens: int, width: int, experts: int):
+    x, weight = random(tokens, width, dtype=torch.bfloat16), random(experts, width, seed=1)
+    grad = random(tokens, experts, seed=2)
+    leaves, exact = (
+        [t.clone().requires_grad_() for t in (x, weight)],
+        [t.double().requires_grad_() for t in (x, weight)],
+    )
+    found = router_product.router_product(*leaves)
+    found.backward(grad)
+    expected = exact[0] @ exact[1].t()
+    expected.backward(grad.double())
+    found, expected = found.detach(), expected.detach()
+    assert found.dtype == torch.float32
+    assert error(found, expected) < 2e-6
+    for leaf, of, limit in zip(leaves, exact, (ERRORS[torch.bfloat16], 2e-6), strict=True):
+        assert leaf.grad is not None
+        assert of.grad is not None
+        assert error(leaf.grad, of.grad) < limit
+
+
+ROUTINGS: dict[str, dict[str, Any]] = {
+    "random": {},
+    "all": {"second_policy": "all"},
+    "threshold": {"second_policy": "threshold"},
+    "none": {"second_policy": "none"},
+    "top-1": {"top_n": 1},
+    "top-3": {"top_n": 3, "num_experts": 5},
+    "flaxformer": {"gating": "flaxformer"},
+    "large groups": {"group_size": 600},
+}
+
+
+@pytest.mark.parametrize("name", ROUTINGS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_routing(name: str, masked: bool):
+    config = StMoeConfig(**{"num_experts": 6, "group_size": 100, "min_capacity": 1} | ROUTINGS[name])
+    groups, size = 3, config.group_size
+    mask = torch.ones(groups, size, dtype=torch.bool, device=DEVICE)
+    if masked:
+        mask[0, 70:], mask[1, ::3], mask[2] = False, False, False
+    logits = 2 * random(groups, size, config.num_experts)
+    logits[0, :9] = 0.0  # equal probabilities: the lower index wins
+    upstream = random(config.top_n, groups, size, seed=3)
+
+    def run(divisor: Tensor | None) -> tuple[Any, Tensor]:
+        leaf = logits.clone().requires_grad_()
+        generator = torch.Generator(DEVICE).manual_seed(4)
+        routing = route(leaf, mask, config, training=True, generator=generator, divisor=divisor)
+        gated = (routing.gate_NGS * upstream).sum()
+        (gated + 3 * routing.load_balance_loss + 0.1 * routing.router_z_loss).backward()
+        assert leaf.grad is not None
+        return routing, leaf.grad
+
+    for divisor in (None, torch.tensor(77.0, device=DEVICE)):
+        found, gradient = run(divisor)
+        with available.torch_only():
+            expected, exact = run(divisor)
+        assert found.rows is not None
+        assert expected.rows is None
+        assert torch.equal(found.expert_NGS, expected.expert_NGS)
+        assert torch.equal(found.kept_NGS, expected.kept_NGS)
+        assert torch.equal(found.position_NGS[found.kept_NGS], expected.position_NGS[found.kept_NGS])
+        for a, b in zip(found.buffer(), expected.buffer(), strict=True):
+            assert torch.equal(a, b)
+        assert torch.allclose(found.gate_NGS, expected.gate_NGS, rtol=2e-6, atol=2e-6)
+        assert torch.equal(found.gate_NGS == 0, expected.gate_NGS == 0)
+        for field in ("load_balance_loss", "router_z_loss", "max_logit", "real_tokens"):
+            assert torch.allclose(getattr(found, field), getattr(expected, field), rtol=1e-6), field
+            assert getattr(found, field).dtype == getattr(expected, field).dtype
+        assert found.dropped_tokens() == expected.dropped_tokens()
+        assert torch.allclose(gradient, exact, rtol=2e-6, atol=2e-6)

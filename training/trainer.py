@@ -97,6 +97,7 @@ class Trainer:
         self.started = time.monotonic()
         self.stop_requests = StopRequests(self.folder.stop_file if process.rank == 0 else None, launcher_gone)
         self.stopping = False
+        self.compiled = False  # whether a step has been made, and so blocks compiled if training.compile is true
 
     def train(self) -> bool:
         """Train to ``training.steps``, with evaluations and checkpoints on the way and at the end.
@@ -148,13 +149,20 @@ class Trainer:
         self.watchdog.enter("reading data", state.step + 1)
         with self.throughput.waiting_for_data():
             batches = [to_device(self.inputs.loader.next_batch(), self.device) for _ in range(self.accumulation)]
-        self.watchdog.enter("updating", state.step + 1)
+        compiles = self.config.training.compile and not self.compiled
+        self.watchdog.enter("compiling and updating" if compiles else "updating", state.step + 1)
+        started = time.monotonic()
         signals = {"stop": int(self.stop_requests.look() is not None), **self.checkpointer.signals()}
         key = (self.config.training.seed, state.step, self.process.rank)
         terms, totals = update(self.engine, batches, self.pad_id, *key, signals=signals)
         state.step += 1
         state.tokens += totals.tokens
         self.throughput.count(totals.tokens)
+        if compiles:
+            self.compiled = True
+            logger.info(
+                "step %d took %.0f s, with the compilation of the blocks", state.step, time.monotonic() - started
+            )
         self.stopping = totals.signals["stop"] > 0
         self.checkpointer.advance(totals.signals)
         try:

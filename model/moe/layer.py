@@ -5,6 +5,7 @@ N = choices of a token, R = rows of the experts' buffer (capacity slots of all e
 request), d = d_model.
 """
 
+import torch
 from torch import Tensor, nn
 
 from model.config import StMoeConfig
@@ -29,6 +30,7 @@ class SparseFeedForward(nn.Module):
         """Build the experts that this process holds: here, all of them."""
         return Experts(config, config.num_experts)
 
+    @torch.compiler.disable
     def forward(
         self, x_BLd: Tensor, mask_BL: Tensor, divisor: Tensor | None = None, weight_B: Tensor | None = None
     ) -> tuple[Tensor, RouterLosses]:

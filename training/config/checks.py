@@ -1,6 +1,8 @@
 """Checks of a configuration that depend on the number of ranks, on DeepSpeed's options or on this machine."""
 
 import functools
+import os
+import shutil
 from importlib.util import find_spec
 from typing import Any
 
@@ -62,6 +64,7 @@ def check_layout(config: RunConfig, world_size: int) -> int:
     check_optimizer(config, options)
     stage = zero_stage(options)
     check_gradient_dtypes(config, stage, world_size)
+    check_compile(config, stage)
     return stage
 
 
@@ -79,6 +82,23 @@ def check_gradient_dtypes(config: RunConfig, stage: int, world_size: int) -> Non
         raise ConfigError(
             f"{key} with training.precision = bf16 needs ZeRO (DeepSpeed's stage 0 sums the gradients of micro-batches "
             "in the weights' bf16): use ds_configs/zero1.json, or set bf16"
+        )
+
+
+def check_compile(config: RunConfig, stage: int) -> None:
+    """Check that blocks can be compiled here. Raises ConfigError."""
+    if not config.training.compile:
+        return
+    if stage == 3:
+        raise ConfigError(
+            "training.compile = true does not work under ZeRO stage 3, which gathers weights in Python between the "
+            "operations of a block: use ds_configs/zero2.json, or set false"
+        )
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise ConfigError(
+            f"training.compile = true needs a C++ compiler, and there is no {compiler} here: install g++, name another "
+            "in the environment variable CXX, or set false"
         )
 
 

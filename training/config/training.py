@@ -37,6 +37,11 @@ class TrainingConfig(BaseModel):
         description="Type in which the gradients of a step's micro-batches are summed; bf16 only with precision bf16, "
         "where it saves 4 bytes per weight and loses small summands.",
     )
+    compile: bool = Field(
+        False,
+        description="Compile the blocks with torch.compile, all but their sparse layers: fewer kernels on GPUs, after "
+        "minutes in the first step. Needs a C++ compiler; not under ZeRO 3.",
+    )
     deterministic: bool = Field(
         False,
         description="Use only kernels that sum in a fixed order, so that a run repeats bit for bit on GPUs; slower, "

@@ -17,6 +17,7 @@ from parallel.config import ParallelConfig
 from parallel.layer import sparse_factory
 from training.config.deepspeed import deepspeed_config, zero_stage
 from training.config.run import RunConfig
+from training.engine.compilation import compile_blocks
 from training.engine.numerics import set_numerics
 from training.engine.parameters import engine_partitions, model_parameter_specs
 
@@ -39,6 +40,8 @@ def build_engine(config: RunConfig, world_size: int, device: str) -> Any:
     model = build_model(config.st_moe_config(), config.parallel, config.training.seed, device)
     if config.training.activation_checkpointing:
         model.activation_checkpointing_enable()
+    if config.training.compile:
+        compile_blocks(model)
     options = deepspeed_config(config, world_size)
     if zero_stage(options) == 3:
         _keep_no_casts(model)

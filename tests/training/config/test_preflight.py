@@ -186,6 +186,17 @@ def test_sums_of_gradients_that_deepspeed_cannot_make(
         check_layout(small_config(tmp_path, zero_stage=stage, training=one_micro_batch), 1)
 
 
+def test_what_cannot_be_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ConfigError, match=r"^training\.compile = true [^\n]*ZeRO stage 3[^\n]*zero2\.json[^\n]*$"):
+        check_layout(small_config(tmp_path, zero_stage=3, training={"compile": True}), 1)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(
+        ConfigError, match=r"^training\.compile = true [^\n]*no no-such-compiler here: install g[^\n]*$"
+    ):
+        check_layout(small_config(tmp_path, training={"compile": True}), 1)
+    check_layout(small_config(tmp_path), 1)
+
+
 def test_adamw_8bit_needs_its_package_and_a_cuda_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     config = small_config(tmp_path, optimizer={"name": "adamw_8bit"})
     found: dict[str, object] = {}

@@ -42,7 +42,7 @@ def _works(device: torch.device) -> bool:
     if torch.cuda.get_device_capability(device) < OLDEST_CAPABILITY:
         return False
     try:
-        ones = torch.ones(16, device=device)
+        ones = torch.ones(1, 16, device=device)
         kernels("geglu").geglu(ones, ones)
     except Exception as error:  # whatever Triton raises, the torch operations still compute
         reason = " ".join(str(error).split())[:200]

@@ -25,7 +25,7 @@ from training.config.run import RunConfig, load_config
 from training.config.training import TrainingConfig
 from training.inputs import prepare
 from training.run.distributed import initialize_distributed, leave, shut_down_distributed
-from training.run.folder import RunFolder
+from training.run.folder import RunFolder, check_place
 from training.run.launchers import LaunchError, likely_rank
 from training.run.lock import WAIT_SECONDS, begin_run, enter_run
 from training.run.process import Process
@@ -151,6 +151,7 @@ def main() -> None:
         if arguments.check is not None:
             check_layout(config, arguments.check)
             return
+        check_place(arguments.config, arguments.overrides, config)
         if arguments.is_done:
             sys.exit(not RunFolder(config.run_dir).is_done(config.training.steps))
         check_folders(config)

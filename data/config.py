@@ -216,6 +216,13 @@ class DataConfig(SourceKeys):
         default=1.0, ge=0, description="Wait before the first retry; doubles, with jitter, up to 60 s."
     )
 
+    on_other_text: Literal["stop", "begin", "continue"] = Field(
+        default="stop",
+        description="When a resumed run finds other text, or other data settings, than its checkpoint was made with: "
+        "stop: refuse; begin: read the text from its beginning; continue: go on at the same place, for shards of "
+        "another name or size that hold the same rows. Without such a difference it does nothing.",
+    )
+
     @field_validator("mixture")
     @classmethod
     def _check_names_are_unique(cls, mixture: list[MixtureSource]) -> list[MixtureSource]:

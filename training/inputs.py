@@ -9,6 +9,7 @@ from data.streaming.loader import PretrainingLoader
 from data.streaming.validation import validation_batches
 from data.tokenizer import Tokenizer
 from data.unigram import count_targets
+from training.checkpoint.initial_weights import Source, find_source
 from training.checkpoint.resume import find_checkpoint
 from training.checkpoint.store.state import Checkpoint, candidates
 from training.config.checks import check_all_to_all, check_layout
@@ -31,6 +32,7 @@ class Inputs:
     validation: list[Batch]
     zero_stage: int
     resume_from: Checkpoint | None
+    init_from: Source | None  # of a new run
 
 
 def prepare(config: RunConfig, process: Process, resume: bool, *, restart: bool = False) -> Inputs:
@@ -56,6 +58,7 @@ def prepare(config: RunConfig, process: Process, resume: bool, *, restart: bool 
         check_new(config.run_dir)
     tokenizer = Tokenizer(config.data.vocabulary)
     tokenizer.check_fits(config.architecture().vocab_size)
+    source = find_source(config, tokenizer) if saved is None else None
     ranks: dict[str, Any] = {"rank": process.rank, "world_size": process.world_size}
     micro_batch_size = config.training.micro_batch_size
     loader = PretrainingLoader(config.data, tokenizer, batch_size=micro_batch_size, **ranks)
@@ -78,4 +81,5 @@ def prepare(config: RunConfig, process: Process, resume: bool, *, restart: bool 
         ),
         zero_stage=stage,
         resume_from=saved,
+        init_from=source,
     )

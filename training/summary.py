@@ -27,6 +27,7 @@ def summarize(config: RunConfig, inputs: Inputs, **figures: Any) -> dict[str, An
     bad_rows: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(bad_rows, inputs.loader.bad_rows)
     return {
+        "init_from": config.training.init_from,
         "world_size": dist.get_world_size(),
         "expert_parallel_size": config.parallel.expert_parallel_size,
         "zero_stage": inputs.zero_stage,

@@ -11,6 +11,7 @@ from training.checkpoint.agreement import agree_on_checkpoint
 from training.checkpoint.capture import Moment
 from training.checkpoint.checkpointer import Checkpointer, SaveError
 from training.checkpoint.finite import NotFiniteError
+from training.checkpoint.initial_weights import load_weights, open_source
 from training.checkpoint.load import load_checkpoint
 from training.checkpoint.resume import check_fits, describe_resume
 from training.checkpoint.store.layout import ParallelLayout
@@ -67,6 +68,7 @@ class Trainer:
         resume = self._agree_on_resume()
         if resume is not None:
             self.state.restore(resume.state)
+        weights = None if inputs.init_from is None else open_source(inputs.init_from, config)
         self.watchdog.enter("building the model", self.state.step)
         self.model_config = config.st_moe_config()
         self.pad_id = int(self.model_config.pad_token_id or 0)
@@ -77,6 +79,9 @@ class Trainer:
             layout = ParallelLayout.of(config.model_dump(), process.world_size, inputs.zero_stage)
             logger.info("%s", describe_resume(resume, layout))
             load_checkpoint(self.engine, resume)
+        elif weights is not None:
+            load_weights(self.engine, weights, config)
+            logger.info("beginning with the weights of %s", config.training.init_from)
         self.validation = [to_device(batch, device) for batch in inputs.validation]
         if process.rank == 0:
             self.folder.write_config(config)
@@ -114,6 +119,8 @@ class Trainer:
         unigram = unigram_baseline(self.inputs, self.device)
         self._announce(unigram)
         self.throughput.restart()
+        if self.inputs.init_from is not None:
+            self.evaluate()  # what the weights are worth before the first step
         if 0 < state.step < t.steps and state.step % t.eval_every == 0 and not state.is_evaluated:
             self.evaluate()  # a request to stop came before it
         while state.step < t.steps and not self.stopping:

@@ -26,6 +26,10 @@ class ShardSource(Protocol):
         """Return the name of a shard, for error messages."""
         ...
 
+    def identify(self, shard: int) -> str:
+        """Return what tells a shard from others wherever it lies: its name and, if it is to be had, its size."""
+        ...
+
     def rows(self, shard: int, start: int) -> Iterator[Row]:
         """Yield the rows of a shard from row ``start``; bad rows count like good ones."""
         ...

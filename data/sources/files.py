@@ -1,6 +1,7 @@
 """File sources: local or mounted files and URLs, one shard per file."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Self
 
 from data.config import key_beside
@@ -60,6 +61,14 @@ class FileShards:
     def describe(self, shard: int) -> str:
         """See ``ShardSource``."""
         return f"{self.key}: shard {shard} ({self.paths[shard]})"
+
+    def identify(self, shard: int) -> str:
+        """See ``ShardSource``."""
+        path = self.paths[shard]
+        if is_remote(path):
+            return path  # of the Hub, with the commit
+        size = Path(path).stat().st_size if Path(path).is_file() else 0
+        return f"{Path(path).name} of {size:,} bytes"
 
     def rows(self, shard: int, start: int) -> Iterator[Row]:
         """See ``ShardSource``. A damaged local file ends with one bad row at the damage; a remote one is read again.

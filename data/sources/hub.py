@@ -102,6 +102,10 @@ class HubShards:
         """See ``ShardSource``."""
         return f"{self.key}: shard {shard} of {self.num_shards}"
 
+    def identify(self, shard: int) -> str:
+        """See ``ShardSource``."""
+        return f"shard {shard} of {self.num_shards}"
+
     def rows(self, shard: int, start: int) -> Iterator[Row]:
         """See ``ShardSource``.
 

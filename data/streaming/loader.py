@@ -1,5 +1,6 @@
 """Batches of training examples: one rank's share of a global order, with a resumable state."""
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from data.sources.base import ShardSource
 from data.sources.open import open_shards
 from data.sources.rows import BadRow
 from data.streaming.group import StreamGroup
-from data.streaming.identity import check_identity, describe_identity
+from data.streaming.identity import describe_identity, describe_text, resume_place
 from data.streaming.schedule import Schedule, check_ranks, check_streams
 from data.streaming.stream import BAD_KINDS, DOCUMENTS, ROWS, SPLIT_DOCUMENTS, TOKENS
 from data.streaming.worker import WorkerPool
@@ -68,6 +69,10 @@ class PretrainingLoader:
         self._next_example = 0
         self._server: StreamGroup | WorkerPool | None = None
         self._retries = 0
+
+    @functools.cached_property
+    def _text(self) -> dict[str, list[str]]:
+        return describe_text(self._config, self.sources)
 
     def start(self) -> None:
         """Start the workers, if any and not running yet; they then prepare the next batches in the background."""
@@ -165,22 +170,25 @@ class PretrainingLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of this rank's streams as JSON values; ``merge_states`` merges those of all ranks."""
-        return {
+        state: dict[str, Any] = {"text": self._text} if self._schedule.rank == 0 else {}  # once is enough
+        return state | {
             "identity": dict(self._identity),
             "next_example": self._next_example,
             "streams": {str(stream): state for stream, state in self._states.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly after the last batch returned before ``state_dict``.
+        """Continue exactly after the last batch returned before ``state_dict``, or see ``data.on_other_text``.
 
         Args:
             state: merged states of all ranks; with an unchanged world size this rank's own state is sufficient.
 
         Raises:
-            ValueError: the state is of other data settings, or lacks a stream of this rank.
+            ValueError: the state is of other data settings or other text, or lacks a stream of this rank.
         """
-        check_identity(state["identity"], self._identity)
+        present = {"identity": self._identity, "text": self._text}
+        if resume_place(self._config, state, present) == "beginning":
+            return
         own = self._schedule.own_streams()
         missing = [stream for stream in own if str(stream) not in state["streams"]]
         if missing:
@@ -211,4 +219,5 @@ def merge_states(states: list[dict[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"two data states hold the streams {sorted(repeated)}: pass the state of every rank once")
         streams.update(state["streams"])
     ordered = {stream: streams[stream] for stream in sorted(streams, key=int)}
-    return {"identity": states[0]["identity"], "next_example": states[0]["next_example"], "streams": ordered}
+    merged = {"identity": states[0]["identity"], "next_example": states[0]["next_example"], "streams": ordered}
+    return next(({"text": state["text"]} for state in states if "text" in state), {}) | merged

@@ -14,5 +14,8 @@ class BrokenSource:
     def describe(self, shard: int) -> str:
         return str(shard)
 
+    def identify(self, shard: int) -> str:
+        return str(shard)
+
     def rows(self, shard: int, start: int) -> Iterator[str]:
         yield ["text"][shard + 1000]

@@ -16,6 +16,9 @@ class FlakySource:
     def describe(self, shard: int) -> str:
         return f"flaky shard {shard}"
 
+    def identify(self, shard: int) -> str:
+        return str(shard)
+
     def rows(self, shard: int, start: int) -> Iterator[Row]:
         return self.retries.rows(self._read, start, self.describe(shard))
 

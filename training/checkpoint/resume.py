@@ -12,6 +12,15 @@ from training.run.folder import RunFolder
 
 logger = get_logger(__name__)
 
+_OTHER_VALIDATION = "figures of validation before and after cannot be compared"
+# What may change on resume, but is worth a word. docs/faults.md lists all.
+NOTED = {
+    ("training", "precision"): "losses are rounded otherwise",
+    ("training", "micro_batch_size"): "routing groups lie within a micro-batch, so other tokens may be dropped",
+    ("training", "eval_examples"): _OTHER_VALIDATION,
+    ("data", "validation_files"): _OTHER_VALIDATION,
+}
+
 
 def read_checkpoint(run_dir: Path, *, contents: bool = True, sizes: bool = True) -> Checkpoint:
     """Return the newest intact checkpoint of a run; damaged ones are named in a warning and skipped.
@@ -79,7 +88,8 @@ def check_fits(checkpoint: Checkpoint, config: RunConfig, world_size: int, zero_
     """Check that a run can resume from ``checkpoint``.
 
     Raises:
-        ConfigError: model, optimizer, batch or seed differ, or the optimizer's state cannot change its layout.
+        ConfigError: model, optimizer, batch, seed or the end of the schedule differ, or the optimizer's state cannot
+            change its layout.
     """
     present, saved = config.model_dump(), checkpoint.state.config
     for section, keys in (
@@ -89,12 +99,44 @@ def check_fits(checkpoint: Checkpoint, config: RunConfig, world_size: int, zero_
     ):
         for key in keys:
             before, now = saved[section].get(key), present[section].get(key)
-            if before != now:
+            if before != now and key != "decay_steps":
                 raise ConfigError(
                     f"--resume: {section}.{key} is {now} but {checkpoint.folder} was written with {before}: set "
-                    f"{before}, or begin a new run with another training.name"
+                    f"{before}, or begin a new run with another training.name (training.init_from = {config.run_dir} "
+                    "gives it these weights)"
                 )
+    _check_schedule(checkpoint, config)
+    for (section, key), effect in NOTED.items():
+        before, now = saved[section].get(key), present[section].get(key)
+        if before != now:
+            logger.warning("%s.%s is %s, %s until now: %s", section, key, now, before, effect)
     check_layout_fits(checkpoint, ParallelLayout.of(present, world_size, zero_stage))
+
+
+def _check_schedule(checkpoint: Checkpoint, config: RunConfig) -> None:
+    """Raise ConfigError if the schedule ends elsewhere, so that the learning rate jumps, unless that is asked for."""
+    optimizer, saved = config.optimizer, checkpoint.state.config
+    if optimizer.schedule not in ("linear", "cosine"):
+        return
+    before = saved["optimizer"]["decay_steps"] or saved["training"]["steps"]
+    now = optimizer.decay_steps or config.training.steps
+    if before == now:
+        return
+    from optim.schedule import learning_rate_factor  # imports torch, which takes seconds
+
+    step, ends = checkpoint.state.step, (before, now)
+    factors = [learning_rate_factor(step, optimizer.model_copy(update={"decay_steps": end}), end) for end in ends]
+    old, new = (optimizer.learning_rate * factor for factor in factors)
+    said = (
+        f"optimizer.schedule = {optimizer.schedule} ends at step {now}, {before} until now: the learning rate of step "
+        f"{step + 1} is {new:.3g} in place of {old:.3g}"
+    )
+    if optimizer.decay_steps is None:
+        raise ConfigError(
+            f"--resume: training.steps = {config.training.steps}: {said}: set optimizer.decay_steps={before} to keep "
+            f"the schedule, or optimizer.decay_steps={now} to change it"
+        )
+    logger.warning("%s", said)
 
 
 def check_layout_fits(checkpoint: Checkpoint, layout: ParallelLayout) -> None:

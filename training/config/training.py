@@ -48,6 +48,12 @@ class TrainingConfig(BaseModel):
         "and an error where a kernel has no such form.",
     )
     activation_checkpointing: bool = Field(False, description="Recompute blocks in the backward pass to save memory.")
+    init_from: UserPath | None = Field(
+        None,
+        min_length=1,
+        description="A run, a checkpoint or an export whose weights a new run begins with, at any parallel layout. "
+        "Optimizer, schedule, text and step begin anew; the vocabulary must be the same. null: random weights.",
+    )
     seed: int = Field(
         0, ge=0, description="Seed of the initial weights and of the randomness of training; data: data.seed."
     )

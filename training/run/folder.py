@@ -4,6 +4,7 @@ import json
 import math
 import platform
 import shlex
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,36 @@ from omegaconf import OmegaConf
 from common.files import sync_folder, write_atomically
 from common.project import code_version
 from common.strict_json import finite_or_null, to_json
+from training.config.errors import ConfigError
 from training.config.run import RunConfig
 
 PACKAGES = ("torch", "deepspeed", "transformers")  # whose versions the summary names
+
+
+def check_place(config_file: str | Path, overrides: Sequence[str], config: RunConfig) -> None:
+    """Check that a run's own ``config.yaml`` is used for the run that it lies in, unless the place is named.
+
+    Args:
+        config_file: the argument of ``--config``.
+        overrides: ``key=value`` arguments.
+        config: of both.
+
+    Raises:
+        ConfigError: the run was copied or moved, or the current folder is another.
+    """
+    folder = RunFolder(Path(config_file).parent)
+    is_run = Path(config_file).name == folder.config_file.name and (
+        folder.metrics_file.exists() or folder.has_checkpoint()
+    )
+    is_named = any(override.startswith(("training.name=", "training.output_dir=")) for override in overrides)
+    if not is_run or is_named or folder.path.resolve() == config.run_dir.resolve():
+        return
+    here = folder.path.resolve()
+    raise ConfigError(
+        f"--config {config_file} lies in the run folder {folder.path}, but names the run {config.run_dir}: add "
+        f"training.output_dir={folder.path.parent} training.name={here.name} for the run in that folder, or name the "
+        "one that you mean"
+    )
 
 
 class RunFolder:

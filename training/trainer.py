@@ -131,8 +131,8 @@ class Trainer:
             if good is not None:
                 self.roll_back(good)
                 continue
-            if state.step % t.eval_every == 0 and not self.stopping:
-                self.evaluate()
+            if (state.step % t.eval_every == 0 or state.step == t.steps) and not self.stopping:
+                self.evaluate()  # before the checkpoint of this step, which then knows its row
             if state.step % t.save_every == 0 or self.stopping:
                 self.save()
         if not self.stopping and not state.is_evaluated:

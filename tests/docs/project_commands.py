@@ -117,7 +117,7 @@ def check_program(page: Page, module: str, arguments: list[str]) -> None:
         return None
     if module == "data.prepare":
         check_prepare(page, options)
-    elif module in ("convert", "training.report"):
+    elif module in ("convert", "fill", "training.report"):
         page.run(str(options.run if hasattr(options, "run") else arguments[0]).rstrip("/"))
     elif module == "tests.support.compare_runs" and page.in_order:
         for folder in (options.before, options.after):

@@ -59,8 +59,8 @@ def export(
         eos_token_id=model_config.eos_token_id,
         decoder_start_token_id=model_config.decoder_start_token_id,
     )
-    # The start token and a target of training.
-    generation.max_length = 1 + OBJECTIVES[config.data.objective](config.data, tokenizer).targets_length
+    # Not max_length: transformers warns of it where users set max_new_tokens.
+    generation.max_new_tokens = OBJECTIVES[config.data.objective](config.data, tokenizer).targets_length
 
     run = RunFolder(run_dir)
     summary = run.summary()

@@ -18,7 +18,7 @@ from common.exit_codes import USER_ERROR
 from data.tokenizer import MODEL_FILE, Tokenizer
 from model.config import StMoeConfig
 from model.st_moe import StMoeForConditionalGeneration
-from tests.support.launch import python, train
+from tests.support.launch import python
 from tests.support.small import small_config
 from training.checkpoint.resume import read_checkpoint
 from training.config.errors import ConfigError
@@ -33,20 +33,6 @@ EXAMPLES = """
 import sys
 assert not {name for name in sys.modules if name.partition(".")[0] in ("model", "training", "data", "deepspeed")}
 """
-
-
-@pytest.fixture(scope="module")
-def trained(corpus: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two steps, of the paper's routing: with a capacity, and second experts drawn."""
-    folder = tmp_path_factory.mktemp("trained")
-    config = small_config(
-        folder, data=corpus, training={"steps": 2, "eval_every": 2, "eval_examples": 16, "save_every": 2}
-    )
-    file = folder / "config.yaml"
-    file.write_text(yaml.safe_dump(config.model_dump()))
-    result = train(file)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return config.run_dir
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,12 @@ import argparse
 import os
 import sys
 
+from common.arguments import Parser
 from common.exit_codes import USER_ERROR
-from common.logs import configure_logging, get_logger
+from common.logs import get_logger
 from common.paths import path_argument
+from common.program import begin, run
+from training.export.sentences import parse_sentence
 
 logger = get_logger("fill")
 
@@ -24,7 +27,7 @@ def positive(text: str) -> int:
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=path_argument, help="run folder, such as runs/tiny, or exported folder")
     parser.add_argument(
         "sentences", nargs="*", metavar="SENTENCE", help="with <extra_id_0>, <extra_id_1>, …; none: lines of stdin"
@@ -59,17 +62,16 @@ def read_sentences(given: list[str]) -> list[tuple[str, str]]:
 
 def main() -> None:
     """Check the sentences, load the model, fill."""
-    configure_logging()
+    begin()
     arguments = parse_arguments()
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         sentences = read_sentences(arguments.sentences)
-        from training.export.fill import load
-        from training.export.spans import parse_sentence
-
         parsed = [parse_sentence(text, name) for name, text in sentences]
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         from transformers.utils.logging import disable_progress_bar
+
+        from training.export.fill import load
 
         disable_progress_bar()
         filler = load(arguments.run, arguments.vocabulary)
@@ -88,4 +90,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

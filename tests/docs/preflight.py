@@ -16,7 +16,7 @@ from tests.docs.page import Page
 from tests.docs.parsing import PreflightError, require, unknown
 from tests.docs.project_commands import check_bash, check_deepspeed, check_pytest, check_python, check_srun, is_program
 
-PLACEHOLDER = re.compile(r"…|\.\.\.|<[^>]*>|(?<![\w/.-])(NAME|RUN|FILE|FOLDER|HOSTFILE|COMMAND)(?![\w.-])")
+PLACEHOLDER = re.compile(r"…|\.\.\.|<(?!extra_id_)[^>]*>|(?<![\w/.-])(NAME|RUN|FILE|FOLDER|HOSTFILE|COMMAND)(?![\w.-])")
 CHECKS: dict[str, Callable[[Page, list[str]], None]] = {
     "python": check_python,
     "deepspeed": check_deepspeed,

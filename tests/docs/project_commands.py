@@ -118,7 +118,9 @@ def check_program(page: Page, module: str, arguments: list[str]) -> None:
     if module == "data.prepare":
         check_prepare(page, options)
     elif module in ("convert", "fill", "training.report"):
-        page.run(str(options.run if hasattr(options, "run") else arguments[0]).rstrip("/"))
+        folder = str(options.run if hasattr(options, "run") else arguments[0]).rstrip("/")
+        # An export is in exported/NAME, of an earlier command that exports runs/NAME.
+        page.run(folder.replace("exported/", "runs/", 1) if module == "fill" else folder)
     elif module == "tests.support.compare_runs" and page.in_order:
         for folder in (options.before, options.after):
             page.run(str(folder))

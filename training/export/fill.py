@@ -16,8 +16,9 @@ from training.checkpoint.resume import read_checkpoint
 from training.config.errors import ConfigError
 from training.config.run import validate
 from training.export.export import VOCABULARY_KEY
+from training.export.sentences import Sentence, decode, encode
 from training.export.serving import served
-from training.export.spans import Sentence, SpansInTurn, decode, encode
+from training.export.spans import SpansInTurn
 from training.export.weights import read_model
 from training.run.folder import RunFolder
 from training.run.kept_inputs import vocabulary_of

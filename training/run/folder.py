@@ -61,6 +61,8 @@ class RunFolder:
         self.summary_file = path / "summary.json"
         self.tensorboard = path / "tensorboard"
         self.checkpoints = path / "checkpoints"
+        self.vocabulary = path / "vocabulary"  # a copy, with which the run can be moved
+        self.text_file = path / "text.json"  # origin and license of the training text
         self.latest_file = self.checkpoints / "latest"
         self.stop_file = path / "stop"
         self.lock_file = path / ".lock"
@@ -133,13 +135,17 @@ class RunFolder:
 
         Args:
             ranks: number of processes.
-            arguments: more of ``train.py``. Where the run was moved or copied, the command also names its place.
+            arguments: more of ``train.py``. Where the run was moved or copied, the command also names its place, and
+                its copy of the vocabulary.
         """
         start = "python" if ranks == 1 else f"deepspeed --num_gpus {ranks}"
         training = self.saved_config().get("training", {})
         place = []
         if Path(training.get("output_dir", ""), training.get("name", "")).resolve() != self.path.resolve():
             place = [f"training.output_dir={self.path.parent}", f"training.name={self.path.resolve().name}"]
+        vocabulary = self.saved_config().get("data", {}).get("vocabulary", "")
+        if self.vocabulary.is_dir() and not Path(vocabulary).is_dir():
+            place.append(f"data.vocabulary={self.vocabulary}")
         return f"{start} train.py {shlex.join(['--config', str(self.config_file), *place, *arguments])}"
 
     def write_summary(self, values: dict[str, Any]) -> None:

@@ -11,9 +11,8 @@ from data.config import C4
 from data.tokenizer import MODEL_FILE, Tokenizer
 from training.config.errors import ConfigError
 from training.config.run import RunConfig
+from training.run.folder import RunFolder
 
-VOCABULARY = "vocabulary"  # folder of the run
-TEXT_FILE = "text.json"
 DATASET_FILE = "dataset.json"  # what ``python -m data.prepare`` writes beside the text
 UNKNOWN = "unknown to this project, which did not fetch the text"
 
@@ -23,25 +22,26 @@ def keep_inputs(run_dir: Path, config: RunConfig, tokenizer: Tokenizer) -> None:
 
     What the run has already and cannot be read again, as after a move, stays.
     """
-    vocabulary = run_dir / VOCABULARY / MODEL_FILE
+    run = RunFolder(run_dir)
+    vocabulary = run.vocabulary / MODEL_FILE
     if not vocabulary.is_file() or Tokenizer(vocabulary.parent).fingerprint != tokenizer.fingerprint:
         vocabulary.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(vocabulary, (tokenizer.folder / MODEL_FILE).read_bytes())
     texts = list(_origins(config))
-    if not (run_dir / TEXT_FILE).is_file() or any(text["license"] != UNKNOWN for text in texts):
-        write_atomically(run_dir / TEXT_FILE, to_json(texts, indent=2) + "\n")
+    if not run.text_file.is_file() or any(text["license"] != UNKNOWN for text in texts):
+        write_atomically(run.text_file, to_json(texts, indent=2) + "\n")
 
 
 def kept_vocabulary(run_dir: Path) -> Path | None:
     """Return the run's copy of its vocabulary, a folder; None for a run that has none."""
-    folder = run_dir / VOCABULARY
+    folder = RunFolder(run_dir).vocabulary
     return folder if (folder / MODEL_FILE).is_file() else None
 
 
 def texts_of(run_dir: Path, config: RunConfig) -> list[dict[str, Any]]:
     """Return ``origin``, ``license`` and, where it is known, ``train_documents`` of each training text."""
     try:
-        texts = json.loads((run_dir / TEXT_FILE).read_text(encoding="utf-8"))
+        texts = json.loads(RunFolder(run_dir).text_file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         texts = None
     return texts if isinstance(texts, list) else list(_origins(config))
@@ -67,10 +67,10 @@ def vocabulary_of(run_dir: Path, config: RunConfig, fingerprint: str, given: Pat
         if folder is None:
             continue
         try:
-            tokenizer = Tokenizer(folder)
+            tokenizer = Tokenizer(folder, setting=setting)
         except ValueError as error:
             if given:
-                raise ConfigError(str(error).replace("data.vocabulary", setting)) from None
+                raise ConfigError(str(error)) from None
             reasons.append(f"{folder} has no {MODEL_FILE} that can be read")
             continue
         if tokenizer.fingerprint == fingerprint:

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, dynamic_module_utils
 
 from common.exit_codes import USER_ERROR
+from common.project import ROOT
 from data.tokenizer import MODEL_FILE, Tokenizer
 from model.config import StMoeConfig
 from model.st_moe import StMoeForConditionalGeneration
+from model.standalone.save import MODELING_FILE, modeling_code
 from tests.support.launch import python
 from tests.support.small import small_config
 from training.checkpoint.resume import read_checkpoint
@@ -26,6 +28,7 @@ from training.config.run import validate
 from training.export.export import VOCABULARY_KEY, export
 from training.export.serving import served
 from training.export.weights import read_model
+from training.run.folder import RunFolder
 from training.run.kept_inputs import UNKNOWN, keep_inputs, texts_of, vocabulary_of
 
 CODE_BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -68,6 +71,17 @@ def test_the_card_says_how_the_model_was_trained(exported: Path, trained: Path):
     assert {key: generation[key] for key in ("pad_token_id", "eos_token_id", "decoder_start_token_id")} == {
         "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0,
     }  # fmt: skip
+
+
+def test_the_code_of_the_documentation_runs(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(exported, "exported/tiny")
+    values: dict[str, Any] = {}
+    for block in CODE_BLOCK.findall((ROOT / "docs" / "export.md").read_text()):
+        exec(block.replace("report_to=[]", "report_to=[], use_cpu=True, disable_tqdm=True"), values)
+    assert values["trainer"].state.global_step == 3
+    assert (tmp_path / "exported" / "tuned" / MODELING_FILE).read_text() == modeling_code()
 
 
 def test_every_token_is_served_whatever_stands_beside_it(exported: Path):
@@ -160,3 +174,15 @@ def test_the_origin_of_the_text_is_kept(corpus: dict[str, Any], tmp_path: Path):
     assert texts_of(tmp_path / "another", config)[0]["license"] == UNKNOWN
     hub = small_config(tmp_path, data={"source": "hub"})
     assert texts_of(tmp_path / "another", hub)[0]["license"].startswith("ODC-BY")
+
+
+def test_the_command_of_a_moved_run_names_its_place_and_its_vocabulary(trained: Path, tmp_path: Path):
+    assert "data.vocabulary" not in RunFolder(trained).train_command(1)
+    moved = shutil.copytree(trained, tmp_path / "moved")
+    config = moved / "config.yaml"
+    values = yaml.safe_load(config.read_text())
+    config.write_text(yaml.safe_dump(values | {"data": values["data"] | {"vocabulary": "/nowhere"}}))
+    command = RunFolder(moved).train_command(2, "--resume")
+    assert f"training.output_dir={tmp_path} training.name=moved data.vocabulary={moved}/vocabulary --resume" in command
+    (config.parent / "vocabulary").rename(tmp_path / "elsewhere")
+    assert "data.vocabulary" not in RunFolder(moved).train_command(2, "--resume")

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from data.tokenizer import Tokenizer
-from training.export.spans import SpansInTurn, decode, encode, parse_sentence
+from training.export.sentences import decode, encode, parse_sentence
+from training.export.spans import SpansInTurn
 
 
 @pytest.fixture(scope="module")

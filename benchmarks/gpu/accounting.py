@@ -96,7 +96,7 @@ def profile(call: Callable[[], object], device: str, trace: Path | None = None) 
     Returns:
         ``launches`` (kernels), ``copies`` (memory copies and fills), ``busy_seconds`` (in which any kernel or copy
         runs), ``wall_seconds`` (from the first to the last), ``calls`` (of torch operators on the CPU, nested ones
-        included) and ``kernels``: for the 20 longest, by name, number and milliseconds.
+        included) and ``kernels``: for the 40 longest, by name, number and milliseconds.
     """
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device != "cpu":
@@ -122,14 +122,14 @@ def profile(call: Callable[[], object], device: str, trace: Path | None = None) 
             copies += name.startswith(("Memcpy", "Memset"))
             found[name][0] += 1
             found[name][1] += event.duration_ns() / 1e6
-    longest = sorted(found.items(), key=lambda item: -item[1][1])[:20]
+    longest = sorted(found.items(), key=lambda item: -item[1][1])[:40]
     return {
         "launches": len(spans) - copies,
         "copies": copies,
         "busy_seconds": union(spans) / 1e9,
         "wall_seconds": (max(end for _, end in spans) - min(start for start, _ in spans)) / 1e9 if spans else 0.0,
         "calls": calls,
-        "kernels": [{"name": name[:160], "number": int(n), "ms": round(ms, 3)} for name, (n, ms) in longest],
+        "kernels": [{"name": name[:110], "number": int(n), "ms": round(ms, 3)} for name, (n, ms) in longest],
     }
 
 

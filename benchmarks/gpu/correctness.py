@@ -12,6 +12,7 @@ from benchmarks.gpu.setting import Setting
 from benchmarks.gpu.sparse_layer import relative_error
 from model.config import StMoeConfig
 from model.initialization import initialize_weights
+from model.kernels.available import torch_only
 from model.st_moe import StMoeForConditionalGeneration
 
 SMALL: dict[str, Any] = {
@@ -101,6 +102,13 @@ def check_model(setting: Setting, report: Report) -> None:
             )
             report.value(f"{name}, autocast against fp32", found)
             report.below(f"{name}, autocast against fp32: loss", found["loss"], 1e-2)
+    with report.part("kernels against torch operations"):
+        model, batch = make_model(VARIANTS["top-2"], setting.device), batches[setting.device]
+        found_by_kernels = outputs(model, batch, autocast=True)
+        with torch_only():
+            found = differences(found_by_kernels, outputs(model, batch, autocast=True))
+        report.value("top-2, kernels against torch operations", found)
+        report.below("top-2, kernels against torch operations: loss", found["loss"], 1e-2)
     with report.part("checkpointing"):
         report.require(3)
         check_checkpointing(setting, report, batches[setting.device])

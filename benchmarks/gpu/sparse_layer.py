@@ -15,11 +15,20 @@ from benchmarks.measure import Step, interleaved_medians
 from benchmarks.moe_cell import make_input, measure_cell
 from benchmarks.moe_layer import SIZES
 from benchmarks.moe_peers import CONTENDERS, LIMITS, Case, build
+from model.kernels.available import torch_only, usable
+from model.layers.geglu import differentiate, hidden_of
+from model.moe.dispatch import combine, dispatch
 from model.moe.grouped_geglu import geglu_grouped
+from model.moe.router import route
+from model.moe.router_product import router_product
+from model.moe.routing import Routing
 
 NAMES = ("output", "rows", "w1", "w2", "w3")
 BF16_ERROR = 1e-2  # bf16 operands, fp32 sums: 1e-3 to 1e-2
 TARGET_OF_PEAK, TARGET_OVER_PEER = 0.70, 1.5
+FP32_ERROR = 5e-6  # of float32 sums in another order
+# The best peer; the others took 2 to 5 times as long, and a minute to build: benchmarks.moe_layer measures them too.
+MEASURED = ("ours", "AutoEPMoELayer")
 
 
 def row_counts(rows: int, experts: int) -> dict[str, list[int] | None]:
@@ -94,6 +103,8 @@ def check_grouped_products(setting: Setting, report: Report) -> None:
                 errors = errors_of(counts, [x, *stacks], grad, setting.device)
                 worst = max(errors, key=lambda key: (errors[key] != errors[key], errors[key]))
                 report.below(f"{name}, {str(weights)[6:]} weights: {worst}", errors[worst], BF16_ERROR)
+    with report.part("kernels"):
+        check_kernels(setting, report)
     with report.part("time"):
         case = Case(*setting.pick((16384, 32, 1024, 2816), (128, 4, 32, 48)), torch.bfloat16, setting.kind)
         steps = {name: Step(build(make, case), make_input(case, name)) for name, make in LIMITS.items()}
@@ -106,10 +117,75 @@ def check_grouped_products(setting: Setting, report: Report) -> None:
         report.value("ms, fused alone", median_seconds(fused, case.device, setting.pick(11, 1)) * 1e3)
 
 
+def check_kernels(setting: Setting, report: Report) -> None:
+    """Compare the Triton kernels with float64 and with the torch operations that they replace, and time both."""
+    groups, size, d, F, experts = setting.pick((8, 2048, 1024, 2816, 32), (2, 16, 32, 48, 4))
+    runs = usable(torch.ones(1, device=setting.device))
+    report.check("Triton kernels run", runs, setting.cuda, runs == setting.cuda)
+    config = Case(groups * size, experts, d, F, torch.bfloat16, setting.kind).config
+    generator = torch.Generator(setting.device).manual_seed(2)
+
+    def random(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=setting.device).to(dtype)
+
+    x, y_grad, weight = random(groups * size, d), random(groups * size, d), random(experts, d, dtype=torch.float32)
+    mask = torch.rand(groups, size, generator=generator, device=setting.device) > 0.1
+    first, second, hidden_grad = (random(groups * size, F) for _ in range(3))
+
+    def routed(logits: Tensor) -> tuple[Routing, Tensor]:
+        leaf = logits.detach().view(groups, size, experts).clone().requires_grad_()
+        source = torch.Generator(setting.device).manual_seed(3)
+        routing = route(leaf, mask, config, training=True, generator=source)
+        (routing.gate_NGS.sum() + routing.load_balance_loss + routing.router_z_loss).backward()
+        assert leaf.grad is not None
+        return routing, leaf.grad
+
+    def everything(x: Tensor, weight: Tensor, logits: Tensor | None) -> dict[str, Tensor]:
+        leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+        product = router_product(*leaves)
+        product.backward(torch.sin(product.detach()))
+        routing, logits_grad = routed(product if logits is None else logits)
+        slot_NT, token_R = routing.buffer()
+        source, gate = x.clone().requires_grad_(), routing.gate_NGS.detach().flatten(1).requires_grad_()
+        sent = dispatch(source, slot_NT, token_R)
+        rows = sent.detach().clone().requires_grad_()
+        combined = combine(rows, gate, slot_NT, token_R)
+        combined.backward(y_grad)
+        sent.backward(sent.detach())
+        grads, hidden = [torch.empty_like(first) for _ in range(2)], hidden_of(first, second)
+        differentiate(first, second, hidden_grad.clone(), *grads)
+        found = {"logits": product, "router x": leaves[0].grad, "router W": leaves[1].grad, "slots": slot_NT.double()}
+        found |= {"tokens": token_R.double(), "gates": routing.gate_NGS, "logits' gradient": logits_grad}
+        found |= {"balance": routing.load_balance_loss, "z": routing.router_z_loss, "sent": sent, "x": source.grad}
+        found |= {"combined": combined, "rows": rows.grad, "gate": gate.grad, "hidden": hidden}
+        found |= {"first": grads[0], "second": grads[1]}
+        return {name: tensor.detach() for name, tensor in found.items() if tensor is not None}
+
+    with torch_only():
+        logits = router_product(x, weight)
+        expected = everything(x, weight, logits)
+    found = everything(x, weight, logits)
+    for name, value in expected.items():
+        exact = name in ("slots", "tokens", "sent")
+        summed = value.dtype == torch.float32 and name != "gate"  # torch multiplies in bf16 there
+        limit = 1e-30 if exact else FP32_ERROR if summed else BF16_ERROR
+        report.below(f"kernel, {name}", relative_error(found[name], value), limit)
+    exact64 = x.double() @ weight.double().t()
+    of_float64 = {"kernel": relative_error(found["logits"], exact64), "torch": relative_error(logits, exact64)}
+    report.value("router's product against float64", of_float64)
+    repeats = setting.pick(9, 1)
+    times = {"kernels": median_seconds(lambda: everything(x, weight, logits), setting.kind, repeats) * 1e3}
+    with torch_only():
+        times["torch"] = median_seconds(lambda: everything(x, weight, logits), setting.kind, repeats) * 1e3
+    report.value("all kernels once, ms", times)
+    report.value("profile of all kernels", profile(lambda: everything(x, weight, logits), setting.device))
+
+
 def runnable(case: Case, report: Report) -> list[str]:
     """Return the contenders that can run a step of the case; record why others cannot."""
     names = []
-    for name, contender in CONTENDERS.items():
+    for name in MEASURED:
+        contender = CONTENDERS[name]
         with report.part(f"{name}, T = {case.tokens}"):
             try:
                 Step(build(contender.make, case), make_input(case, name))()
@@ -123,24 +199,30 @@ def runnable(case: Case, report: Report) -> list[str]:
 def measure_layer(setting: Setting, report: Report) -> None:
     """Step 9: ``benchmarks.moe_layer`` on this device, with the fraction of the measured GEMM peak."""
     sizes = SIZES[setting.pick("cuda", "quick")]
+    ours: torch.nn.Module | None = None
     for tokens in sizes["tokens"][: setting.pick(None, 1)]:
         with report.part(f"T = {tokens}"):
             report.require(10)
             case = Case(tokens, sizes["experts"][0], sizes["d_model"], sizes["d_ff"], torch.bfloat16, setting.kind)
-            cell = measure_cell(case, setting.pick(9, 1), runnable(case, report))
+            cell = measure_cell(case, setting.pick(15, 1), runnable(case, report))
             report.value(f"T = {tokens}", summary(cell))
             report.value(f"cell, T = {tokens}", cell)
+            ours = ours or build(CONTENDERS["ours"].make, case)  # its weights do not depend on the tokens
+            step = Step(ours, make_input(case, "ours"))
+            step()
+            report.value(f"profile of ours, T = {tokens}", profile(step, setting.device))
+            step.clear()
             if setting.toy:
                 continue
-            ours, peer = cell["rows"]["ours"], best_peer(cell)
+            row, peer = cell["rows"]["ours"], best_peer(cell)
             report.check(
                 f"T = {tokens}: of GEMM peak",
-                ours["of_peak"],
+                row["of_peak"],
                 f">= {TARGET_OF_PEAK}",
-                ours["of_peak"] >= TARGET_OF_PEAK,
+                row["of_peak"] >= TARGET_OF_PEAK,
             )
             if peer is not None:
-                ratio = peer / ours["seconds"]
+                ratio = peer / row["seconds"]
                 report.check(
                     f"T = {tokens}: best peer's time over ours",
                     ratio,

@@ -26,7 +26,8 @@ from tests.support.launch import python
 
 @pytest.mark.distributed
 def test_the_rehearsal_passes_every_step(tmp_path: Path):
-    numbers = [number for number in STEPS if number != "6"]  # below
+    # 6 is below; 1 imports what all other tests import; 10 is 7 through a compiler.
+    numbers = [number for number in STEPS if number not in ("1", "6", "10")]
     options = ["--cpu-rehearsal", "--data", str(tmp_path), "--out", str(tmp_path), "--steps", ",".join(numbers)]
     done = python("-m", "benchmarks.gpu", *options)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -4,6 +4,7 @@ from typing import Any
 
 import deepspeed.comm as dist
 import torch
+from torch.nn.functional import one_hot
 
 from optim.adafactor import Adafactor
 from training.engine.parameters import parameter_families
@@ -51,16 +52,22 @@ def family_figures(engine: Any) -> dict[str, float]:
         return {}
     family_of = parameter_families(engine.module)
     families = sorted(set(family_of.values()))
-    rows = []  # elements, units, and sums over them; this rank's share of what several ranks report alike
-    numbers = []
-    for s in optimizer.statistics():
-        numel = torch.full_like(s.clip, s.spec.unit_numel)
-        squares = [numel * rms.square() for rms in (s.weight_rms, s.update_rms, s.update_rms / s.clip)]
-        columns = torch.stack([numel, torch.ones_like(numel), *squares, (s.clip > 1).to(numel)])
-        rows.append(columns.double().sum(-1) / s.replicas)
-        numbers.append(families.index(family_of[s.spec.name]))
-    table = torch.zeros(len(families), 6, dtype=torch.float64, device=rows[0].device)
-    table.index_add_(0, torch.tensor(numbers, device=table.device), torch.stack(rows))
+    # One vector over all units for each figure: a few operations, not some for every parameter.
+    sizes = list(optimizer.statistics())
+    weight_rms_U, update_rms_U, clip_U = (
+        torch.cat(vectors).double()
+        for vectors in zip(*((s.weight_rms, s.update_rms, s.clip) for s in sizes), strict=True)
+    )
+    rows = [
+        (families.index(family_of[s.spec.name]), s.spec.unit_numel, s.replicas)
+        for s in sizes
+        for _ in range(s.spec.units)
+    ]
+    family_U, numel_U, replicas_U = torch.tensor(rows, device=clip_U.device).unbind(1)
+    squares = [numel_U * rms_U.square() for rms_U in (weight_rms_U, update_rms_U, update_rms_U / clip_U)]
+    columns_U6 = torch.stack([numel_U.double(), torch.ones_like(clip_U), *squares, (clip_U > 1).double()], dim=1)
+    # This rank's share of what several ranks report alike. A product: sums by index have no fixed order on a GPU.
+    table = one_hot(family_U, len(families)).double().t() @ (columns_U6 / replicas_U[:, None])
     table = table.to(engine.device)
     dist.all_reduce(table)
     figures = {}

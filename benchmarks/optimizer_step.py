@@ -2,13 +2,18 @@
 
 python -m benchmarks.optimizer_step --zero-stage 1
 python -m benchmarks.optimizer_step --zero-stage 3 --layers 8 --experts 8
+
+Everything is measured twice, with the engines built in either order, so that the order favours neither optimizer.
 """
 
 import argparse
+import json
 import os
 import platform
 import statistics
+import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +26,7 @@ from common.strict_json import to_json
 
 # Bytes that a step must move per float32 weight that a rank updates, if the weights do not fit its caches.
 # AdamW reads gradient, weight and two moments, and writes weight and moments. Adafactor's three passes, with a sum over
-# ranks after each of the first two, read gradient and weight, gradient, gradient and weight; the last one writes the
+# ranks after each of the first two, read gradient, gradient and weight, gradient and weight; the last one writes the
 # weight.
 BYTES_PER_WEIGHT = {"adafactor": 6 * 4, "adamw": 7 * 4}
 RUNS = {"adafactor": {}, "adamw_fused": {"fused": True}, "adamw_foreach": {"foreach": True}}
@@ -35,7 +40,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--expert-parallel-size", type=int, default=2)
     parser.add_argument("--layers", type=int, default=4, help="blocks of encoder and decoder each (st-moe-base: 12)")
     parser.add_argument("--experts", type=int, default=4, help="experts of each sparse layer (st-moe-base: 16)")
-    parser.add_argument("--repetitions", type=int, default=9, help="timed steps of each optimizer (%(default)s)")
+    parser.add_argument(
+        "--repetitions", type=int, default=9, help="timed steps of each optimizer in each order (%(default)s)"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     return parser.parse_args()
 
@@ -89,8 +96,8 @@ def memory_bandwidth() -> float:
     return 2 * values.nbytes / statistics.median(seconds)
 
 
-def measure(rank: int, options: argparse.Namespace, port: int) -> None:
-    """Run one rank of the benchmark; rank 0 prints and writes the results."""
+def measure(rank: int, options: argparse.Namespace, port: int, order: Sequence[str], out: Path) -> None:
+    """Run one rank of the benchmark with the engines built in this order; rank 0 writes what it measured to ``out``."""
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(options.ranks), LOCAL_SIZE=str(options.ranks),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="",
@@ -101,7 +108,7 @@ def measure(rank: int, options: argparse.Namespace, port: int) -> None:
     from training.run.process import Process
 
     initialize_distributed(Process.from_environment(), timeout_seconds=600)
-    engines = {name: build(name, options) for name in BYTES_PER_WEIGHT}
+    engines = {name: build(name, options) for name in order}
     watches = {name: Stopwatch(engine.basic_optimizer) for name, engine in engines.items()}
     generator = torch.Generator().manual_seed(rank)
     batch = {key: torch.randint(2, 32_000, (1, 64), generator=generator) for key in ("input_ids", "labels")}
@@ -127,33 +134,43 @@ def measure(rank: int, options: argparse.Namespace, port: int) -> None:
     weights = sum(segment.numel for segments in held for segment in segments)
     bandwidth = memory_bandwidth()
     if rank == 0:
-        rows = {}
-        for run in RUNS:
-            name = run.partition("_")[0]
-            rows[run] = {
-                "step_seconds": statistics.median(whole[run]),
-                "optimizer_seconds": statistics.median(inner[run]),
-                "limit_seconds": BYTES_PER_WEIGHT[name] * weights / bandwidth,
-                "bytes_read_and_written": BYTES_PER_WEIGHT[name] * weights,
-                "bytes_all_reduced": adafactor.bytes_reduced // (1 + options.repetitions) if name == "adafactor" else 0,
-                "all_step_seconds": whole[run],
-            }
-        state = adafactor.state_nbytes
-        report(options, rows, weights, state, bandwidth)
+        measured = {
+            "whole": whole, "inner": inner, "weights": weights, "bandwidth": bandwidth,
+            "bytes_reduced": adafactor.bytes_reduced // (1 + options.repetitions), "state": adafactor.state_nbytes,
+        }  # fmt: skip
+        out.write_text(to_json(measured), encoding="utf-8")
     dist.barrier()
     dist.destroy_process_group()
 
 
-def report(
-    options: argparse.Namespace, rows: dict[str, dict[str, Any]], weights: int, state: int, bandwidth: float
-) -> None:
+def rows_of(measured: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return medians over the steps of all orders, and what bounds them, for each run."""
+    rows = {}
+    weights, bandwidth = measured[0]["weights"], statistics.median(m["bandwidth"] for m in measured)
+    for run in RUNS:
+        name = run.partition("_")[0]
+        whole, inner = ([seconds for m in measured for seconds in m[kind][run]] for kind in ("whole", "inner"))
+        rows[run] = {
+            "step_seconds": statistics.median(whole),
+            "optimizer_seconds": statistics.median(inner),
+            "limit_seconds": BYTES_PER_WEIGHT[name] * weights / bandwidth,
+            "bytes_read_and_written": BYTES_PER_WEIGHT[name] * weights,
+            "bytes_all_reduced": measured[0]["bytes_reduced"] if name == "adafactor" else 0,
+            "all_step_seconds": whole,
+        }
+    return rows
+
+
+def report(options: argparse.Namespace, measured: Sequence[dict[str, Any]]) -> None:
     """Print the results as a table and write them as JSON."""
+    rows, weights, state = rows_of(measured), measured[0]["weights"], measured[0]["state"]
+    bandwidth = statistics.median(m["bandwidth"] for m in measured)
     peer = min((run for run in rows if run != "adafactor"), key=lambda run: rows[run]["step_seconds"])
     print(
         f"ZeRO {options.zero_stage}, {options.ranks} ranks, expert-parallel size {options.expert_parallel_size}, "
         f"st-moe-base with {options.layers} + {options.layers} layers and {options.experts} experts: {weights:,} "
         f"weights updated per rank, {state:,} bytes of Adafactor's state per rank; "
-        f"{bandwidth / 1e9:.1f} GB/s of memory per rank; median of {options.repetitions}\n"
+        f"{bandwidth / 1e9:.1f} GB/s of memory per rank; median of {len(measured)} x {options.repetitions}\n"
     )
     print(
         f"{'':14} {'step ms':>9} {'ratio':>6} {'optimizer ms':>13} {'ratio':>6} {'limit ms':>9} {'MB':>7} "
@@ -179,8 +196,13 @@ def report(
 def main() -> None:
     """Start the ranks."""
     options = parse_arguments()
-    port = free_port()
-    mp.start_processes(measure, (options, port), nprocs=options.ranks, start_method="spawn")
+    measured = []
+    for order in (list(BYTES_PER_WEIGHT), list(BYTES_PER_WEIGHT)[::-1]):
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "measured.json"
+            mp.start_processes(measure, (options, free_port(), order, out), nprocs=options.ranks, start_method="spawn")
+            measured.append(json.loads(out.read_text(encoding="utf-8")))
+    report(options, measured)
 
 
 if __name__ == "__main__":

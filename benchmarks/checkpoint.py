@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from common.program import print_anything
 from common.project import ROOT
 from common.strict_json import to_json
 from data.config import DataConfig
@@ -69,6 +70,7 @@ def measure(engine: Any, config: RunConfig, saves: int) -> list[dict[str, float]
 
 def main() -> None:
     """Measure both ways of saving; print a table and a line of JSON."""
+    print_anything()
     options = parse_arguments()
     device = initialize_distributed(Process(0, 0, 1, 1), 600.0)
     from training.engine.build import build_engine

@@ -27,6 +27,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from common.program import print_anything
 from common.strict_json import to_json
 from data.config import DataConfig
 from data.objectives.registry import make_objective
@@ -160,6 +161,7 @@ def waiting_share(metrics: Path) -> dict[str, float]:
 
 def main() -> None:
     """Measure all cases, print and write the results."""
+    print_anything()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", default=DataConfig().train_files, help="Text, in the form of data.train_files.")
     parser.add_argument(

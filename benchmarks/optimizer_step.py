@@ -21,6 +21,7 @@ import torch
 import torch.multiprocessing as mp
 
 from common.ports import free_port
+from common.program import print_anything
 from common.project import ROOT
 from common.strict_json import to_json
 
@@ -195,6 +196,7 @@ def report(options: argparse.Namespace, measured: Sequence[dict[str, Any]]) -> N
 
 def main() -> None:
     """Start the ranks."""
+    print_anything()
     options = parse_arguments()
     measured = []
     for order in (list(BYTES_PER_WEIGHT), list(BYTES_PER_WEIGHT)[::-1]):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.exit_codes import USER_ERROR
+from common.program import print_anything
 from common.text import counted
 from training.run.folder import RunFolder
 
@@ -62,6 +63,7 @@ def _continue_command(folder: RunFolder, summary: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    print_anything()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may close the pipe before the last line
     if len(sys.argv) != 2:
         print("usage: python -m training.report RUN_FOLDER", file=sys.stderr)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from common.logs import configure_logging
+from common.program import begin
 from common.project import ROOT
 from data.sources.retry import DataError
 from data.streaming.group import ExampleBatch, StreamGroup
@@ -158,7 +158,7 @@ def _send(connection: Connection, ready: "queue.Queue[ExampleBatch | DataError |
 
 
 if __name__ == "__main__":
-    configure_logging()
+    begin()
     # The launcher signals the whole process tree. Workers ignore it: they serve until the trainer closes or exits.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

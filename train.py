@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from common.arguments import Parser
@@ -124,6 +125,17 @@ def check_folders(config: RunConfig) -> None:
             check_can_write(path, "training.name")
 
 
+def blame(error: OSError, config: RunConfig) -> str:
+    """Return one line for a place that cannot be used. Raises the error again if it is of another kind."""
+    if error.errno not in PLACE_ERRORS:
+        raise error
+    folder = Path(config.training.output_dir).absolute()
+    place = folder if error.filename is None else Path(os.fsdecode(error.filename)).absolute()
+    key = f"training.output_dir = {config.training.output_dir}: "
+    ours = place == folder or folder in place.parents or place in folder.parents
+    return f"{key}{why(error)}: set another folder, or mend this one" if ours else why(error)
+
+
 def main() -> None:
     """Check everything that can be checked, then train."""
     launcher_gone = watch_launcher()
@@ -173,9 +185,7 @@ def main() -> None:
     except ValueError as error:
         refuse(str(error), process, tell=waiting_ranks(process))
     except OSError as error:
-        if error.errno not in PLACE_ERRORS:
-            raise
-        refuse(why(error), process, tell=waiting_ranks(process))
+        refuse(blame(error, config), process, tell=waiting_ranks(process))
     # From here on torch and DeepSpeed are imported, which takes seconds; nothing above needs them.
     logger.info("importing torch and DeepSpeed")
     t = config.training
@@ -194,7 +204,10 @@ def main() -> None:
         from training.trainer import Trainer
 
         logger.info("building the model")
-        trainer = Trainer(config, process, inputs, device, launcher_gone, watchdog)
+        try:
+            trainer = Trainer(config, process, inputs, device, launcher_gone, watchdog)
+        except OSError as error:  # as of a full disk
+            raise ConfigError(blame(error, config)) from error
         done = trainer.train()
     except (ConfigError, DataError) as error:
         refuse(str(error), process, tell=watchdog.tell)

@@ -34,11 +34,17 @@ def test_folders_that_cannot_be_written(config: Path, tmp_path: Path):
     (tmp_path / "file").touch()
     below = refused(config, f"training.output_dir={tmp_path}/file/runs")
     assert f"training.output_dir = {tmp_path}/file/runs: {tmp_path}/file is no folder" in below
-    assert "/proc/x" in refused(config, "training.output_dir=/proc/x")  # what can be found out by trying alone
+    trying = refused(config, "training.output_dir=/proc/x")  # what can be found out by trying alone
+    assert "training.output_dir = /proc/x: No such file or directory: /proc/x" in trying
     (tmp_path / "runs" / "small").mkdir(parents=True)
     (tmp_path / "runs" / "small" / "tensorboard").touch()
     assert "training.name = " in refused(config)
     assert sorted(path.name for path in (tmp_path / "runs" / "small").iterdir()) == ["tensorboard"]
+
+
+def test_files_that_cannot_be_written_when_the_run_begins(config: Path, tmp_path: Path):
+    (tmp_path / "runs" / "small" / "metrics.jsonl").mkdir(parents=True)
+    assert f"training.output_dir = {tmp_path}/runs: Is a directory: " in refused(config, "--restart")
 
 
 def test_a_mistake_is_reported_once_by_all_ranks(config: Path):

@@ -74,9 +74,11 @@ def test_the_loss_before_the_first_step_is_that_of_the_source(source: tuple[Path
         first = next(row for row in rows(tmp_path / name) if row["split"] == "train")
         assert (first["step"], first["learning_rate"]) == (1, 0.02)  # a new schedule
     shutil.rmtree(moved)  # a resumed run goes on with its own weights
+    before = json.loads((tmp_path / "run" / "summary.json").read_text())["wall_seconds"]
     resumed = train(tmp_path / "run" / "config.yaml", "--resume", "training.steps=3")
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert "beginning with" not in resumed.stdout
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["wall_seconds"] > before > 0  # of both sessions
     assert sorted(validations(tmp_path / "run")) == [0, 2, 3]
 
 

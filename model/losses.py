@@ -1,13 +1,18 @@
 """Terms of the objective: L = L_CE + c_B L_B + c_Z L_Z + c_O * mean log^2 Z of the output head. All in float32.
 
-Shape suffixes: G = groups, S = tokens of a group, E = experts, B = sequences, L = target tokens, V = vocabulary.
+Shape suffixes: G = groups, S = tokens of a group, E = experts, B = sequences, L = target tokens, V = vocabulary,
+T = B * L, b = tokens of a block.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 IGNORED_LABEL = -100
+CPU_BLOCK, DEVICE_BLOCK = 1 << 18, 1 << 24  # logits that are in float32 at a time
 
 
 class LossDivisors(NamedTuple):
@@ -101,6 +106,43 @@ def max_router_logit(logits_GSE: Tensor, mask_GS: Tensor) -> Tensor:
     return logits_GSE.detach().float().amax(-1).masked_fill(~mask_GS.bool(), float("-inf")).amax()
 
 
+class _CrossEntropyAndZ(torch.autograd.Function):
+    """Works on a block of rows at a time: float32 logits of all tokens would be the largest tensors of a step."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits_TV: Tensor, labels_T: Tensor, real_T: Tensor, divisor: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        log_z_T, target_T = (torch.empty(len(labels_T), device=labels_T.device) for _ in range(2))
+        for block in _rows(logits_TV):
+            logits_bV = logits_TV[block].float()
+            log_z_T[block] = logits_bV.logsumexp(-1)
+            target_T[block] = logits_bV.gather(-1, labels_T[block].unsqueeze(-1)).squeeze(-1)
+        ctx.save_for_backward(logits_TV, labels_T, real_T, divisor, log_z_T)
+        cross_entropy = ((log_z_T - target_T) * real_T).sum() / divisor
+        return cross_entropy, (log_z_T.square() * real_T).sum() / divisor
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_cross_entropy: Tensor, grad_z: Tensor) -> tuple[Tensor, None, None, None]:
+        logits_TV, labels_T, real_T, divisor, log_z_T = ctx.saved_tensors
+        share_T = real_T / divisor
+        of_target_T1 = (-grad_cross_entropy * share_T).unsqueeze(-1)
+        of_log_z_T1 = ((grad_cross_entropy + 2 * grad_z * log_z_T) * share_T).unsqueeze(-1)
+        grad_TV = torch.empty_like(logits_TV)
+        for block in _rows(logits_TV):
+            grad_bV = torch.sub(logits_TV[block], log_z_T[block].unsqueeze(-1)).exp_().mul_(of_log_z_T1[block])
+            grad_TV[block] = grad_bV.scatter_add_(-1, labels_T[block].unsqueeze(-1), of_target_T1[block])
+        return grad_TV, None, None, None
+
+
+def _rows(logits_TV: Tensor) -> Iterator[slice]:
+    """Yield blocks of rows: on a CPU as many as a core's cache holds, on a device 64 MB of float32."""
+    elements = CPU_BLOCK if logits_TV.device.type == "cpu" else DEVICE_BLOCK
+    size = max(1, elements // logits_TV.shape[-1])
+    return (slice(start, start + size) for start in range(0, len(logits_TV), size))
+
+
 def cross_entropy_and_z(logits_BLV: Tensor, labels_BL: Tensor, divisor: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the cross-entropy and the mean log^2 Z of the output head, from one logsumexp.
 
@@ -112,9 +154,6 @@ def cross_entropy_and_z(logits_BLV: Tensor, labels_BL: Tensor, divisor: Tensor) 
     Returns:
         Two float32 scalars: nats per token, nats^2 per token.
     """
-    logits_BLV = logits_BLV.float()
-    real_BL = labels_BL != IGNORED_LABEL
-    log_z_BL = logits_BLV.logsumexp(-1)
-    target_BL = logits_BLV.gather(-1, labels_BL.masked_fill(~real_BL, 0).unsqueeze(-1)).squeeze(-1)
-    cross_entropy = ((log_z_BL - target_BL) * real_BL).sum() / divisor
-    return cross_entropy, (log_z_BL.square() * real_BL).sum() / divisor
+    real_T = labels_BL.flatten() != IGNORED_LABEL
+    labels_T = labels_BL.flatten().masked_fill(~real_T, 0)
+    return _CrossEntropyAndZ.apply(logits_BLV.flatten(0, -2), labels_T, real_T, divisor)

@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from model.config import StMoeConfig
-from model.layers.attention import Attention, RelativePositionBias, attention_bias
+from model.layers.attention import Attention, RelativePositionBias, aligned, attention_bias
 from model.layers.feed_forward import FeedForward
 from model.layers.norm import RMSNorm
 from model.layers.precision import matmul_dtype, to_matmul_dtype
@@ -166,9 +166,9 @@ class Stack(nn.Module):
             causal = position <= position[past:].unsqueeze(-1)
             allowed = causal if allowed is None else allowed & causal
         dtype = matmul_dtype(embeds_BLd)
-        bias = attention_bias(self.position_bias(length, keys), allowed, dtype)
+        bias = aligned(attention_bias(self.position_bias(length, keys), allowed, dtype))
         memory_allowed = None if memory_mask_BK is None else memory_mask_BK[:, None, None, :].bool()
-        memory_bias = attention_bias(None, memory_allowed, dtype)
+        memory_bias = aligned(attention_bias(None, memory_allowed, dtype))
 
         low_memory_BKd = None if memory_BKd is None else to_matmul_dtype(memory_BKd).detach()
 

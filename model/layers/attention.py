@@ -53,6 +53,17 @@ class RelativePositionBias(nn.Module):
         return offset + torch.where(distance < exact, distance, far)
 
 
+ALIGNED_KEYS = 8  # elements of bf16 in the 16 bytes to which fused attention aligns the rows of a bias
+
+
+def aligned(bias: Tensor | None) -> Tensor | None:
+    """Return ``bias [..., K]`` with rows that lie aligned in memory: otherwise every layer would make such a copy."""
+    if bias is None or bias.shape[-1] % ALIGNED_KEYS == 0:
+        return bias
+    keys = bias.shape[-1]
+    return functional.pad(bias, (0, -keys % ALIGNED_KEYS))[..., :keys]
+
+
 def attention_bias(position_bias: Tensor | None, allowed: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """Combine position bias and mask into the additive bias that all layers of a stack share.
 

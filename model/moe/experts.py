@@ -34,7 +34,9 @@ class Experts(nn.Module):
         self.w3 = nn.Parameter(torch.empty(num_local, inner, d))
         # The vectors of all experts on every rank: num_experts x F numbers, replicated like a dense parameter.
         self.hidden_bias = make_hidden_bias(config, config.num_experts)
-        self.keep_casts = True  # from the forward to the backward pass, where weights are cast for grouped products
+        # Whether grouped products keep weights that were cast until the backward pass: experts are most of a model's
+        # weights, and to cast them again costs little beside their products.
+        self.keep_casts = False
         self.gradient_memory = tuple(ReusedMemory() for _ in range(3))
 
     def forward(self, rows_Rd: Tensor, counts_E: Tensor | None = None) -> Tensor:

@@ -49,6 +49,7 @@ class _Route(torch.autograd.Function):
         divisor = real.clamp(min=1) if divisor is None else divisor
         others = (*routed[:3], *routed[4:6], routed.sums_G4[:, 2].amax(), real.long())
         ctx.mark_non_differentiable(*others)
+        ctx.set_materialize_grads(False)  # seven outputs get none
         ctx.save_for_backward(logits_GSE, mask_GS, divisor, *routed)
         ctx.raw = raw
         return routed.gate_NGS, balance / len(logits_GSE), square / divisor, *others
@@ -56,12 +57,17 @@ class _Route(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, grad_gate_NGS: Tensor, grad_balance: Tensor, grad_z: Tensor, *_: Any
+        ctx: Any, grad_gate_NGS: Tensor | None, grad_balance: Tensor | None, grad_z: Tensor | None, *_: Any
     ) -> tuple[Tensor | None, ...]:
         logits_GSE, mask_GS, divisor, *routed = ctx.saved_tensors
-        gradients = (grad_gate_NGS.contiguous(), grad_balance, grad_z)
         of_routing = kernels("routing")
         routed = of_routing.Routed(*routed)
+        zero = divisor.new_zeros(()) if grad_balance is None or grad_z is None else divisor
+        gradients = (
+            torch.zeros_like(routed.gate_NGS) if grad_gate_NGS is None else grad_gate_NGS.contiguous(),
+            zero if grad_balance is None else grad_balance,
+            zero if grad_z is None else grad_z,
+        )
         grad_GSE = of_routing.backward(logits_GSE, mask_GS, routed, divisor, *gradients, raw=ctx.raw)
         return grad_GSE, None, None, None, None, None, None
 

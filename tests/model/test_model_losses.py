@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.config import StMoeConfig
 from model.initialization import initialize_weights
@@ -268,3 +269,55 @@ def test_sum_reduction_is_layers_times_mean() -> None:
     for output in (mean, total):
         parts = output.cross_entropy + 0.1 * output.load_balance_loss + 0.1 * output.router_z_loss
         assert output.loss.item() == pytest.approx((parts + 0.01 * output.output_z_loss).item(), rel=1e-6)
+
+
+def plain_cross_entropy_and_z(logits: Tensor, labels: Tensor, divisor: Tensor) -> tuple[Tensor, Tensor]:
+    """The same terms from whole float64 logits, by autograd."""
+    real = labels != -100
+    log_z = logits.double().logsumexp(-1)
+    target = logits.double().gather(-1, labels.masked_fill(~real, 0).unsqueeze(-1)).squeeze(-1)
+    return ((log_z - target) * real).sum() / divisor, (log_z.square() * real).sum() / divisor
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("block", [1, 700, 1 << 20])
+def test_blocks_of_logits_give_the_terms_and_gradients_of_all_at_once(
+    block: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.losses.CPU_BLOCK", block)
+    source = torch.Generator().manual_seed(0)
+    logits = (8 * torch.randn(3, 11, 97, generator=source)).to(dtype).requires_grad_()
+    labels = torch.randint(0, 97, (3, 11), generator=source)
+    labels[1, 4:] = -100
+    divisor = torch.tensor(29.0)
+    weights = torch.tensor([0.7, 1e-4])
+    found = cross_entropy_and_z(logits, labels, divisor)
+    expected = plain_cross_entropy_and_z(logits, labels, divisor)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.dtype == torch.float32
+        assert mine.item() == pytest.approx(theirs.item(), rel=1e-6)
+    (mine,) = torch.autograd.grad((weights * torch.stack(found)).sum(), logits)
+    (theirs,) = torch.autograd.grad((weights * torch.stack(expected)).sum(), logits)
+    assert mine.dtype == dtype
+    assert (mine[1, 4:] == 0).all()
+    relative = 1e-6 if dtype == torch.float32 else 2**-7
+    torch.testing.assert_close(mine.double(), theirs.double(), rtol=relative, atol=1e-7)
+
+
+def test_no_tensor_holds_all_logits_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(64, 16, 128).bfloat16().requires_grad_()
+    monkeypatch.setattr("model.losses.CPU_BLOCK", logits.numel() // 8)
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, Tensor) and out.dtype == torch.float32:
+                largest = max(largest, out.numel())
+            return out
+
+    with Watch():
+        terms = cross_entropy_and_z(logits, torch.zeros(64, 16, dtype=torch.int64), torch.tensor(1.0))
+        torch.stack(terms).sum().backward()
+    assert 0 < largest <= logits.numel() // 8

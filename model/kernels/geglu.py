@@ -49,8 +49,13 @@ def _backward(
 
 
 def geglu(first_RF: Tensor, second_RF: Tensor) -> Tensor:
-    """Return ``gelu_tanh(first) * second``, computed in float32, contiguous; both have the same strides."""
+    """Return ``gelu_tanh(first) * second``, computed in float32, contiguous.
+
+    Raises:
+        ValueError: the arguments' strides differ, or their columns are not contiguous.
+    """
     rows, width = first_RF.shape
+    _check_strides(first_RF, second_RF)
     hidden_RF = torch.empty(rows, width, dtype=first_RF.dtype, device=first_RF.device)
     if rows:
         grid = (rows, triton.cdiv(width, BLOCK))
@@ -75,10 +80,22 @@ def geglu_backward(
         grad_first_RF: output; may be ``grad_hidden_RF``.
         grad_second_RF: output; the same strides as the other gradient.
         hidden_RF: output or None; contiguous.
+
+    Raises:
+        ValueError: strides are not as said here.
     """
     rows, width = first_RF.shape
+    _check_strides(first_RF, second_RF)
+    _check_strides(grad_first_RF, grad_second_RF)
+    if not (grad_hidden_RF.is_contiguous() and (hidden_RF is None or hidden_RF.is_contiguous())):
+        raise ValueError("grad_hidden_RF and hidden_RF must be contiguous")
     output, wanted = (grad_first_RF, False) if hidden_RF is None else (hidden_RF, True)
     tensors = (first_RF, second_RF, grad_hidden_RF, output, grad_first_RF, grad_second_RF)
     if rows:
         grid, strides = (rows, triton.cdiv(width, BLOCK)), (first_RF.stride(0), grad_first_RF.stride(0))
         _backward[grid](*tensors, width, *strides, HIDDEN=wanted, BLOCK=BLOCK)
+
+
+def _check_strides(first_RF: Tensor, second_RF: Tensor) -> None:
+    if first_RF.stride() != second_RF.stride() or (first_RF.shape[1] > 1 and first_RF.stride(1) != 1):
+        raise ValueError(f"strides must be equal, of columns 1: {first_RF.stride()}, {second_RF.stride()}")

@@ -69,7 +69,8 @@ def _backward(
 
 
 def product(x_Td: Tensor, weight_Ed: Tensor) -> Tensor:
-    """Return ``x W^T`` in float32: ``[T, E]``; contiguous arguments, the weight in float32, at most 128 experts."""
+    """Return ``x W^T`` in float32: ``[T, E]``; any strides, the weight in float32, at most 128 experts."""
+    x_Td, weight_Ed = x_Td.contiguous(), weight_Ed.contiguous()
     (tokens, width), experts = x_Td.shape, len(weight_Ed)
     logits_TE = weight_Ed.new_empty(tokens, experts)
     padded = max(LEAST, triton.next_power_of_2(experts))
@@ -81,6 +82,7 @@ def product(x_Td: Tensor, weight_Ed: Tensor) -> Tensor:
 
 def product_backward(x_Td: Tensor, weight_Ed: Tensor, grad_TE: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients of ``product`` for x, in its dtype, and for the weight, float32."""
+    x_Td, weight_Ed, grad_TE = (tensor.contiguous() for tensor in (x_Td, weight_Ed, grad_TE))
     (tokens, width), experts = x_Td.shape, len(weight_Ed)
     part = triton.cdiv(tokens, PARTS * ROWS) * ROWS
     parts = triton.cdiv(tokens, max(part, 1))

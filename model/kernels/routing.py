@@ -204,8 +204,8 @@ def choose(
     """Choose experts, compute gates, make requests, assign capacity slots; see ``model.moe.token_choice``.
 
     Args:
-        logits_GSE: float32, contiguous.
-        mask_GS: bool, contiguous.
+        logits_GSE: float32.
+        mask_GS: bool.
         draw_NGS: uniform numbers for all choices but the first; None if ``policy`` draws none.
         choices: N.
         raw: whether gates are the probabilities, and all choices requested.
@@ -213,6 +213,7 @@ def choose(
         threshold: ``second_threshold``.
         capacity: C.
     """
+    logits_GSE, mask_GS = logits_GSE.contiguous(), mask_GS.contiguous()
     groups, size, experts = logits_GSE.shape
     block = _sizes(experts)
     tokens, parts, rows = groups * size, triton.cdiv(size, block["TOKENS"]), experts * groups * capacity
@@ -226,7 +227,7 @@ def choose(
     gate_NGS = like.new_empty(choices, groups, size)
     prob_GPE, count_GPE = (like.new_empty(groups, parts, experts) for _ in range(2))
     sums_GP3, share_GE, sums_G4 = (like.new_empty(groups, *rest) for rest in ((parts, 3), (experts,), (4,)))
-    draws = logits_GSE if draw_NGS is None else draw_NGS
+    draws = logits_GSE if draw_NGS is None else draw_NGS.contiguous()
     _choose[(groups, parts)](
         logits_GSE, mask_GS.view(torch.uint8), draws, expert_NGS, queue_NGS, gate_NGS, prob_GPE, count_GPE, sums_GP3,
         size, tokens, experts, threshold, CHOICES=choices, RAW=raw, POLICY=POLICIES[policy], **block,
@@ -254,11 +255,12 @@ def backward(
         mask_GS: as for ``choose``.
         routed: what ``choose`` returned.
         divisor: of the sum of squares in the z-loss, float32 scalar.
-        grad_gate_NGS: gradient of the gates, contiguous.
+        grad_gate_NGS: gradient of the gates.
         grad_balance: gradient of the mean over groups of the load-balance loss, float32 scalar.
         grad_z: gradient of the z-loss, float32 scalar.
         raw: as for ``choose``.
     """
+    logits_GSE, mask_GS, grad_gate_NGS = (x.contiguous() for x in (logits_GSE, mask_GS, grad_gate_NGS))
     groups, size, experts = logits_GSE.shape
     grad_GSE, block = torch.empty_like(logits_GSE), _sizes(experts)
     _backward[(groups, triton.cdiv(size, block["TOKENS"]))](

@@ -1,9 +1,10 @@
 """Dispatch and combine of a sparse layer, one pass over the activations each.
 
+Arguments may have any strides: the kernels count elements of contiguous tensors, so others are copied first.
+
 Shape suffixes: N = choices of a token, T = tokens, R = rows of the experts' buffer, d = d_model.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -79,12 +80,12 @@ def gather(x_Td: Tensor, token_R: Tensor) -> Tensor:
     """Return row ``token_R[r]`` of ``x_Td`` for every r, zeros where it is T: ``[R, d]``, contiguous."""
     (tokens, width), rows_Rd = x_Td.shape, x_Td.new_empty(len(token_R), x_Td.shape[1])
     if len(token_R):
-        _gather[(len(token_R),)](x_Td, token_R, rows_Rd, tokens, width, BLOCK=_block(width))
+        _gather[(len(token_R),)](x_Td.contiguous(), token_R.contiguous(), rows_Rd, tokens, width, BLOCK=_block(width))
     return rows_Rd
 
 
 def weighted_sum(rows_Rd: Tensor, gate_NT: Tensor | None, slot_NT: Tensor) -> Tensor:
-    """Return ``y[t] = sum_n gate[n, t] * rows[slot[n, t]]``, summed in float32: ``[T, d]``; contiguous arguments.
+    """Return ``y[t] = sum_n gate[n, t] * rows[slot[n, t]]``, summed in float32: ``[T, d]``.
 
     Args:
         rows_Rd: activations.
@@ -93,7 +94,8 @@ def weighted_sum(rows_Rd: Tensor, gate_NT: Tensor | None, slot_NT: Tensor) -> Te
     """
     (choices, tokens), (number, width) = slot_NT.shape, rows_Rd.shape
     y_Td = rows_Rd.new_empty(tokens, width)
-    gate = slot_NT if gate_NT is None else gate_NT
+    rows_Rd, slot_NT = rows_Rd.contiguous(), slot_NT.contiguous()
+    gate = slot_NT if gate_NT is None else gate_NT.contiguous()
     sizes = {"CHOICES": choices, "WEIGHTED": gate_NT is not None, "BLOCK": _block(width)}
     if tokens:
         _sum[(tokens,)](rows_Rd, gate, slot_NT, y_Td, tokens, number, width, **sizes)
@@ -105,8 +107,9 @@ def weighted_sum_backward(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of ``weighted_sum`` for rows and gates; ``token_R`` inverts ``slot_NT``, T if empty."""
     (choices, tokens), width = slot_NT.shape, rows_Rd.shape[1]
-    grad_Rd, grad_gate_NT = torch.empty_like(rows_Rd), torch.zeros_like(gate_NT)
-    tensors = (rows_Rd, gate_NT, slot_NT, token_R, grad_Td, grad_Rd, grad_gate_NT)
+    inputs = [tensor.contiguous() for tensor in (rows_Rd, gate_NT, slot_NT, token_R, grad_Td)]
+    grad_Rd, grad_gate_NT = rows_Rd.new_empty(rows_Rd.shape), gate_NT.new_zeros(gate_NT.shape)
+    tensors = (*inputs, grad_Rd, grad_gate_NT)
     if len(rows_Rd):
         _combine_backward[(len(rows_Rd),)](*tensors, tokens, width, CHOICES=choices, BLOCK=_block(width))
     return grad_Rd, grad_gate_NT

@@ -58,7 +58,7 @@ class _Dispatch(torch.autograd.Function):
     def forward(ctx: Any, x_Td: Tensor, slot_NT: Tensor, token_R: Tensor) -> Tensor:
         ctx.save_for_backward(slot_NT)
         if usable(x_Td):
-            return kernels("rows").gather(x_Td.contiguous(), token_R)
+            return kernels("rows").gather(x_Td, token_R)
         rows_Rd = x_Td.new_empty(len(token_R), x_Td.shape[1])
         for block in _blocks(len(token_R), x_Td.device):
             _take_or_zero(x_Td, token_R[block], out=rows_Rd[block])
@@ -69,7 +69,7 @@ class _Dispatch(torch.autograd.Function):
     def backward(ctx: Any, grad_Rd: Tensor) -> tuple[Tensor, None, None]:
         (slot_NT,) = ctx.saved_tensors
         if usable(grad_Rd):
-            return kernels("rows").weighted_sum(grad_Rd.contiguous(), None, slot_NT), None, None
+            return kernels("rows").weighted_sum(grad_Rd, None, slot_NT), None, None
         grad_Td = grad_Rd.new_empty(slot_NT.shape[1], grad_Rd.shape[1])
         for block in _blocks(len(grad_Td), grad_Rd.device):
             grad_bd = _take_or_zero(grad_Rd, slot_NT[0, block], out=grad_Td[block])
@@ -83,7 +83,7 @@ class _Combine(torch.autograd.Function):
     def forward(ctx: Any, rows_Rd: Tensor, gate_NT: Tensor, slot_NT: Tensor, token_R: Tensor) -> Tensor:
         ctx.save_for_backward(rows_Rd, gate_NT, slot_NT, token_R)
         if usable(rows_Rd):
-            return kernels("rows").weighted_sum(rows_Rd.contiguous(), gate_NT.contiguous(), slot_NT)
+            return kernels("rows").weighted_sum(rows_Rd, gate_NT, slot_NT)
         weight_NT1 = gate_NT.masked_fill(slot_NT == len(rows_Rd), 0).to(rows_Rd.dtype).unsqueeze(-1)
         y_Td = rows_Rd.new_empty(slot_NT.shape[1], rows_Rd.shape[1])
         for block in _blocks(len(y_Td), rows_Rd.device):
@@ -97,8 +97,7 @@ class _Combine(torch.autograd.Function):
     def backward(ctx: Any, grad_Td: Tensor) -> tuple[Tensor, Tensor, None, None]:
         rows_Rd, gate_NT, slot_NT, token_R = ctx.saved_tensors
         if usable(grad_Td):
-            arguments = (rows_Rd.contiguous(), gate_NT.contiguous(), slot_NT, token_R, grad_Td.contiguous())
-            return *kernels("rows").weighted_sum_backward(*arguments), None, None
+            return *kernels("rows").weighted_sum_backward(rows_Rd, gate_NT, slot_NT, token_R, grad_Td), None, None
         slot_Q, rows = slot_NT.reshape(-1), len(rows_Rd)
         weight_R = rows_Rd.new_zeros(rows + 1).scatter_(0, slot_Q, gate_NT.to(rows_Rd.dtype).reshape(-1))
         grad_gate_R = gate_NT.new_zeros(rows + 1)  # the last element is for choices without a row

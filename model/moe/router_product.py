@@ -23,7 +23,7 @@ class _RouterProduct(torch.autograd.Function):
     def forward(ctx: Any, x_Td: Tensor, weight_Ed: Tensor) -> Tensor:
         ctx.save_for_backward(x_Td, weight_Ed)
         if _has_kernel(x_Td, weight_Ed):
-            return kernels("router_product").product(x_Td.contiguous(), weight_Ed.contiguous())
+            return kernels("router_product").product(x_Td, weight_Ed)
         logits_TE = weight_Ed.new_empty(len(x_Td), len(weight_Ed))
         for block in _blocks(x_Td):
             torch.mm(x_Td[block].to(weight_Ed.dtype), weight_Ed.t(), out=logits_TE[block])
@@ -34,9 +34,7 @@ class _RouterProduct(torch.autograd.Function):
     def backward(ctx: Any, grad_TE: Tensor) -> tuple[Tensor, Tensor]:
         x_Td, weight_Ed = ctx.saved_tensors
         if _has_kernel(x_Td, weight_Ed):
-            return kernels("router_product").product_backward(
-                x_Td.contiguous(), weight_Ed.contiguous(), grad_TE.contiguous()
-            )
+            return kernels("router_product").product_backward(x_Td, weight_Ed, grad_TE)
         grad_Td, grad_Ed = torch.empty_like(x_Td), torch.zeros_like(weight_Ed)
         for block in _blocks(x_Td):
             grad_Td[block] = grad_TE[block] @ weight_Ed

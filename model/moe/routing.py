@@ -51,7 +51,7 @@ class Routing:
             return self.rows[0]
         slot_NGS = self._queues() * self.capacity + self.position_NGS
         end = self.num_experts * self.kept_NGS.shape[1] * self.capacity
-        return torch.where(self.kept_NGS, slot_NGS, end).flatten(1)
+        return torch.where(self.kept_NGS, slot_NGS, end).flatten(1).contiguous()
 
     def ragged_slots(self) -> tuple[Tensor, Tensor]:
         """Return each choice's row of a buffer without empty rows, sorted by expert, then group, then position.
@@ -65,7 +65,7 @@ class Routing:
         count_X.scatter_add_(0, queue_NGS.flatten(), self.kept_NGS.flatten().long())
         end_X = count_X.cumsum(0)
         slot_NGS = (end_X - count_X)[queue_NGS] + self.position_NGS
-        return torch.where(self.kept_NGS, slot_NGS, end_X[-1]).flatten(1), count_X.view(-1, groups).sum(-1)
+        return torch.where(self.kept_NGS, slot_NGS, end_X[-1]).flatten(1).contiguous(), count_X.view(-1, groups).sum(-1)
 
     def _queues(self) -> Tensor:
         """Return the queue of each choice, ``expert * G + group``, int64 ``[N, G, S]``."""

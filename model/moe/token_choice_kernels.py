@@ -64,7 +64,7 @@ class _Route(torch.autograd.Function):
         routed = of_routing.Routed(*routed)
         zero = divisor.new_zeros(()) if grad_balance is None or grad_z is None else divisor
         gradients = (
-            torch.zeros_like(routed.gate_NGS) if grad_gate_NGS is None else grad_gate_NGS.contiguous(),
+            torch.zeros_like(routed.gate_NGS) if grad_gate_NGS is None else grad_gate_NGS,
             zero if grad_balance is None else grad_balance,
             zero if grad_z is None else grad_z,
         )
@@ -86,7 +86,7 @@ def route_by_kernels(
     shape = (config.top_n - 1, *mask_GS.shape)
     draws = None if raw_gates else draw_for_policy(shape, config, generator, logits_GSE.device)
     gate, balance, z, expert, position, kept, slot, token, most, real = _Route.apply(
-        logits_GSE.contiguous(), mask_GS.contiguous(), draws, divisor, capacity, raw_gates, config
+        logits_GSE, mask_GS, draws, divisor, capacity, raw_gates, config
     )
     return Routing(
         expert_NGS=expert,

@@ -17,6 +17,7 @@ from model.config import StMoeConfig
 from model.kernels import available
 from model.layers import geglu as geglu_layer
 from model.moe import dispatch, router, router_product
+from model.moe.layer import SparseFeedForward
 from model.moe.router import route
 
 CUDA = torch.cuda.is_available()
@@ -96,9 +97,26 @@ def test_geglu(dtype: torch.dtype, shape: tuple[int, int], halves: bool):
     assert torch.equal(other, grads[1])
 
 
+def test_geglu_refuses_strides_that_it_does_not_read():
+    plain, across = random(4, 6), random(6, 4).t()
+    for first, second in ((plain, across), (across, across), (plain, random(4, 12)[:, :6])):
+        with pytest.raises(ValueError, match="strides"):
+            available.kernels("geglu").geglu(first, second)
+        with pytest.raises(ValueError, match="strides"):
+            available.kernels("geglu").geglu_backward(plain, plain, plain.clone(), first, second, None)
+    for grad, hidden in ((across, None), (plain, across)):
+        with pytest.raises(ValueError, match="contiguous"):
+            available.kernels("geglu").geglu_backward(plain, plain, grad, plain.clone(), plain.clone(), hidden)
+
+
+def across(tensor: Tensor) -> Tensor:
+    """Return the same values with the strides of a transposed matrix, as ``movedim`` leaves them."""
+    return tensor.t().contiguous().t()
+
+
 @pytest.mark.parametrize("dtype", ERRORS)
-@pytest.mark.parametrize("choices", [1, 2, 9])
-def test_dispatch_and_combine(dtype: torch.dtype, choices: int):
+@pytest.mark.parametrize(("choices", "strided"), [(1, False), (2, False), (2, True), (9, False)])
+def test_dispatch_and_combine(dtype: torch.dtype, choices: int, strided: bool):
     tokens, rows, width = 21, 70, 72
     generator = torch.Generator().manual_seed(choices)
     order = torch.randperm(rows, generator=generator)[: choices * tokens]
@@ -108,15 +126,18 @@ def test_dispatch_and_combine(dtype: torch.dtype, choices: int):
     slot_NT[0, 1::4] = rows
     token_R = dispatch.tokens_of_rows(slot_NT, rows)
     gate_NT = random(choices, tokens, seed=5).abs()
+    layout = across if strided else Tensor.contiguous
+    slot_NT = layout(slot_NT)
+    assert slot_NT.is_contiguous() is not strided
 
     def run() -> list[Tensor]:
-        x = random(tokens, width, dtype=dtype).requires_grad_()
-        y = random(rows, width, seed=1, dtype=dtype).requires_grad_()
-        gate = gate_NT.clone().requires_grad_()
+        x = layout(random(tokens, width, dtype=dtype)).requires_grad_()
+        y = layout(random(rows, width, seed=1, dtype=dtype)).requires_grad_()
+        gate = layout(gate_NT.clone()).requires_grad_()
         sent = dispatch.dispatch(x, slot_NT, token_R)
-        sent.backward(random(rows, width, seed=2, dtype=dtype))
+        sent.backward(layout(random(rows, width, seed=2, dtype=dtype)))
         combined = dispatch.combine(y, gate, slot_NT, token_R)
-        combined.backward(random(tokens, width, seed=3, dtype=dtype))
+        combined.backward(layout(random(tokens, width, seed=3, dtype=dtype)))
         found = [sent, x.grad, combined, y.grad, gate.grad]
         return [t.detach() for t in found if t is not None]
 
@@ -133,10 +154,12 @@ def test_dispatch_and_combine(dtype: torch.dtype, choices: int):
     assert (nothing == 0).all()
 
 
+@pytest.mark.parametrize("strided", [False, True])
 @pytest.mark.parametrize(("tokens", "width", "experts"), [(130, 96, 5), (64, 64, 16), (5, 24, 3), (300, 40, 33)])
-def test_router_product(tokens: int, width: int, experts: int):
-    x, weight = random(tokens, width, dtype=torch.bfloat16), random(experts, width, seed=1)
-    grad = random(tokens, experts, seed=2)
+def test_router_product(tokens: int, width: int, experts: int, strided: bool):
+    layout = across if strided else Tensor.contiguous
+    x, weight = layout(random(tokens, width, dtype=torch.bfloat16)), layout(random(experts, width, seed=1))
+    grad = layout(random(tokens, experts, seed=2))
     leaves, exact = (
         [t.clone().requires_grad_() for t in (x, weight)],
         [t.double().requires_grad_() for t in (x, weight)],
@@ -174,12 +197,13 @@ def test_routing(name: str, masked: bool):
     mask = torch.ones(groups, size, dtype=torch.bool, device=DEVICE)
     if masked:
         mask[0, 70:], mask[1, ::3], mask[2] = False, False, False
-    logits = 2 * random(groups, size, config.num_experts)
+    mask = mask.t().contiguous().t()  # no stride is that of a contiguous tensor
+    logits = 2 * random(config.num_experts, size, groups).permute(2, 1, 0)
     logits[0, :9] = 0.0  # equal probabilities: the lower index wins
-    upstream = random(config.top_n, groups, size, seed=3)
+    upstream = random(size, groups, config.top_n, seed=3).permute(2, 1, 0)
 
     def run(divisor: Tensor | None) -> tuple[Any, Tensor]:
-        leaf = logits.clone().requires_grad_()
+        leaf = logits.clone().requires_grad_()  # a clone has the same strides
         generator = torch.Generator(DEVICE).manual_seed(4)
         routing = route(leaf, mask, config, training=True, generator=generator, divisor=divisor)
         gated = (routing.gate_NGS * upstream).sum()
@@ -205,3 +229,45 @@ def test_routing(name: str, masked: bool):
             assert getattr(found, field).dtype == getattr(expected, field).dtype
         assert found.dropped_tokens() == expected.dropped_tokens()
         assert torch.allclose(gradient, exact, rtol=2e-6, atol=2e-6)
+
+
+LAYERS: dict[str, dict[str, Any]] = {
+    "top-2": {},
+    "threshold": {"second_policy": "threshold"},
+    "prioritized": {"batch_prioritized": True},
+    "prioritized, threshold": {"batch_prioritized": True, "second_policy": "threshold"},
+    "flaxformer": {"gating": "flaxformer"},
+    "flaxformer, prioritized": {"gating": "flaxformer", "batch_prioritized": True},
+    "expert choice": {"gating": "expert_choice"},
+    "dropless": {"capacity": "dropless"},
+    "dropless, prioritized": {"capacity": "dropless", "batch_prioritized": True},
+    "top-1, prioritized": {"top_n": 1, "batch_prioritized": True},
+    "top-3, dropless": {"top_n": 3, "capacity": "dropless"},
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_sparse_layer_of_every_gating(name: str):
+    options = {"second_policy": "all", "num_experts": 4, "d_model": 24, "d_ff": 16, "group_size": 40} | LAYERS[name]
+    config = StMoeConfig(**options)
+    layer = SparseFeedForward(config).to(DEVICE)
+    for seed, parameter in enumerate(layer.parameters()):
+        parameter.data = random(*parameter.shape, seed=seed) * parameter.shape[-1] ** -0.5
+    mask = torch.ones(3, 40, dtype=torch.bool, device=DEVICE)
+    mask[1, 30:], mask[2, ::3] = False, False
+
+    def run() -> dict[str, Tensor]:
+        layer.zero_grad()
+        x = random(3, 40, config.d_model, seed=9).requires_grad_()
+        y, losses = layer(x, mask)
+        ((y * random(*y.shape, seed=8)).sum() + losses.load_balance + losses.z).backward()
+        found = {"y": y.detach(), "x": x.grad} | {name: p.grad for name, p in layer.named_parameters()}
+        return {name: tensor.clone() for name, tensor in found.items() if tensor is not None}
+
+    found = run()
+    with available.torch_only():
+        expected = run()
+    assert found.keys() == expected.keys()
+    assert len(found) == 6
+    for tensor in found:
+        assert error(found[tensor], expected[tensor].double()) < 5e-6, tensor

@@ -66,6 +66,8 @@ def test_every_gating(case: Case) -> None:
             kept = routing.kept_NGS[:, g] & (routing.expert_NGS[:, g] == expert)
             assert kept.sum() <= routing.capacity
             assert sorted(routing.position_NGS[:, g][kept].tolist()) == list(range(int(kept.sum())))
+    for index in (routing.slots(), routing.ragged_slots()[0], routing.buffer()[1]):
+        assert index.is_contiguous(), "kernels would copy it"
     assert torch.isfinite(routing.load_balance_loss)
     assert torch.isfinite(routing.router_z_loss)
     assert routing.dropped_tokens() == (mask & (combine == 0).all(-1).all(-1)).sum()

@@ -174,8 +174,9 @@ def check_kernels(setting: Setting, report: Report) -> None:
         report.below(f"kernel, {name}", relative_error(found[name], value), limit)
     exact64 = {"logits": x.double() @ weight.double().t(), "router W": product_grad.double().t() @ x.double()}
     for name, exact_value in exact64.items():
-        of_float64 = {way: relative_error(of[name], exact_value) for way, of in (("kernel", found), ("torch", expected))}
-        report.value(f"{name} against float64", of_float64)
+        ways = {"kernel": found[name], "torch": expected[name]}
+        errors = {way: relative_error(value, exact_value) for way, value in ways.items()}
+        report.value(f"{name} against float64", errors)
     repeats = setting.pick(9, 1)
     times = {"kernels": median_seconds(lambda: everything(x, weight, logits), setting.kind, repeats) * 1e3}
     with torch_only():

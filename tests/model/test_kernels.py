@@ -234,13 +234,11 @@ def test_routing(name: str, masked: bool):
 LAYERS: dict[str, dict[str, Any]] = {
     "top-2": {},
     "threshold": {"second_policy": "threshold"},
-    "prioritized": {"batch_prioritized": True},
-    "prioritized, threshold": {"batch_prioritized": True, "second_policy": "threshold"},
-    "flaxformer": {"gating": "flaxformer"},
-    "flaxformer, prioritized": {"gating": "flaxformer", "batch_prioritized": True},
+    "prioritized": {"batch_prioritized": True, "second_policy": "threshold"},
+    "flaxformer": {"gating": "flaxformer", "second_policy": "random"},  # the default, of no effect there
+    "flaxformer, prioritized": {"gating": "flaxformer", "second_policy": "random", "batch_prioritized": True},
     "expert choice": {"gating": "expert_choice"},
     "dropless": {"capacity": "dropless"},
-    "dropless, prioritized": {"capacity": "dropless", "batch_prioritized": True},
     "top-1, prioritized": {"top_n": 1, "batch_prioritized": True},
     "top-3, dropless": {"top_n": 3, "capacity": "dropless"},
 }
@@ -248,7 +246,13 @@ LAYERS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_sparse_layer_of_every_gating(name: str):
-    options = {"second_policy": "all", "num_experts": 4, "d_model": 24, "d_ff": 16, "group_size": 40} | LAYERS[name]
+    options: dict[str, Any] = {
+        "second_policy": "all",
+        "num_experts": 4,
+        "d_model": 24,
+        "d_ff": 16,
+        "group_size": 40,
+    } | LAYERS[name]
     config = StMoeConfig(**options)
     layer = SparseFeedForward(config).to(DEVICE)
     for seed, parameter in enumerate(layer.parameters()):

@@ -10,7 +10,7 @@ from common.exit_codes import UNHEALTHY, RunError
 from common.logs import get_logger
 from model.losses import LossDivisors
 from training.checkpoint.agreement import agree_on_checkpoint
-from training.checkpoint.checkpointer import Checkpointer
+from training.checkpoint.checkpointer import Checkpointer, SaveError
 from training.checkpoint.finite import some, weights_not_finite
 from training.checkpoint.store.state import Checkpoint
 from training.config.errors import ConfigError
@@ -36,7 +36,7 @@ class Health:
         config: of the run.
         engine: the DeepSpeed engine.
         metrics: takes the guard's rows.
-        checkpointer: waited for before a rollback.
+        checkpointer: waited for before a rollback and before the end.
         rank: of this process.
     """
 
@@ -86,7 +86,11 @@ class Health:
             self.stop(step, f"the validation loss of step {step} is not finite; not finite among weights: {bad}")
 
     def stop(self, step: int, reason: str) -> NoReturn:
-        """Record why the run cannot go on. Raises UnhealthyError."""
+        """Record why the run cannot go on, once the checkpoint being written is complete. Raises UnhealthyError."""
+        try:
+            self.checkpointer.settle(step)  # it holds an earlier, good step, which this process must not lose
+        except SaveError as error:  # recorded, and not why the run ends
+            logger.warning(str(error))
         self._record(step, "stop", reason)
         raise UnhealthyError(f"{reason}; the checkpoints stay as they are")
 

@@ -158,7 +158,7 @@ def test_resume_at_another_world_size_is_exact(
 def test_another_mixture_does_not_continue_a_run(mixed: Callable[..., DataConfig], tokenizer: Tokenizer) -> None:
     state = open_loader(mixed(), tokenizer).state_dict()
     for weights in ({"long": 5, "short": 1, "middle": 3}, {"short": 1, "long": 5, "middle": 2}):
-        with pytest.raises(ValueError, match=r"names and weights of data\.mixture = .* restore that value"):
+        with pytest.raises(ValueError, match=r"names and weights of data\.mixture = .* restore it"):
             open_loader(mixed(weights), tokenizer).load_state_dict(state)
     with pytest.raises(ValueError, match="number of shards"):
         open_loader(mixed({"long": 1}), tokenizer).load_state_dict(state)

@@ -32,7 +32,8 @@ def test_local_command(config_file: str, tmp_path: Path):
     assert on_gpus.environment() == {}
 
 
-def test_cores_are_divided_among_jobs_and_ranks():
+def test_cores_are_divided_among_jobs_and_ranks(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # which would be kept
     cores = len(os.sched_getaffinity(0))
     assert Local(1, cores, 0).environment()["OMP_NUM_THREADS"] == "1"
     assert Local(1, 1, 0).environment()["OMP_NUM_THREADS"] == str(cores)

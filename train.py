@@ -122,7 +122,7 @@ def check_folders(config: RunConfig) -> None:
     check_can_write(config.training.output_dir, "training.output_dir")
     for path in (folder.path, folder.checkpoints, folder.tensorboard):
         if path.exists():
-            check_can_write(path, "training.name")
+            check_can_write(path, "training.name", attempt=False)
 
 
 def blame(error: OSError, config: RunConfig) -> str:

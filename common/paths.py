@@ -7,6 +7,7 @@ import argparse
 import errno
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -78,12 +79,14 @@ def why(error: OSError) -> str:
     return (error.strerror or str(error)) + (f": {name}" if name is not None else "")
 
 
-def check_can_write(folder: str | Path, setting: str) -> None:
-    """Check that a folder can be made or written to, and that its disk is not full. Creates nothing.
+def check_can_write(folder: str | Path, setting: str, *, attempt: bool = True) -> None:
+    """Check that a folder can be made or written to, and that its disk is not full. Leaves nothing there.
 
     Args:
         folder: need not exist.
         setting: key or option that names it, for the message.
+        attempt: whether to make a hidden folder there and remove it, which finds out about places such as /proc, whose
+            permissions promise more. Not for a folder that another process may look for files in.
 
     Raises:
         ValueError: one line that names setting, folder and reason.
@@ -97,5 +100,10 @@ def check_can_write(folder: str | Path, setting: str) -> None:
         reason = f"no permission to write to {there}"
     elif os.statvfs(there).f_bavail == 0 and os.statvfs(there).f_blocks > 0:
         reason = f"the disk of {there} is full"
+    elif attempt:
+        try:
+            os.rmdir(tempfile.mkdtemp(prefix=".st-moe-", dir=there))
+        except OSError as error:
+            reason = f"nothing can be made in {there} ({error.strerror})"
     if reason is not None:
         raise ValueError(f"{setting} = {folder}: {reason}: set another folder, or mend this one")

@@ -1,6 +1,7 @@
 """Paths as users type them."""
 
 import argparse
+import errno
 import os
 from pathlib import Path
 
@@ -77,6 +78,19 @@ def test_folders_that_can_and_cannot_be_written(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(ValueError, match=f"no permission to write to {tmp_path}"):
         check_can_write(tmp_path / "x", "--out")
+
+
+def test_a_place_that_takes_no_folders_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ValueError, match=r"^--out = /proc/x/y: [^\n]* /proc[^\n]*: set another folder, [^\n]*$"):
+        check_can_write("/proc/x/y", "--out")
+
+    def no_space(*_args: object, **_named: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "mkdir", no_space)
+    with pytest.raises(ValueError, match="No space left on device"):
+        check_can_write(tmp_path, "--out")
+    check_can_write(tmp_path, "--out", attempt=False)
 
 
 def test_a_full_disk_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

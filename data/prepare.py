@@ -10,6 +10,7 @@ is in .OUT.partial beside it: after an interruption the same command resumes the
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from common.program import run
 from data.preparation.build import prepare
 from data.preparation.command import training_command
 from data.preparation.recipe import DEFAULT_C4_DOCUMENTS, DEFAULT_VOCAB_SIZE, LICENCES, Recipe
+from data.preparation.suitability import describe_too_little
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -58,6 +60,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--shards", type=int, default=64, help="Training files, at least data.num_streams (default: 64).")
     add("--validation-fraction", type=float, default=0.05, help="Fraction of the documents held out (default: 0.05).")
     add("--documents", type=int, help=f"Documents to fetch (default: all; c4: {DEFAULT_C4_DOCUMENTS}).")
+    add(
+        "--max-bad-fraction",
+        type=float,
+        default=0.01,
+        help="Largest fraction of rows, of at least 1,000, that may hold no text, as data.max_bad_fraction "
+        "(default: 0.01).",
+    )
     add("--seed", type=int, default=0, help="Seed of the shuffle before the split (default: 0).")
     options = parser.parse_args(arguments)
     mistake = find_mistake(options)
@@ -80,6 +89,8 @@ def find_mistake(options: argparse.Namespace) -> str | None:
             return f"--{option.replace('_', '-')} {value} must be at least 1"
     if not 0.0 < options.validation_fraction < 1.0:
         return f"--validation-fraction {options.validation_fraction} must be between 0 and 1"
+    if not 0.0 <= options.max_bad_fraction <= 1.0:
+        return f"--max-bad-fraction {options.max_bad_fraction} must be between 0 and 1"
     if options.seed < 0:
         return f"--seed {options.seed} must be at least 0"
     for option, source in (("files", "files"), ("hub_dataset", "hub"), ("hub_revision", "hub"), ("hub_config", "hub")):
@@ -102,10 +113,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = parse_arguments(arguments)
     recipe = Recipe(**{field: getattr(options, field) for field in Recipe._fields})
-    print(f"source: {recipe.origin}\nlicense: {recipe.text_license}", flush=True)
     try:
         check_can_write(options.out, "--out")
-        description, existed = prepare(recipe, options.out)
+        print(f"source: {recipe.origin}\nlicense: {recipe.text_license}", flush=True)
+        description, existed = prepare(recipe, options.out, options.max_bad_fraction)
     except ValidationError as error:
         mistake = error.errors()[0]
         option = {"train_files": "--files"}.get(str(mistake["loc"][0]) if mistake["loc"] else "", "")
@@ -113,12 +124,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return _report(" ".join(str(error).split()))
     print(f"{options.out}: {'already there' if existed else 'created'}: {summarize(description)}")
+    too_little = describe_too_little(description)
+    if too_little is not None:
+        print(f"warning: {too_little}", file=sys.stderr, flush=True)
     if "first_sentinel_id" in description:
         print(
             "train on it, here a small model in one process; model.vocab_size and the data keys fit any config:\n"
             f"{training_command(options.out, description)}"
         )
     return 0
+
+
+def command() -> int:
+    """Run ``main`` as a program: Ctrl-C ends it at once, with one line and exit status 130."""
+    try:
+        return main()
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues", file=sys.stderr, flush=True)
+        # A vocabulary may still be in training in a thread, which an ordinary exit would pull the interpreter from.
+        os._exit(130)
 
 
 def _report(error: str) -> int:
@@ -141,4 +165,4 @@ def summarize(description: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(command)

@@ -7,6 +7,7 @@ Ids: the pieces of ``spiece.model`` (pad 0, eos 1, unk 2), followed by 100 senti
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -67,10 +68,20 @@ def train_vocabulary(texts: Iterable[str], vocab_size: int, folder: Path) -> Non
             minloglevel=2,
         )
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"--vocab-size {vocab_size} does not suit these texts: {reason}") from error
+        raise ValueError(f"--vocab-size = {vocab_size}: {_explain(str(error))}") from error
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / MODEL_FILE, model.getvalue())
+
+
+def _explain(error: str) -> str:
+    """Return what a number of pieces lacks, from SentencePiece's error, and what to do."""
+    most = re.search(r"Please set it to a value <= (\d+)", error)
+    if most:
+        return f"these texts support at most {most[1]} pieces: set --vocab-size {most[1]}, or give more text"
+    least = re.search(r"smaller than required_chars\. \d+ vs (\d+)", error)
+    if least:
+        return f"the characters of these texts need at least {least[1]} pieces: set --vocab-size {least[1]} or more"
+    return f"does not suit these texts ({' '.join(error.split())}): set another --vocab-size, or give more text"
 
 
 class Tokenizer:

@@ -14,13 +14,12 @@ import numpy as np
 
 from common.files import acquire_lock, sync_folder, write_atomically
 from common.strict_json import to_json
-from data.config import key_beside
 from data.hugging_face import MODEL_FILE
 from data.preparation.fetch import fetch_documents, wikipedia_documents
-from data.preparation.progress import show_elapsed, show_progress
-from data.preparation.recipe import DEFAULT_VOCAB_SIZE, Recipe
+from data.preparation.progress import run_interruptibly, show_elapsed, show_progress
+from data.preparation.recipe import DEFAULT_VOCAB_SIZE, Recipe, same_value
 from data.preparation.statistics import describe, plot_lengths, token_lengths
-from data.sources.rows import advise
+from data.preparation.suitability import check_rows
 from data.tokenizer import Tokenizer, train_vocabulary
 
 DESCRIPTION_FILE = "dataset.json"
@@ -29,12 +28,13 @@ HISTOGRAM_FILE = "length_histogram.png"
 VOCABULARY_CHARACTERS = 12_000_000
 
 
-def prepare(recipe: Recipe, out: Path) -> tuple[dict[str, Any], bool]:
+def prepare(recipe: Recipe, out: Path, max_bad_fraction: float = 0.01) -> tuple[dict[str, Any], bool]:
     """Build the dataset at ``out`` unless it exists.
 
     Args:
         recipe: what to build.
         out: dataset folder.
+        max_bad_fraction: see ``check_rows``.
 
     Returns:
         (content of ``dataset.json``, whether the dataset already existed).
@@ -50,7 +50,7 @@ def prepare(recipe: Recipe, out: Path) -> tuple[dict[str, Any], bool]:
         description = existing(recipe, out)
         if description is not None:
             return description, True
-        description = build(recipe, work)
+        description = build(recipe, work, max_bad_fraction)
         os.rename(work / "dataset", out)
         sync_folder(out.parent)
     return description, False
@@ -73,7 +73,7 @@ def existing(recipe: Recipe, out: Path) -> dict[str, Any] | None:
             "another --out"
         ) from error
     for key, value in recipe._asdict().items():
-        if built_with.get(key) != value:
+        if not same_value(key, built_with.get(key), value):
             option = "--" + key.replace("_", "-")
             raise ValueError(
                 f"--out {out} holds a dataset made with {option} {built_with.get(key)}, not {value}: remove it or "
@@ -89,7 +89,8 @@ def existing(recipe: Recipe, out: Path) -> dict[str, Any] | None:
 def working_folder(recipe: Recipe, out: Path) -> Iterator[Path]:
     """Lock the working folder beside ``out`` for one process at a time; remove it on success.
 
-    Results of an earlier process are kept as far as they belong to the same recipe.
+    Results of an earlier process are kept as far as they belong to the same recipe. A mistake in options or text
+    removes it, too, unless it holds text from a network.
     """
     work = out.parent / f".{out.name}.partial"
     work.mkdir(parents=True, exist_ok=True)
@@ -97,19 +98,32 @@ def working_folder(recipe: Recipe, out: Path) -> Iterator[Path]:
         acquire_lock(lock, wait=True)
         for name, wanted in (("fetched", recipe.fetch_fields()), ("dataset", recipe._asdict())):
             fields = work / f"{name}.json"
-            if not fields.exists() or json.loads(fields.read_text(encoding="utf-8")) != wanted:
+            if not _holds(fields, wanted):
                 shutil.rmtree(work / name, ignore_errors=True)
                 write_atomically(fields, to_json(wanted))
-        yield work
+        try:
+            yield work
+        except ValueError:
+            if not (recipe.is_remote and any((work / "fetched").glob("*.json.gz"))):
+                shutil.rmtree(work, ignore_errors=True)
+            raise
         shutil.rmtree(work, ignore_errors=True)
 
 
-def build(recipe: Recipe, work: Path) -> dict[str, Any]:
+def _holds(file: Path, wanted: dict[str, Any]) -> bool:
+    if not file.exists():
+        return False
+    found = json.loads(file.read_text(encoding="utf-8"))
+    return set(found) == set(wanted) and all(same_value(key, found[key], value) for key, value in wanted.items())
+
+
+def build(recipe: Recipe, work: Path, max_bad_fraction: float) -> dict[str, Any]:
     """Fetch, shuffle and split the documents, write shards and vocabulary, and collect statistics.
 
     Args:
         recipe: what to build.
         work: working folder: ``fetched`` holds fetched documents, ``dataset`` the dataset. Existing results are kept.
+        max_bad_fraction: see ``check_rows``.
 
     Returns:
         The content of ``dataset.json``.
@@ -125,8 +139,7 @@ def build(recipe: Recipe, work: Path) -> dict[str, Any]:
     else:
         limit = recipe.document_limit
         fetched, skipped = fetch_documents(recipe.data_config(), recipe.text_source(), limit, work / "fetched")
-    if not fetched:
-        raise ValueError(_no_text(recipe, skipped))
+    check_rows(recipe, len(fetched), skipped, max_bad_fraction)
     train, validation = _split(fetched, recipe)
     folder = work / "dataset"
     write_shards(train, folder / "train", recipe.shards)
@@ -149,15 +162,6 @@ def build(recipe: Recipe, work: Path) -> dict[str, Any]:
     }
     write_atomically(folder / DESCRIPTION_FILE, to_json(description, indent=2) + "\n")
     return description
-
-
-def _no_text(recipe: Recipe, skipped: dict[str, int]) -> str:
-    source = recipe.text_source()
-    kinds = ", ".join(f"{count} {kind}" for kind, count in skipped.items()) or "there are none"
-    advice = advise(skipped, key_beside(source.setting, "text_column"))
-    return f"{source.setting} = {recipe.origin} has no document: all rows were skipped ({kinds})" + (
-        f": {advice}" if advice else ": name other files"
-    )
 
 
 def _split(fetched: list[str], recipe: Recipe) -> tuple[list[str], list[str]]:
@@ -214,5 +218,5 @@ def make_vocabulary(recipe: Recipe, texts: Sequence[str], folder: Path) -> Token
         sample = _sample(texts)
         size = f"{sum(map(len, sample)):,} characters of {len(sample):,} documents"
         with show_elapsed(f"training the vocabulary on {size}"):
-            train_vocabulary(sample, recipe.vocab_size or DEFAULT_VOCAB_SIZE, folder)
+            run_interruptibly(lambda: train_vocabulary(sample, recipe.vocab_size or DEFAULT_VOCAB_SIZE, folder))
     return Tokenizer(folder)

@@ -29,14 +29,14 @@ def training_command(out: Path, description: dict[str, Any]) -> str:
         "data.num_streams": min(description["recipe"]["shards"], MOST_STREAMS),
         "model.vocab_size": -(-needed // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE,
     }
-    examples = _validation_examples(description)
+    examples = validation_examples(description)
     if examples is not None and examples < EVAL_EXAMPLES:
         settings["training.eval_examples"] = max(1, examples // MICRO_BATCH) * MICRO_BATCH
     words = (f"{key}={value}" for key, value in settings.items())
     return f"python train.py --config {CONFIG} {' '.join(map(shlex.quote, words))}"
 
 
-def _validation_examples(description: dict[str, Any]) -> int | None:
+def validation_examples(description: dict[str, Any]) -> int | None:
     """Return how many examples the held-out text gives at least; None for a dataset that does not say."""
     tokens = description.get("validation_tokens")
     raw_length, _ = raw_and_target_lengths(INPUTS_LENGTH, 0.15, 3.0)

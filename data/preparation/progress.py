@@ -3,7 +3,7 @@
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -71,3 +71,28 @@ def show_elapsed(what: str) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+
+
+def run_interruptibly(work: Callable[[], None]) -> None:
+    """Run work that spends its time outside Python in a thread, so that Ctrl-C ends the wait for it at once.
+
+    Python handles a signal only between its own instructions. After ``KeyboardInterrupt`` the work still goes on: the
+    process must then end by ``os._exit``.
+
+    Raises:
+        Exception: what ``work`` raises.
+    """
+    errors: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=target, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)  # a signal that another thread receives does not end a wait
+    if errors:
+        raise errors[0]

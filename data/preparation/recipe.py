@@ -1,5 +1,6 @@
 """What determines the content of a prepared dataset."""
 
+import os
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -18,6 +19,25 @@ LICENCES = {
 
 # Fields that determine the fetched documents.
 FETCH_FIELDS = ("source", "documents", "files", "hub_dataset", "hub_config", "hub_revision", "text_column")
+
+
+# Fields that are paths, which can be spelled in several ways.
+PATH_FIELDS = ("files", "vocabulary")
+
+
+def same_value(field: str, one: object, other: object) -> bool:
+    """Return whether two values of a field of a recipe mean the same; paths are compared as absolute ones."""
+    if field in PATH_FIELDS:
+        return _absolute(one) == _absolute(other)
+    return one == other
+
+
+def _absolute(paths: object) -> object:
+    if isinstance(paths, list):
+        return [_absolute(path) for path in paths]
+    if not isinstance(paths, str) or "://" in paths:
+        return paths
+    return os.path.abspath(os.path.expandvars(os.path.expanduser(paths)))
 
 
 class Recipe(NamedTuple):
@@ -59,6 +79,12 @@ class Recipe(NamedTuple):
     def document_limit(self) -> int | None:
         """Number of documents to fetch; None for all."""
         return self.documents or (DEFAULT_C4_DOCUMENTS if self.source == "c4" else None)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the text comes over a network in parts that are worth keeping after a failure."""
+        files = [self.files] if isinstance(self.files, str) else self.files or []
+        return self.source in ("c4", "hub") or any("://" in file for file in files)
 
     def fetch_fields(self) -> dict[str, object]:
         """Return the fields that determine the fetched documents."""

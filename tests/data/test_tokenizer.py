@@ -35,10 +35,17 @@ def test_training_uses_documents_longer_than_a_sentence(tmp_path: Path, make_tex
 
 
 def test_impossible_vocabulary_size_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--vocab-size 5000") as caught:
-        train_vocabulary(["a small text"] * 20, 5000, tmp_path)
-    assert "\n" not in str(caught.value)
-    assert not list(tmp_path.iterdir())
+    texts = [f"{text} {text}" for text in ["a small text", "another text"] * 20]
+    for size, what in ((5000, "these texts support at most"), (10, "the characters of these texts need at least")):
+        with pytest.raises(ValueError, match=f"^--vocab-size = {size}: {what} [0-9]+ pieces: set ") as caught:
+            train_vocabulary(texts, size, tmp_path)
+        assert "\n" not in str(caught.value) and "INTERNAL" not in str(caught.value)
+        assert not list(tmp_path.iterdir())
+        advised = int(str(caught.value).partition("set --vocab-size ")[2].split()[0].rstrip(","))
+        train_vocabulary(texts, advised, tmp_path / str(size))
+        assert Tokenizer(tmp_path / str(size)).num_pieces == advised
+        (tmp_path / str(size) / "spiece.model").unlink()
+        (tmp_path / str(size)).rmdir()
 
 
 def test_encode_has_no_eos_and_decodes_back(tokenizer: Tokenizer, make_texts: Callable[..., list[str]]) -> None:

@@ -4,6 +4,11 @@ python convert.py export runs/tiny --output exported/tiny --dtype bf16
 python convert.py reshard runs/tiny --expert-parallel-size 1 --world-size 1 --zero-stage 3
 """
 
+from common.exit_codes import end_quietly_on_interrupt
+
+if __name__ == "__main__":
+    end_quietly_on_interrupt()  # the imports below take a second
+
 import argparse
 import os
 import sys
@@ -14,6 +19,7 @@ from common.logs import get_logger
 from common.paths import check_can_write, path_argument, searched
 from common.program import begin, run
 from training.config.errors import ConfigError
+from training.export.folders import check_has_checkpoint
 
 logger = get_logger("convert")
 
@@ -65,6 +71,7 @@ def check_folders(arguments: argparse.Namespace) -> None:
     """Check what needs no torch. Raises ConfigError or ValueError."""
     if not arguments.run.is_dir():
         raise ConfigError(f"{arguments.run} holds no checkpoint: no such folder{searched(arguments.run)}")
+    check_has_checkpoint(arguments.run)
     if arguments.command == "reshard":
         check_can_write(arguments.run / "checkpoints", "RUN")
         return

@@ -4,6 +4,11 @@ python fill.py runs/tiny "Paris is the <extra_id_0> of <extra_id_1>."
 python fill.py exported/tiny --num-beams 4 "The <extra_id_0> is red." "It was <extra_id_0> in <extra_id_1>."
 """
 
+from common.exit_codes import end_quietly_on_interrupt
+
+if __name__ == "__main__":
+    end_quietly_on_interrupt()  # the imports below take a second
+
 import argparse
 import os
 import sys
@@ -13,6 +18,7 @@ from common.exit_codes import USER_ERROR
 from common.logs import get_logger
 from common.paths import path_argument
 from common.program import begin, run
+from training.export.folders import check_source
 from training.export.sentences import parse_sentence
 
 logger = get_logger("fill")
@@ -51,7 +57,8 @@ def read_sentences(given: list[str]) -> list[tuple[str, str]]:
     if given:
         return [(f"sentence {number}", text) for number, text in enumerate(given, start=1)]
     try:
-        lines = sys.stdin.buffer.read().decode("utf-8-sig").splitlines()
+        # stdin is None where the user has closed it
+        lines = sys.stdin.buffer.read().decode("utf-8-sig").splitlines() if sys.stdin is not None else []
     except UnicodeDecodeError as error:
         raise ValueError(f"stdin is not UTF-8 (byte {error.start}): convert it") from None
     found = [(f"line {number}", line) for number, line in enumerate(lines, start=1) if line.strip()]
@@ -67,6 +74,7 @@ def main() -> None:
     try:
         sentences = read_sentences(arguments.sentences)
         parsed = [parse_sentence(text, name) for name, text in sentences]
+        check_source(arguments.run)
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         from transformers.utils.logging import disable_progress_bar

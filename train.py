@@ -4,6 +4,11 @@ deepspeed --num_gpus 2 train.py --config configs/tiny.yaml training.steps=100
 python train.py --config configs/tiny.yaml parallel.expert_parallel_size=1
 """
 
+from common.exit_codes import end_quietly_on_interrupt
+
+if __name__ == "__main__":
+    end_quietly_on_interrupt()  # the imports below take a second
+
 import argparse
 import os
 import sys
@@ -15,7 +20,7 @@ from typing import NoReturn
 
 from common.arguments import Parser
 from common.exit_codes import STOPPED, USER_ERROR, RunError
-from common.logs import ALL_RANKS, get_logger
+from common.logs import ALL_RANKS, get_logger, hold_notices
 from common.paths import PLACE_ERRORS, check_can_write, path_text_argument, why
 from common.program import begin
 from data.sources.retry import DataError
@@ -167,14 +172,13 @@ def main() -> None:
         if arguments.is_done:
             sys.exit(not RunFolder(config.run_dir).is_done(config.training.steps))
         check_folders(config)
-        for advice in give_advice(config):
-            logger.warning(advice)
         logger.info("%s: checking the data", config.run_dir)
         resumes = (arguments.resume or arguments.restart) and config.run_dir.exists()
         # On restart wait longer: the previous process may still be exiting.
         patience = max(WAIT_SECONDS, config.training.timeout_seconds) if arguments.restart else WAIT_SECONDS
         lock = enter_run(config.run_dir, process.rank, patience) if resumes else None
-        inputs = prepare(config, process, arguments.resume, restart=arguments.restart)
+        with hold_notices():
+            inputs = prepare(config, process, arguments.resume, restart=arguments.restart)
         step, steps = inputs.resume_from and inputs.resume_from.state.step, config.training.steps
         if step == steps and RunFolder(config.run_dir).is_done(steps):
             inputs.loader.close()
@@ -182,6 +186,8 @@ def main() -> None:
             return
         if lock is None and process.rank == 0:  # held until the process ends
             lock = begin_run(config.run_dir, patience)
+        for advice in give_advice(config):
+            logger.warning(advice)
     except ValueError as error:
         refuse(str(error), process, tell=waiting_ranks(process))
     except OSError as error:

@@ -20,11 +20,13 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.given: set[str] = set()
+        self.words: list[str] = []
         self.register("action", "once", _StoreOnce)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse as the base class does."""
         self.given = set()
+        self.words = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -32,6 +34,9 @@ class Parser(argparse.ArgumentParser):
         found = re.fullmatch(r"unrecognized arguments: (.*)", message, re.DOTALL)
         if found:
             message = self._explain(found[1].split())
+        files = [word for word in self.words if word.endswith((".yaml", ".yml")) and "=" not in word]
+        if message.endswith("required: --config") and files:
+            message += f"; write --config {files[0]}"
         if os.environ.get("RANK", "") in ("", "0"):
             print(f"error: {message}; see {self._command()} --help", file=sys.stderr, flush=True)
         sys.exit(USER_ERROR)

@@ -7,11 +7,15 @@ such as data workers. Until then only warnings and errors are shown, as the ``lo
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 ROOT_LOGGER = "st_moe"
 # ``logger.error(..., extra=ALL_RANKS)``: what this rank alone can tell.
 ALL_RANKS = {"all_ranks": True}
+# ``logger.warning(..., extra=NOTICE)``: of no interest if an error follows, see ``hold_notices``.
+NOTICE = {"notice": True}
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -32,6 +36,23 @@ def configure_logging(rank: int | None = None) -> None:
     logger.handlers = [_Lines(_rank() if rank is None else rank)]
 
 
+@contextmanager
+def hold_notices() -> Iterator[None]:
+    """Show the records with ``extra=NOTICE`` when the block has ended; not at all if it raises."""
+    handlers = [handler for handler in logging.getLogger(ROOT_LOGGER).handlers if isinstance(handler, _Lines)]
+    for handler in handlers:
+        handler.held = []
+    ended = False
+    try:
+        yield
+        ended = True
+    finally:
+        for handler in handlers:
+            held, handler.held = handler.held or [], None
+            for record in held if ended else []:
+                handler.emit(record)
+
+
 def _rank() -> int:
     """The environment's RANK; 0 if it is missing or no number, which only a training run refuses."""
     text = os.environ.get("RANK", "").strip()
@@ -47,9 +68,13 @@ class _Lines(logging.Handler):
     def __init__(self, rank: int):
         super().__init__()
         self.rank = rank
+        self.held: list[logging.LogRecord] | None = None
         self.addFilter(self._is_shown)
 
     def emit(self, record: logging.LogRecord) -> None:
+        if self.held is not None and getattr(record, "notice", False):
+            self.held.append(record)
+            return
         try:
             _write_line(self.format(record), sys.stdout if record.levelno < logging.WARNING else sys.stderr)
         except Exception:

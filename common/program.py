@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from common.exit_codes import USER_ERROR
+from common.exit_codes import INTERRUPTED, USER_ERROR
 from common.logs import configure_logging, get_logger
 from common.paths import PLACE_ERRORS, why
 
@@ -45,7 +45,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         logger.error(why(error))
         code = USER_ERROR
     except KeyboardInterrupt:
-        code = 130
+        code = INTERRUPTED
     sys.exit(code)
 
 

@@ -3,6 +3,11 @@
 python -m studies.z_loss_sweep --config configs/tiny.yaml --coefficients 0 1e-4 1e-3 1e-2
 """
 
+from common.exit_codes import end_quietly_on_interrupt
+
+if __name__ == "__main__":
+    end_quietly_on_interrupt()  # the imports below take a second
+
 import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any

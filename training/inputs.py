@@ -10,7 +10,7 @@ from data.streaming.validation import validation_batches
 from data.tokenizer import Tokenizer
 from data.unigram import count_targets
 from training.checkpoint.initial_weights import Source, find_source
-from training.checkpoint.resume import find_checkpoint
+from training.checkpoint.resume import check_same_vocabulary, find_checkpoint
 from training.checkpoint.store.state import Checkpoint, candidates
 from training.config.checks import check_all_to_all, check_layout
 from training.config.run import RunConfig
@@ -58,6 +58,8 @@ def prepare(config: RunConfig, process: Process, resume: bool, *, restart: bool 
         check_new(config.run_dir)
     tokenizer = Tokenizer(config.data.vocabulary)
     tokenizer.check_fits(config.architecture().vocab_size)
+    if saved is not None:
+        check_same_vocabulary(config, saved, tokenizer)
     source = find_source(config, tokenizer) if saved is None else None
     ranks: dict[str, Any] = {"rank": process.rank, "world_size": process.world_size}
     micro_batch_size = config.training.micro_batch_size

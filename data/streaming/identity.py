@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from common.logs import get_logger
+from common.logs import NOTICE, get_logger
 from data.config import DataConfig
 from data.sources.base import ShardSource
 
@@ -79,10 +79,10 @@ def resume_place(config: DataConfig, saved: dict[str, Any], current: dict[str, A
     if key is not None:
         difference = f"{settings}; {text}" if text and key == SHARDS else settings
     if config.on_other_text == "continue" and key is None:
-        logger.warning("%s: going on at the same place (data.on_other_text)", difference)
+        logger.warning("%s: going on at the same place (data.on_other_text)", difference, extra=NOTICE)
         return "same"
     if config.on_other_text == "begin" and key != VOCABULARY:
-        logger.warning("%s: reading the text from its beginning (data.on_other_text)", difference)
+        logger.warning("%s: reading the text from its beginning (data.on_other_text)", difference, extra=NOTICE)
         return "beginning"
     fix = "restore it to resume, or start a new run"
     if key != VOCABULARY:

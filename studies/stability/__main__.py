@@ -1,5 +1,10 @@
 """Entry point of ``python -m studies.stability``; see ``study``."""
 
+from common.exit_codes import end_quietly_on_interrupt
+
+if __name__ == "__main__":
+    end_quietly_on_interrupt()  # the imports below take a second
+
 from common.program import run
 from studies.stability.study import main
 

@@ -39,6 +39,15 @@ def test_one_line(arguments: list[str], line: str, capsys: pytest.CaptureFixture
     assert capsys.readouterr().err == f"{line}; see python tool.py --help\n"
 
 
+def test_a_config_without_its_option(capsys: pytest.CaptureFixture[str]):
+    made = Parser(prog="tool.py")
+    made.add_argument("--config", required=True)
+    made.add_argument("overrides", nargs="*")
+    with pytest.raises(SystemExit):
+        made.parse_intermixed_args(["configs/tiny.yaml", "x=1"])
+    assert "required: --config; write --config configs/tiny.yaml; see " in capsys.readouterr().err
+
+
 def test_of_all_ranks_the_first_reports(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(SystemExit):

@@ -5,11 +5,12 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from tqdm import tqdm
 
-from common.logs import ALL_RANKS, ROOT_LOGGER, configure_logging, get_logger
+from common.logs import ALL_RANKS, NOTICE, ROOT_LOGGER, configure_logging, get_logger, hold_notices
 from common.project import ROOT
 
 
@@ -29,6 +30,21 @@ def _log_everything() -> None:
     logger.warning("disk is full")
     logger.error("no such file")
     logger.error("dead", extra=ALL_RANKS)
+
+
+def test_notices_are_shown_only_if_no_error_follows(capsys: pytest.CaptureFixture[str]):
+    configure_logging(0)
+    logger = get_logger("data")
+    with hold_notices():
+        logger.warning("noted", extra=NOTICE)
+        logger.warning("at once")
+        assert capsys.readouterr().err == "warning: at once\n"
+    assert capsys.readouterr().err == "warning: noted\n"
+    with suppress(ValueError), hold_notices():
+        logger.warning("noted", extra=NOTICE)
+        raise ValueError
+    logger.warning("later", extra=NOTICE)
+    assert capsys.readouterr().err == "warning: later\n"
 
 
 def test_rank_0_shows_lines_on_stdout_and_mistakes_on_stderr(capsys: pytest.CaptureFixture[str]):

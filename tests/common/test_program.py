@@ -71,6 +71,23 @@ def test_threads_wait_passively_unless_the_user_says_otherwise():
     assert program(body, KMP_BLOCKTIME="1").stdout == b"None\n"
 
 
+def test_an_interrupt_of_the_imports_is_quiet():
+    start = "from common.exit_codes import end_quietly_on_interrupt; end_quietly_on_interrupt(); "
+    for error, code, shown in (("KeyboardInterrupt", 130, False), ("ValueError", 1, True)):
+        result = subprocess.run([sys.executable, "-c", f"{start}raise {error}"], cwd=ROOT, capture_output=True)
+        assert (result.returncode, b"Traceback" in result.stderr) == (code, shown)
+
+
+@pytest.mark.parametrize(
+    "file", ["train.py", "convert.py", "fill.py", "studies/z_loss_sweep.py", "studies/stability/__main__.py"]
+)
+def test_programs_prepare_for_an_interrupt_before_their_imports(file: str):
+    text = (ROOT / file).read_text(encoding="utf-8")
+    first, second = [line for line in text.splitlines() if line.startswith(("import ", "from "))][:2]
+    assert first == "from common.exit_codes import end_quietly_on_interrupt"
+    assert 0 < text.index("    end_quietly_on_interrupt()") < text.index(f"\n{second}")
+
+
 USERS_PROGRAMS = ("train.py", "convert.py", "data/prepare.py", "studies/z_loss_sweep.py")
 
 

@@ -1,5 +1,8 @@
 """What train.py says at its start: a user's mistake in one line with code 2, and what it is doing."""
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ from omegaconf import OmegaConf
 from common.project import ROOT
 from tests.support.launch import python, train
 from tests.support.small import small_config
+from training.run.folder import RunFolder
 
 
 @pytest.fixture
@@ -40,6 +44,21 @@ def test_folders_that_cannot_be_written(config: Path, tmp_path: Path):
     (tmp_path / "runs" / "small" / "tensorboard").touch()
     assert "training.name = " in refused(config)
     assert sorted(path.name for path in (tmp_path / "runs" / "small").iterdir()) == ["tensorboard"]
+
+
+def test_an_interrupt_before_training_is_quiet(config: Path, tmp_path: Path):
+    command = [sys.executable, "train.py", "--config", str(config)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().endswith(": checking the data\n")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "")
+    assert not RunFolder(tmp_path / "runs" / "small").has_checkpoint()
+
+
+def test_advice_does_not_contradict_a_mistake(config: Path):
+    assert refused(config, "model.vocab_size=100").count("model.vocab_size") >= 2  # one line, no warning before it
 
 
 def test_files_that_cannot_be_written_when_the_run_begins(config: Path, tmp_path: Path):

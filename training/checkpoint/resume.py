@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
-from common.logs import get_logger
+from common.logs import NOTICE, get_logger
+from data.streaming.identity import VOCABULARY
+from data.tokenizer import Tokenizer
 from training.checkpoint.store.layout import ParallelLayout
 from training.checkpoint.store.manifest import DamagedError, check_contents, check_sizes, read_manifest
 from training.checkpoint.store.state import Checkpoint, candidates, read_folder
 from training.config.errors import ConfigError
 from training.config.run import RunConfig
 from training.run.folder import RunFolder
+from training.run.kept_inputs import kept_vocabulary
 
 logger = get_logger(__name__)
 
@@ -109,7 +112,7 @@ def check_fits(checkpoint: Checkpoint, config: RunConfig, world_size: int, zero_
     for (section, key), effect in NOTED.items():
         before, now = saved[section].get(key), present[section].get(key)
         if before != now:
-            logger.warning("%s.%s is %s, %s until now: %s", section, key, now, before, effect)
+            logger.warning("%s.%s is %s, %s until now: %s", section, key, now, before, effect, extra=NOTICE)
     check_layout_fits(checkpoint, ParallelLayout.of(present, world_size, zero_stage))
 
 
@@ -136,7 +139,18 @@ def _check_schedule(checkpoint: Checkpoint, config: RunConfig) -> None:
             f"--resume: training.steps = {config.training.steps}: {said}: set optimizer.decay_steps={before} to keep "
             f"the schedule, or optimizer.decay_steps={now} to change it"
         )
-    logger.warning("%s", said)
+    logger.warning("%s", said, extra=NOTICE)
+
+
+def check_same_vocabulary(config: RunConfig, checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
+    """Raise ConfigError if the checkpoint was trained with another vocabulary than ``tokenizer``."""
+    if checkpoint.state.data["identity"][VOCABULARY] == tokenizer.fingerprint:
+        return
+    saved = kept_vocabulary(config.run_dir) or checkpoint.state.config["data"]["vocabulary"]
+    raise ConfigError(
+        f"--resume: data.vocabulary = {config.data.vocabulary} is another vocabulary than that of {checkpoint.folder}: "
+        f"set data.vocabulary={saved} to resume, or begin a new run with another training.name"
+    )
 
 
 def check_layout_fits(checkpoint: Checkpoint, layout: ParallelLayout) -> None:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from training.config.errors import FP16_REFUSED
 from training.config.values import Sections
 
+NAME = "begin with a letter or digit, and go on with letters, digits, '.', '_' and '-' alone"
 HELP = "see python train.py --help"
 
 
@@ -35,6 +36,9 @@ def first_mistake(error: ValidationError, sections: Sections) -> str:
         return f"{key} has no value: give it one, or leave it out for its default; {HELP}{also}"
     if key == "training.precision" and value in ("fp16", "float16", "half"):
         return f"{key} = {value}: fp16 {FP16_REFUSED}{also}"
+    if mistake["type"] == "string_pattern_mismatch":  # names, the only keys with a pattern
+        above = "; training.output_dir names the folder above" if key == "training.name" else ""
+        return f"{key} = {value!r}: {NAME}{above}{also}"
     reason = mistake["msg"][0].lower() + mistake["msg"][1:]
     return f"{key} = {value!r}: {reason}; {_fix(value, reason)}{also}"
 

@@ -87,7 +87,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
     except OSError as error:
         raise ConfigError(_unreadable(path, error)) from None
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"--config {path}: {error}") from None
     for text in overrides or []:
         override(values, text, SECTIONS)
     values = resolve(values)

@@ -1,6 +1,5 @@
 """Fills the spans of sentences with a run's newest checkpoint or an exported model."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -10,12 +9,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessorList
 
 from data.tokenizer import Tokenizer
-from model.config import StMoeConfig
 from model.st_moe import StMoeForConditionalGeneration
 from training.checkpoint.resume import read_checkpoint
 from training.config.errors import ConfigError
 from training.config.run import validate
 from training.export.export import VOCABULARY_KEY
+from training.export.folders import check_source
 from training.export.sentences import Sentence, decode, encode
 from training.export.serving import served
 from training.export.spans import SpansInTurn
@@ -63,6 +62,7 @@ def load(folder: Path, vocabulary: Path | None = None) -> Filler:
     Raises:
         ConfigError: it is neither, or cannot fill spans.
     """
+    check_source(folder)
     if RunFolder(folder).checkpoints.is_dir():
         checkpoint, state = read_checkpoint(folder)
         config = validate(state.config)
@@ -77,15 +77,6 @@ def load(folder: Path, vocabulary: Path | None = None) -> Filler:
 
 
 def _exported(folder: Path) -> StMoeForConditionalGeneration:
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError):
-        raise ConfigError(
-            f"{folder} is neither a run (no {RunFolder(folder).checkpoints.name}/) nor an export (no config.json that "
-            "can be read): name a folder such as runs/tiny, or the --output of convert.py export"
-        ) from None
-    if kind != StMoeConfig.model_type:
-        raise ConfigError(f"{folder} holds a model of type {kind}, not {StMoeConfig.model_type}: name an export")
     try:
         return StMoeForConditionalGeneration.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError) as error:  # missing or damaged weights

@@ -44,7 +44,7 @@ def test_model_section_reaches_the_model():
         ("training.activation_checkpointing=1", ["training.activation_checkpointing = 1", "valid boolean"]),
         ("training.precision=fp16", ["training.precision = fp16", "overflows", "bf16 or fp32"]),
         ("training.precision=int8", ["training.precision = 'int8'", "'fp32', 'bf16' or 'bf16_autocast'"]),
-        ("training.name=../elsewhere", ["training.name = '../elsewhere'", "match"]),
+        ("training.name=../elsewhere", ["training.name = '../elsewhere': begin with a letter", "training.output_dir"]),
         ("model.d_model=wide", ["model.d_model = 'wide'", "valid integer"]),
         ("model.top_n=9", ["model.top_n = 9", "at most model.num_experts = 8"]),
         ("model.num_experts=1", ["model.num_experts = 1", "set 0 for a dense one"]),

@@ -13,9 +13,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from common.project import ROOT
+from data.streaming.identity import VOCABULARY
+from data.tokenizer import Tokenizer
 from tests.support.checkpoints import write_checkpoint
 from tests.support.small import small_config
-from training.checkpoint.resume import describe_resume, find_checkpoint
+from training.checkpoint.resume import check_same_vocabulary, describe_resume, find_checkpoint
 from training.checkpoint.store.layout import ParallelLayout
 from training.config import deepspeed_keys
 from training.config.checks import check_all_to_all, check_layout
@@ -23,6 +25,7 @@ from training.config.deepspeed import deepspeed_config, read_deepspeed_file
 from training.config.errors import ConfigError
 from training.config.run import RunConfig, validate
 from training.inputs import prepare
+from training.run.kept_inputs import keep_inputs
 from training.run.process import Process
 
 ALONE = Process(rank=0, local_rank=0, world_size=1, local_world_size=1)
@@ -285,6 +288,19 @@ def test_resume_refuses_another_model_or_nothing(tmp_path: Path):
     (config.run_dir / "checkpoints" / "step_00000004" / "trainer_state.json").write_text('{"step": 4')
     with pytest.raises(ConfigError, match=r"holds no intact checkpoint \(step_00000004: trainer_state\.json has"):
         find_checkpoint(config, 2, 1)
+
+
+def test_resume_with_another_vocabulary_names_that_of_the_run(corpus: dict[str, Any], tmp_path: Path):
+    config = small_config(tmp_path, data=corpus)
+    write_checkpoint(config, data={"identity": {VOCABULARY: "other"}})
+    checkpoint, tokenizer = find_checkpoint(config, 2, 1), Tokenizer(config.data.vocabulary)
+    with pytest.raises(ConfigError, match=f": set data.vocabulary={config.data.vocabulary} to resume, or "):
+        check_same_vocabulary(config, checkpoint, tokenizer)
+    keep_inputs(config.run_dir, config, tokenizer)
+    with pytest.raises(ConfigError, match=f": set data.vocabulary={config.run_dir}/vocabulary to resume, or "):
+        check_same_vocabulary(config, checkpoint, tokenizer)
+    write_checkpoint(config, data={"identity": {VOCABULARY: tokenizer.fingerprint}})
+    check_same_vocabulary(config, find_checkpoint(config, 2, 1), tokenizer)
 
 
 def test_resume_says_what_changes(tmp_path: Path):

@@ -118,7 +118,7 @@ def test_an_item_of_a_list_can_be_set():
 def test_files_that_cannot_be_understood(content: str, words: str, tmp_path: Path):
     file = tmp_path / "config.yaml"
     file.write_text(content)
-    with pytest.raises(ConfigError, match=rf"^{file}: {words}") as error:
+    with pytest.raises(ConfigError, match=rf"^--config {file}: {words}") as error:
         load_config(file)
     assert "\n" not in str(error.value)
 

@@ -1,6 +1,8 @@
 """fill.py, on a run and on an export."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 import fill
 from common.exit_codes import USER_ERROR
+from common.project import ROOT
 from tests.support.launch import python
 from training.export.export import export
 
@@ -74,6 +77,25 @@ def test_lines_of_stdin_are_sentences(monkeypatch: pytest.MonkeyPatch, tmp_path:
         read(b" \n")
     with pytest.raises(ValueError, match="not UTF-8"):
         read(b"\xff\xfe")
+    monkeypatch.setattr("sys.stdin", None)  # closed by the user
+    with pytest.raises(ValueError, match="no sentence"):
+        fill.read_sentences([])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["fill.py", "nowhere", "a <extra_id_0>"],
+        ["convert.py", "export", "configs", "--output", "x"],
+        ["convert.py", "reshard", "configs", "--expert-parallel-size=1", "--world-size=1", "--zero-stage=1"],
+    ],
+)
+def test_a_folder_that_is_no_run_is_refused_at_once(arguments: list[str]):
+    """Imports of torch take seconds on a good day."""
+    module = arguments[0].removesuffix(".py")
+    code = f"import sys, {module}\ntry: {module}.main()\nfinally: print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code, *arguments[1:]], cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (USER_ERROR, "False\n"), result.stderr
 
 
 def test_a_moved_run_without_its_vocabulary_is_told_where_to_find_it(trained: Path, tmp_path: Path):

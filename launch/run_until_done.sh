@@ -2,7 +2,7 @@
 # Runs a training command, and restarts it from its newest checkpoint until the run is done.
 #
 #   bash launch/run_until_done.sh [--max-restarts N] [--backoff SECONDS] [--crash-loop N] \
-#     deepspeed --num_gpus 8 train.py --config configs/small.yaml [key=value …]
+#     deepspeed --quiet --num_gpus 8 train.py --config configs/small.yaml [key=value …]
 #
 # --max-restarts N   give up after N restarts (100)
 # --backoff SECONDS  wait before the first restart; doubles with each failure in a row, up to 300 s (5)

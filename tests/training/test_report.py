@@ -58,7 +58,7 @@ def test_figures_and_sides_of_the_baseline(tmp_path: Path, figures: dict[str, An
         ({"schedule": "linear", "decay_steps": 100}, "--resume training.steps=100 optimizer.decay_steps=100"),
         (
             {"schedule": "cosine", "decay_steps": None},
-            "training.init_from=RUNS/a training.output_dir=RUNS training.name=a-continued",
+            "training.name=a-continued training.init_from=RUNS/a",
         ),
     ],
 )
@@ -66,14 +66,33 @@ def test_the_command_that_goes_on_suits_the_schedule(tmp_path: Path, optimizer: 
     runs = tmp_path / "runs"
     text = describe(write(runs / "a", optimizer))
     words = words.replace("RUNS", str(runs))
-    assert text.endswith(f"deepspeed --num_gpus 2 train.py --config {runs}/a/config.yaml {words}")
+    assert f"  deepspeed --quiet --num_gpus 2 train.py --config {runs}/a/config.yaml {words}" in text.splitlines()
+    assert text.endswith(f"  python convert.py export {runs}/a --output exported/a")
 
 
 def test_the_command_of_a_copied_run_names_the_copy(tmp_path: Path):
     runs = tmp_path / "runs"
     text = describe(write(runs / "copy", place=runs / "a", world_size=1))
     config = f"  python train.py --config {runs}/copy/config.yaml"
-    assert text.endswith(f"{config} training.output_dir={runs} training.name=copy --resume training.steps=120")
+    place = f"{config} training.output_dir={runs}"
+    assert f"{place} training.name=copy --resume training.steps=120" in text.splitlines()
+    ended = describe(write(runs / "copy2", {"schedule": "linear"}, place=runs / "a", world_size=1))
+    new = f"training.output_dir={runs} training.name=copy2-continued training.init_from={runs}/copy2"
+    assert f"  python train.py --config {runs}/copy2/config.yaml {new}" in ended.splitlines()
+
+
+def test_a_later_checkpoint_than_the_figures_is_said(tmp_path: Path):
+    run = write(tmp_path / "runs" / "a")
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "latest").write_text("step_00000060")
+    assert "later than these figures" not in describe(run)
+    (run / "checkpoints" / "latest").write_text("step_00000061")
+    assert "step_00000061/  (later than these figures" in describe(run)
+
+
+def test_a_folder_that_is_no_run_is_told_from_an_unfinished_one(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"is no run folder, such as runs/tiny: it has no config\.yaml"):
+        describe(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +105,7 @@ def test_the_command_of_a_copied_run_names_the_copy(tmp_path: Path):
     ],
 )
 def test_a_folder_without_a_finished_run_has_no_report(tmp_path: Path, content: str | None, words: str):
+    (tmp_path / "config.yaml").write_text("{}")
     if content is not None:
         (tmp_path / "summary.json").write_text(content)
     with pytest.raises(ValueError, match=words):

@@ -130,19 +130,23 @@ class RunFolder:
             values = None
         return values if isinstance(values, dict) else {}
 
-    def train_command(self, ranks: int, *arguments: str) -> str:
+    def train_command(self, ranks: int, *arguments: str, name: str | None = None) -> str:
         """Return the command that trains with this configuration, for users to type.
 
         Args:
             ranks: number of processes.
             arguments: more of ``train.py``. Where the run was moved or copied, the command also names its place, and
                 its copy of the vocabulary.
+            name: of a new run beside this one; None: this run.
         """
-        start = "python" if ranks == 1 else f"deepspeed --num_gpus {ranks}"
+        start = "python" if ranks == 1 else f"deepspeed --quiet --num_gpus {ranks}"
         training = self.saved_config().get("training", {})
         place = []
         if Path(training.get("output_dir", ""), training.get("name", "")).resolve() != self.path.resolve():
-            place = [f"training.output_dir={self.path.parent}", f"training.name={self.path.resolve().name}"]
+            place = [f"training.output_dir={self.path.parent}"]
+            name = name or self.path.resolve().name
+        if name is not None:
+            place.append(f"training.name={name}")
         vocabulary = self.saved_config().get("data", {}).get("vocabulary", "")
         if self.vocabulary.is_dir() and not Path(vocabulary).is_dir():
             place.append(f"data.vocabulary={self.vocabulary}")

@@ -149,10 +149,10 @@ def test_the_printed_command_starts_where_a_micro_batch_is_more_than_the_share_o
         assert f"{size}2" in text
         file.write_text(text.replace(f"{size}2", f"{size}8"))  # the global batch
     command = [word for word in resume_command(run_dir, folder).split() if word != "--resume"]
-    assert command[:3] == ["deepspeed", "--num_gpus", "4"] and command[-1] == "training.micro_batch_size=2"
-    check_layout(load_config(command[5], command[6:]), 4)
+    assert command[:4] == ["deepspeed", "--quiet", "--num_gpus", "4"] and command[-1] == "training.micro_batch_size=2"
+    check_layout(load_config(command[6], command[7:]), 4)
     with pytest.raises(ConfigError, match=r"or a smaller training\.micro_batch_size"):
-        check_layout(load_config(command[5], command[6:-1]), 4)
+        check_layout(load_config(command[6], command[7:-1]), 4)
 
 
 def _reshard_and_die(run_dir: Path) -> None:

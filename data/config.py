@@ -219,7 +219,7 @@ class DataConfig(SourceKeys):
     on_other_text: Literal["stop", "begin", "continue"] = Field(
         default="stop",
         description="When a resumed run finds other text, or other data settings, than its checkpoint was made with: "
-        "stop: refuse; begin: read the text from its beginning; continue: go on at the same place, for shards of "
+        "stop: refuse; begin: read the text from its beginning; continue: read on from the same place, for shards of "
         "another name or size that hold the same rows. Without such a difference it does nothing.",
     )
 

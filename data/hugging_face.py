@@ -21,7 +21,7 @@ SPECIAL_PIECES = 3  # pad, eos, unk: written out in a text, transformers reads t
 PROBED_PIECES = 2000
 PIECES_PER_TEXT = 20
 NEVER_FIT = {"model_type = bpe", "model_type = word", "byte_fallback = true"}
-# U+0085 is left out: T5Tokenizer splits there, SentencePiece does not, under the normalization of T5 (nmt_nfkc) too.
+# Without U+0085: T5Tokenizer splits there, SentencePiece does not, under the normalization of T5 (nmt_nfkc) too.
 PROBE = (
     'The quick brown fox jumps over the lazy dog, doesn\'t it? "Yes!" (said she) -- 1,234.5 % of $99.00; e.g. a/b.',
     "  leading and trailing blanks  ",

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import write_atomically
+from common.project import ROOT
 from common.strict_json import finite_or_null, to_json
 
 SHOWN_VALUES = 10  # of a step, in the table
@@ -52,7 +54,7 @@ class Report:
         results: of the run.
         number: of the step.
         title: of the step.
-        seconds: the step's time budget; parts that would begin later are left out.
+        seconds: the step's time budget; parts that would begin later do not run.
     """
 
     def __init__(self, results: Results, number: str, title: str, seconds: float):
@@ -91,12 +93,14 @@ class Report:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Run a part of the step; if it fails, record this and go on after it."""
+        """Run a part of the step; if it fails, record this, without this machine's folders, and continue."""
         try:
             yield
         except (Exception, SystemExit) as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            self.step["errors"].append({"part": name, "reason": reason, "trace": traceback.format_exc()[-6000:]})
+            text = re.sub(rf"{re.escape(tempfile.gettempdir())}/[^/\s]+/", "", str(error).replace(f"{ROOT}/", ""))
+            reason = f"{type(error).__name__}: {' '.join(text.split())[:300]}"
+            trace = traceback.format_exc().replace(str(error), text).replace(f"{ROOT}/", "")
+            self.step["errors"].append({"part": name, "reason": reason, "trace": trace[-6000:]})
             self.results.save()
 
     def finish(self) -> None:

@@ -194,7 +194,7 @@ def runnable(case: Case, report: Report) -> list[str]:
             try:
                 Step(build(contender.make, case), make_input(case, name))()
             except SystemExit as missing:  # a package that only the comparison needs
-                report.value(f"{name} is left out", str(missing))
+                report.value(f"{name} is not measured", str(missing))
                 continue
             names.append(name)
     return names

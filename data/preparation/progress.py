@@ -57,7 +57,7 @@ class Progress:
 
 @contextmanager
 def show_elapsed(what: str) -> Iterator[None]:
-    """Say every few seconds that work without counts still goes on; it must release Python's lock."""
+    """Say every few seconds that work without counts is still running; it must release Python's lock."""
     start, done = time.monotonic(), threading.Event()
 
     def tick() -> None:
@@ -76,8 +76,8 @@ def show_elapsed(what: str) -> Iterator[None]:
 def run_interruptibly(work: Callable[[], None]) -> None:
     """Run work that spends its time outside Python in a thread, so that Ctrl-C ends the wait for it at once.
 
-    Python handles a signal only between its own instructions. After ``KeyboardInterrupt`` the work still goes on: the
-    process must then end by ``os._exit``.
+    Python handles a signal only between its own instructions. After ``KeyboardInterrupt`` the work is still running:
+    the process must then end by ``os._exit``.
 
     Raises:
         Exception: what ``work`` raises.

@@ -59,7 +59,7 @@ def describe_text(config: DataConfig, sources: Sequence[ShardSource]) -> dict[st
 
 
 def resume_place(config: DataConfig, saved: dict[str, Any], current: dict[str, Any]) -> Literal["same", "beginning"]:
-    """Return where a run with ``config`` goes on in its text: at the same place as the saved state, or from the start.
+    """Return where a run with ``config`` continues in its text: where the saved state is, or from the start.
 
     Args:
         config: the ``data`` section.

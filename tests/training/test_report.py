@@ -1,4 +1,4 @@
-"""What the report says of a finished run, and the command with which it goes on."""
+"""What the report says of a finished run, and the command that continues it."""
 
 import json
 import subprocess

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from training.config.errors import FP16_REFUSED
 from training.config.values import Sections
 
-NAME = "begin with a letter or digit, and go on with letters, digits, '.', '_' and '-' alone"
+NAME = "begin with a letter or digit, then use letters, digits, '.', '_' and '-' alone"
 HELP = "see python train.py --help"
 
 

@@ -34,7 +34,7 @@ def read_yaml(content: bytes, sections: Sections) -> dict[str, Any]:
         sections: each section's class by its name.
 
     Returns:
-        Plain values by section and key; a section without keys is left out.
+        Plain values by section and key; a section without keys is absent.
 
     Raises:
         ConfigError: not YAML, no mapping of sections, a key that is given twice, or a number that has two meanings.

@@ -6,7 +6,7 @@ from model.st_moe import StMoeForConditionalGeneration
 from model.transformer import Block
 
 # Kinds of blocks (encoder or decoder, dense or sparse, cut in two by its sparse layer) x training or evaluation x what
-# else dynamo may guard on. Blocks of a kind share their code. At the limit, dynamo would go on without compiling.
+# else dynamo may guard on. Blocks of a kind share their code. At the limit, dynamo would continue without compiling.
 VARIANTS = 64
 
 

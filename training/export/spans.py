@@ -15,7 +15,7 @@ NEVER = float("-inf")
 class SpansInTurn(LogitsProcessor):
     """Allows the sentinels of a sentence in their order, text after each, and the end after the last span.
 
-    The sentinel that would follow the last one counts as the end, as a model that goes on would write it there.
+    The sentinel that would follow the last one counts as the end, as a model that continues would write it there.
 
     Args:
         spans: spans of each sentence; rows of a sentence stand together.

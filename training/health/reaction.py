@@ -86,7 +86,7 @@ class Health:
             self.stop(step, f"the validation loss of step {step} is not finite; not finite among weights: {bad}")
 
     def stop(self, step: int, reason: str) -> NoReturn:
-        """Record why the run cannot go on, once the checkpoint being written is complete. Raises UnhealthyError."""
+        """Record why the run cannot continue, once the checkpoint being written is complete. Raises UnhealthyError."""
         try:
             self.checkpointer.settle(step)  # it holds an earlier, good step, which this process must not lose
         except SaveError as error:  # recorded, and not why the run ends

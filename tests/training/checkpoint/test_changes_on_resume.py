@@ -1,4 +1,4 @@
-"""What may differ between a checkpoint and the run that goes on from it: refused, said, or of no effect."""
+"""What may differ between a checkpoint and the run that resumes from it: refused, said, or of no effect."""
 
 from pathlib import Path
 from typing import Any

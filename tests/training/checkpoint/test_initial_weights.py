@@ -73,7 +73,7 @@ def test_the_loss_before_the_first_step_is_that_of_the_source(source: tuple[Path
         assert json.loads((tmp_path / name / "summary.json").read_text())["init_from"] == str(path)
         first = next(row for row in rows(tmp_path / name) if row["split"] == "train")
         assert (first["step"], first["learning_rate"]) == (1, 0.02)  # a new schedule
-    shutil.rmtree(moved)  # a resumed run goes on with its own weights
+    shutil.rmtree(moved)  # a resumed run continues with its own weights
     before = json.loads((tmp_path / "run" / "summary.json").read_text())["wall_seconds"]
     resumed = train(tmp_path / "run" / "config.yaml", "--resume", "training.steps=3")
     assert resumed.returncode == 0, resumed.stderr[-3000:]

@@ -19,6 +19,8 @@ from training.config.run import RunConfig
 from training.run.folder import RunFolder
 
 EXPORTED = "model.safetensors"
+# Keys of the model section that always change the shape of some parameter. ``open_source`` compares all shapes.
+SIZES = ("vocab_size", "d_model", "d_ff", "d_kv", "num_heads", "num_layers", "num_experts")
 
 logger = get_logger(__name__)
 
@@ -46,7 +48,8 @@ def find_source(config: RunConfig, tokenizer: Tokenizer) -> Source | None:
     """Return what ``training.init_from`` names, None without it; imports no torch.
 
     Raises:
-        ConfigError: the folder holds no weights, or they belong to another vocabulary than the run's.
+        ConfigError: the folder holds no weights, or they belong to another vocabulary than the run's, or, of a
+            checkpoint, to a model of other sizes.
     """
     if config.training.init_from is None:
         return None
@@ -54,7 +57,7 @@ def find_source(config: RunConfig, tokenizer: Tokenizer) -> Source | None:
     if not folder.is_dir():
         raise ConfigError(f"{key}: no such folder{searched(folder)}: name a run, a checkpoint or an export")
     try:
-        source, fingerprint = _look_into(folder)
+        source, fingerprint, model = _look_into(folder)
     except (DamagedError, KeyError) as error:
         raise ConfigError(f"{key}: {error}") from None
     if source is None:
@@ -66,21 +69,29 @@ def find_source(config: RunConfig, tokenizer: Tokenizer) -> Source | None:
             f"{key} was trained with another vocabulary (fingerprint {fingerprint}) than data.vocabulary = "
             f"{config.data.vocabulary} ({tokenizer.fingerprint}): set data.vocabulary to the one of these weights"
         )
+    here = config.model.model_dump()
+    for name in SIZES:
+        if model.get(name, here[name]) != here[name]:
+            raise ConfigError(
+                f"{key} has model.{name} = {model[name]}, and this run model.{name} = {here[name]}: set "
+                f"model.{name}={model[name]}, or name other weights"
+            )
     return source
 
 
-def _look_into(folder: Path) -> tuple[Source | None, str | None]:
-    """The weights of a folder and the fingerprint of their vocabulary."""
+def _look_into(folder: Path) -> tuple[Source | None, str | None, dict[str, Any]]:
+    """The weights of a folder, the fingerprint of their vocabulary, and the model section of a checkpoint's run."""
     if RunFolder(folder).has_checkpoint():
         checkpoint = read_checkpoint(folder, contents=False)
-        return Source(checkpoint.folder, folder, False), checkpoint.state.data["identity"][VOCABULARY]
+        state, source = checkpoint.state, Source(checkpoint.folder, folder, False)
+        return source, state.data["identity"][VOCABULARY], state.config["model"]
     if (folder / MANIFEST_FILE).is_file():
-        checkpoint = read_folder(folder)
-        return Source(folder, folder.resolve().parents[1], True), checkpoint.state.data["identity"][VOCABULARY]
+        state, source = read_folder(folder).state, Source(folder, folder.resolve().parents[1], True)
+        return source, state.data["identity"][VOCABULARY], state.config["model"]
     if (folder / EXPORTED).is_file() or (folder / f"{EXPORTED}.index.json").is_file():
         vocabulary = (folder / MODEL_FILE).is_file()
-        return Source(folder, None, True), Tokenizer(folder).fingerprint if vocabulary else None
-    return None, None
+        return Source(folder, None, True), Tokenizer(folder).fingerprint if vocabulary else None, {}
+    return None, None, {}
 
 
 def open_source(source: Source, config: RunConfig) -> Reader:

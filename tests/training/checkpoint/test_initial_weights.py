@@ -92,11 +92,11 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(
     empty.mkdir()
     from_source = f"training.init_from={run_dir}"
     for options, words in (
-        ([from_source, "model.d_ff=64"], " has shape [48, 32] there and has shape [64, 32] in this model"),
-        ([from_source, "model.num_layers=8"], " does not exist there and has shape"),
+        ([from_source, "model.d_ff=64"], " has model.d_ff = 48, and this run model.d_ff = 64: set model.d_ff=48, or"),
         ([from_source, f"data.vocabulary={vocabulary}"], "was trained with another vocabulary"),
         ([f"training.init_from={empty}"], "holds neither checkpoints nor model.safetensors"),
         (["training.init_from=nowhere"], "no such folder"),
+        ([from_source, "model.rms_norm_scale=false"], " there and does not exist in this model"),
     ):
         result = train(config, *options, f"training.output_dir={tmp_path}", "training.name=refused")
         assert result.returncode == 2, (options, result.stderr[-2000:])
@@ -104,3 +104,5 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(
         assert line.startswith("error: training.init_from = "), line
         assert words in line
         assert "Traceback" not in result.stderr
+        if "rms_norm" not in options[-1]:  # found before anything is made
+            assert "importing torch" not in result.stdout and not (tmp_path / "refused").exists()

@@ -9,6 +9,11 @@ and OUT/dataset.json. OUT appears when it is complete; a complete dataset of the
 is in .OUT.partial beside it: after an interruption the same command resumes there. All documents must fit into memory.
 """
 
+from common.exit_codes import end_quietly_on_interrupt
+
+if __name__ == "__main__":
+    end_quietly_on_interrupt()  # the imports below take a second
+
 import argparse
 import os
 import sys

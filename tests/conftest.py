@@ -1,12 +1,20 @@
 """Settings of every test process."""
 
 import logging
+import signal
 import sys
 from collections.abc import Iterator
 
 import pytest
 
 from common.logs import ROOT_LOGGER
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heed_interrupts() -> None:
+    """Let tests send Ctrl-C to programs: a shell's background jobs ignore it, and so would all that they start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

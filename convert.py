@@ -13,7 +13,7 @@ import argparse
 import os
 import sys
 
-from common.arguments import Parser
+from common.arguments import Parser, positive
 from common.exit_codes import USER_ERROR
 from common.logs import get_logger
 from common.paths import check_can_write, path_argument, searched
@@ -22,13 +22,6 @@ from training.config.errors import ConfigError
 from training.export.folders import check_has_checkpoint
 
 logger = get_logger("convert")
-
-
-def positive(text: str) -> int:
-    """Parse an option that must be 1 or more."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return int(text)
 
 
 def parse_arguments() -> argparse.Namespace:

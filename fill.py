@@ -13,7 +13,7 @@ import argparse
 import os
 import sys
 
-from common.arguments import Parser
+from common.arguments import Parser, positive
 from common.exit_codes import USER_ERROR
 from common.logs import get_logger
 from common.paths import path_argument
@@ -22,13 +22,6 @@ from training.export.folders import check_source
 from training.export.sentences import parse_sentence
 
 logger = get_logger("fill")
-
-
-def positive(text: str) -> int:
-    """Parse an option that must be 1 or more."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return int(text)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -11,6 +11,13 @@ from typing import Any, NoReturn
 from common.exit_codes import USER_ERROR
 
 
+def positive(text: str) -> int:
+    """Parse an option that must be 1 or more. Raises ArgumentTypeError otherwise."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return int(text)
+
+
 class Parser(argparse.ArgumentParser):
     """An ``ArgumentParser`` that suggests what a mistyped option may have been.
 

@@ -174,7 +174,11 @@ class Watchdog:
         busy = self.beats.silent(now, self.limit)
         if busy:
             return "; ".join(self.beats.describe_busy(rank, now) for rank in busy)
-        return self.beats.hanging() if self.rank == 0 and not silent else None
+        hanging = self.beats.hanging() if self.rank == 0 and not silent else None
+        # A rank that was stopped in the phase in which the others then wait is their reason: they reach the limit with it.
+        late = self.beats.silent(now, PAUSE_TICKS * self.tick) if hanging else []
+        dead = self._dead(late, now) if late else []
+        return "; ".join(self.beats.describe_silent(rank, now) for rank in dead) or hanging
 
     def _dead(self, silent: list[int], now: float) -> list[int]:
         """The silent ranks whose lifelines do not answer; each is asked about twice in the silence limit."""

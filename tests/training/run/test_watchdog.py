@@ -90,6 +90,22 @@ def test_a_silent_rank_is_named(store: TCPStore):
     assert "after step 3, evaluating" in said[0][0]
 
 
+def test_a_silent_rank_is_the_reason_for_the_others_wait(store: TCPStore):
+    """Stopped in the phase in which the others wait for it: their time in it ends before its silence is long enough."""
+
+    def act(ranks: list[Watchdog]) -> None:
+        for rank in ranks:
+            if rank.step == 0:
+                rank.enter("updating", 3)
+        heard = ranks[0].beats.last.get(2)
+        if heard is not None and heard[0].phase == "updating":
+            ranks[2].close()
+
+    said = watch(20.0, act, silence=11.9)  # the phase may take 12 s; the report came after it had begun
+    assert said[0]
+    assert said[0][0].startswith("rank 2 is dead or stopped: silent for ")
+
+
 def test_a_rank_whose_process_lives_is_not_dead(store: TCPStore):
     """It computes without the interpreter, such as in a long C function; only what hangs for longer is named."""
 

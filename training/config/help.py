@@ -32,6 +32,9 @@ def describe_keys() -> str:
 def _describe_fields(prefix: str, config: type[BaseModel]) -> list[str]:
     lines = []
     for name, field in config.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            lines += _describe_fields(f"{prefix}.{name}", field.annotation)
+            continue
         default = "required" if field.is_required() else f"default {_plain(field.default)}"
         lines.append(f"  {prefix}.{name} ({_type_name(field.annotation)}, {default})")
         lines += textwrap.wrap(field.description or "", 112, initial_indent="      ", subsequent_indent="      ")

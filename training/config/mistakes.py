@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from training.config.errors import FP16_REFUSED
-from training.config.values import Sections
+from training.config.values import Sections, item_of, nested_keys, section_of
 
 NAME = "begin with a letter or digit, then use letters, digits, '.', '_' and '-' alone"
 HELP = "see python train.py --help"
@@ -39,6 +39,8 @@ def first_mistake(error: ValidationError, sections: Sections) -> str:
     if mistake["type"] == "string_pattern_mismatch":  # names, the only keys with a pattern
         above = "; training.output_dir names the folder above" if key == "training.name" else ""
         return f"{key} = {value!r}: {NAME}{above}{also}"
+    if mistake["type"] == "model_type" and siblings:
+        return f"{key} = {value!r}: has keys of its own: set {key}.{siblings[0]}=…{also}"
     reason = mistake["msg"][0].lower() + mistake["msg"][1:]
     return f"{key} = {value!r}: {reason}; {_fix(value, reason)}{also}"
 
@@ -59,9 +61,9 @@ def _unknown(key: str, value: Any, siblings: list[str], sections: Sections) -> s
     parent, _, name = key.rpartition(".")
     if not parent:
         return _unknown_section(name, value, sections)
-    homes = [f"{section}.{name}" for section, model in sections.items() if name in model.model_fields]
+    words = dict(full for section, model in sections.items() for full in nested_keys(section, model))
+    homes = [full for full, word in words.items() if word == name]
     close = [f"{parent}.{word}" for word in difflib.get_close_matches(name, siblings, n=1)]
-    words = {f"{section}.{word}": word for section, model in sections.items() for word in model.model_fields}
     far = [full for full, word in words.items() if word in difflib.get_close_matches(name, words.values(), 1, 0.8)]
     meant = [*homes, *close, *far]
     return f"{key} = {value!r}: unknown key; " + (f"did you mean {meant[0]}?" if meant else HELP)
@@ -69,14 +71,14 @@ def _unknown(key: str, value: Any, siblings: list[str], sections: Sections) -> s
 
 def _unknown_section(name: str, value: Any, sections: Sections) -> str:
     close = difflib.get_close_matches(name, sections, n=1)
-    homes = [section for section, model in sections.items() if name in model.model_fields]
+    homes = [full for section, model in sections.items() for full, word in nested_keys(section, model) if word == name]
     if "." in name:
         section, _, key = name.partition(".")
         fix = f"in a file, {key} is a key below {section}:"
     elif close:
         fix = f"did you mean {close[0]}?"
     elif homes:
-        fix = f"did you mean {homes[0]}.{name}?"
+        fix = f"did you mean {homes[0]}?"
     else:
         fix = f"the sections are {', '.join(sections)}"
     keys = f", with {', '.join(map(str, value))}" if isinstance(value, dict) and value else ""
@@ -102,12 +104,19 @@ def _fix(value: Any, reason: str) -> str:
 def _locate(location: tuple[int | str, ...], sections: Sections) -> tuple[str, list[str]]:
     """Return the key at a location of pydantic's, and its sibling keys."""
     names = [str(part) for part in location]
-    if len(location) < 2 or names[0] not in sections:
+    if not names or names[0] not in sections:
         return ".".join(names) or "the config", list(sections)
-    fields = sections[names[0]].model_fields
-    if len(location) > 2 and isinstance(location[2], int):  # an item of a list of sections
-        item = typing.get_args(fields[names[1]].annotation)[0]
-        siblings = list(getattr(item, "model_fields", {}))
-        return ".".join([f"{names[0]}.{names[1]}[{location[2]}]", *names[3:4]]), siblings
-    # pydantic adds the members of a union to the path
-    return ".".join(names[:2]), list(fields)
+    annotation: Any
+    key, section, annotation = names[0], sections[names[0]], None
+    for part in location[1:]:
+        if isinstance(part, int):  # an item of a list
+            key, annotation = f"{key}[{part}]", item_of(annotation)
+        else:
+            key = f"{key}.{part}"
+            annotation = section.model_fields[part].annotation if part in section.model_fields else None
+        below = section_of(annotation)
+        if below is None and typing.get_origin(annotation) is not list:
+            break  # pydantic adds the members of a union to the path
+        if below is not None and item_of(annotation) is None:
+            section = below
+    return key, list(section.model_fields)

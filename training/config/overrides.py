@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel
 
 from training.config.errors import ConfigError
-from training.config.values import Sections, compose, item_of, kinds_of, read_node, read_plain
+from training.config.values import Sections, compose, item_of, kinds_of, nested_keys, read_node, read_plain
 
 KEY = re.compile(r"[A-Za-z_]\w*((\.\w+)|(\[\d+\]))+")
 PART = re.compile(r"\w+")
@@ -71,7 +71,7 @@ def malformed(text: str, sections: Sections) -> str:
     """Return what is wrong with a word that is no override, and what was probably meant."""
     name, equals, value = text.partition("=")
     key, value = name.strip().lstrip("-"), value.strip() or "…"
-    homes = [f"{section}.{key}" for section, model in sections.items() if key in model.model_fields]
+    homes = [full for name, model in sections.items() for full, word in nested_keys(name, model) if word == key]
     fix = "such as training.steps=100"
     if homes:
         fix = f"did you mean {homes[0]}={value}?"

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from common.paths import UserPath
+from training.config.monitor import MonitorConfig
 
 
 class TrainingConfig(BaseModel):
@@ -58,6 +59,7 @@ class TrainingConfig(BaseModel):
         0, ge=0, description="Seed of the initial weights and of the randomness of training; data: data.seed."
     )
     log_every: int = Field(10, ge=1, description="Steps between rows of metrics.")
+    monitor: MonitorConfig = Field(MonitorConfig(), description="What a run shows of itself; see its keys.")
     eval_every: int = Field(1000, ge=1, description="Steps between evaluations; the run also ends with one.")
     eval_examples: int = Field(
         4096, ge=1, description="Held-out sequences per evaluation; a multiple of micro_batch_size x world size."

@@ -132,6 +132,23 @@ def kinds_of(annotation: Any) -> set[type]:
     return {found} if isinstance(found, type) else set()
 
 
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the class of a key that has keys of its own, or of the items of a list of such; None for a plain value."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    parts = typing.get_args(annotation) if typing.get_origin(annotation) is not typing.Literal else ()
+    return next((found for part in parts if (found := section_of(part)) is not None), None)
+
+
+def nested_keys(prefix: str, section: type[BaseModel]) -> Iterator[tuple[str, str]]:
+    """Yield the full name and the last word of every key of a section, the keys below its keys included."""
+    for word, field in section.model_fields.items():
+        yield f"{prefix}.{word}", word
+        below = section_of(field.annotation)
+        if below is not None and item_of(field.annotation) is None:
+            yield from nested_keys(f"{prefix}.{word}", below)
+
+
 def item_of(annotation: Any) -> Any:
     """Return the annotation of a list's items; None if it is no list."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)

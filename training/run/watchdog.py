@@ -175,7 +175,7 @@ class Watchdog:
         if busy:
             return "; ".join(self.beats.describe_busy(rank, now) for rank in busy)
         hanging = self.beats.hanging() if self.rank == 0 and not silent else None
-        # A rank that was stopped in the phase in which the others then wait is their reason: they reach the limit with it.
+        # A rank that was stopped in the phase in which the others wait is their reason: they reach the limit with it.
         late = self.beats.silent(now, PAUSE_TICKS * self.tick) if hanging else []
         dead = self._dead(late, now) if late else []
         return "; ".join(self.beats.describe_silent(rank, now) for rank in dead) or hanging

@@ -9,8 +9,10 @@ from common.project import ROOT
 from data.config import MixtureSource
 from training.config.errors import ConfigError
 from training.config.help import describe_keys
+from training.config.monitor import MonitorConfig
 from training.config.run import SECTIONS, load_config
 
+BELOW_TRAINING = {"monitor": MonitorConfig}  # sections inside of a section
 TINY = str(ROOT / "configs" / "tiny.yaml")
 
 
@@ -38,6 +40,12 @@ def test_model_section_reaches_the_model():
         ("training.stepz=5", ["training.stepz = 5", "unknown key", "did you mean training.steps?"]),
         ("trainin.steps=5", ["trainin: unknown section, with steps", "did you mean training?"]),
         ("model.layers=5", ["model.layers = 5", "unknown key"]),
+        ("training.monitor.routng=false", ["training.monitor.routng = False", "mean training.monitor.routing?"]),
+        ("training.routing=false", ["training.routing = False: unknown key", "mean training.monitor.routing?"]),
+        ("training.monitor.routing=0", ["training.monitor.routing = 0", "valid boolean", "write false"]),
+        ("training.monitor.examples=-1", ["training.monitor.examples = -1", "greater than or equal to 0"]),
+        ("training.monitor=false", ["training.monitor = 'false': has keys of its own", "training.monitor.routing=…"]),
+        ("monitor.routing=false", ["monitor: unknown section, with routing", "did you mean training.monitor?"]),
         ("training.steps=many", ["training.steps = 'many'", "valid integer"]),
         ("training.steps=1.5", ["training.steps = 1.5", "valid integer"]),
         ("training.steps=0", ["training.steps = 0", "greater than or equal to 1"]),
@@ -160,11 +168,20 @@ def test_files_that_are_no_config(tmp_path: Path):
 
 def test_help_lists_every_key_with_meaning_and_default():
     text = describe_keys()
-    for section, fields in SECTIONS.items():
+    below = {f"training.{name}": model for name, model in BELOW_TRAINING.items()}
+    for section, fields in (SECTIONS | below).items():
         for name, field in fields.model_fields.items():
-            assert f"  {section}.{name} (" in text
+            assert f"{section}.{name}" in below or f"  {section}.{name} (" in text
             assert field.description, f"{section}.{name} has no description"
     assert "model.router_z_coefficient (float, default 0.001)" in text
     for name, field in MixtureSource.model_fields.items():
         assert f"  data.mixture[].{name} (" in text
         assert field.description
+
+
+def test_keys_below_a_key_merge_with_the_defaults_beside_them(tmp_path: Path):
+    assert load_config(TINY, ["training.monitor.examples=0"]).training.monitor == MonitorConfig(examples=0)
+    file = tmp_path / "config.yaml"
+    file.write_text(Path(TINY).read_text().replace("training:\n", "training:\n  monitor: {routing: no}\n"))
+    monitor = load_config(file, ["training.monitor.pictures=false"]).training.monitor
+    assert monitor == MonitorConfig(routing=False, pictures=False)

@@ -181,6 +181,12 @@ class Architecture:
         """Return whether block ``index`` (from 0) of a stack has a sparse feed-forward."""
         return self.num_experts > 0 and index % self.sparse_step == self.sparse_step - 1
 
+    def sparse_layer_names(self) -> list[str]:
+        """Return ``<stack>_<block>`` of every sparse layer, such as ``encoder_1``: those of the encoder come first."""
+        assert self.num_decoder_layers is not None
+        stacks = (("encoder", self.num_layers), ("decoder", self.num_decoder_layers))
+        return [f"{stack}_{i}" for stack, blocks in stacks for i in range(blocks) if self.is_sparse_layer(i)]
+
 
 def documented_fields() -> list[Field]:
     """Return the fields of the ``model`` section, in order, each with ``metadata["doc"]``."""

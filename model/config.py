@@ -20,7 +20,7 @@ class StMoeConfig(Architecture, PreTrainedConfig):
     # What Trainer.predict() cannot gather: a cache, and scalars.
     keys_to_ignore_at_inference = [
         "past_key_values", "cross_entropy", "load_balance_loss", "router_z_loss", "output_z_loss", "dropped_fraction",
-        "max_router_logit",
+        "max_router_logit", "router_statistics",
     ]  # fmt: skip
     attribute_map = {
         "hidden_size": "d_model",

@@ -27,13 +27,14 @@ class LossDivisors(NamedTuple):
 
 
 class RouterLosses(NamedTuple):
-    """Router losses and statistics of one sparse layer, each a scalar."""
+    """Router losses and statistics of one sparse layer; scalars but for the last."""
 
     load_balance: Tensor  # float32, L_B
     z: Tensor  # float32, L_Z
     max_logit: Tensor  # float32, without gradient
     dropped_tokens: Tensor  # int64, real tokens that no expert processes
     real_tokens: Tensor  # int64
+    statistics: Tensor | None = None  # float64 [K] where asked for, see ``moe.statistics``
 
 
 def load_balance_loss(probs_GSE: Tensor, first_choice_GS: Tensor, mask_GS: Tensor) -> Tensor:

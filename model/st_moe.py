@@ -35,7 +35,7 @@ class StMoeOutput(Seq2SeqLMOutput):
     ``loss = cross_entropy + c_B load_balance_loss + c_Z router_z_loss + c_O output_z_loss``. The router losses are the
     mean (or sum, ``router_loss_reduction``) over the sparse layers, 0 in a dense model. ``dropped_fraction`` is the
     fraction of real tokens, over all sparse layers, that no expert processes; ``max_router_logit`` is the largest
-    logit of all routers.
+    logit of all routers. ``router_statistics``, after ``observe_routers``: one row per sparse layer.
     """
 
     cross_entropy: Tensor | None = None
@@ -44,6 +44,7 @@ class StMoeOutput(Seq2SeqLMOutput):
     output_z_loss: Tensor | None = None
     dropped_fraction: Tensor | None = None
     max_router_logit: Tensor | None = None
+    router_statistics: Tensor | None = None
 
 
 class StMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -81,6 +82,15 @@ class StMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Linear:
         """Return the output head, which is not tied to the embedding."""
         return self.lm_head
+
+    def observe_routers(self, observed: bool) -> None:
+        """Let calls with labels return, or no longer return, ``router_statistics [layers, K]``, see ``moe.statistics``.
+
+        Rows are ordered as ``config.sparse_layer_names()``.
+        """
+        for module in self.modules():
+            if isinstance(module, SparseFeedForward):
+                module.observed = observed
 
     def get_encoder(self, modality: str | None = None) -> EmbeddedEncoder:
         """Return the encoder that ``generate()`` calls with token ids."""
@@ -259,6 +269,7 @@ class StMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         balance, z = (balance.mean(), z.mean()) if mean else (balance.sum(), z.sum())
         real = torch.stack([layer.real_tokens for layer in layers]).sum() if layers else zero
         dropped = torch.stack([layer.dropped_tokens for layer in layers]).sum() if layers else zero
+        statistics = [layer.statistics for layer in layers if layer.statistics is not None]
         loss = (
             cross_entropy
             + config.load_balance_coefficient * balance
@@ -273,6 +284,7 @@ class StMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
             "output_z_loss": output_z,
             "dropped_fraction": dropped / real.clamp(min=1),
             "max_router_logit": torch.stack([layer.max_logit for layer in layers]).amax() if layers else zero,
+            **({"router_statistics": torch.stack(statistics)} if statistics else {}),
         }
 
 

@@ -22,13 +22,17 @@ class Traffic:
 
         On CUDA this synchronizes with the end of the last all-to-all.
         """
-        seconds = self._seconds
-        for start, end in self._events:
+        sent, seconds, events = self.drain()
+        for start, end in events:
             end.synchronize()
             seconds += start.elapsed_time(end) / 1000
-        taken = self.bytes, seconds
+        return sent, seconds
+
+    def drain(self) -> tuple[int, float, list[tuple[torch.cuda.Event, torch.cuda.Event]]]:
+        """Return what ``take`` does without waiting for a device: bytes, seconds of the host, waits of the device."""
+        drained = self.bytes, self._seconds, self._events
         self.__init__()  # type: ignore[misc]
-        return taken
+        return drained
 
     def wait(self, work: Any, device: torch.device) -> None:
         """Wait for ``work`` and add the time, on CUDA measured between two events of the current stream."""

@@ -30,6 +30,7 @@ from model.config import StMoeConfig
 from model.moe.experts import Experts
 from model.moe.layer import SparseFeedForward
 from model.transformer import SparseFactory
+from parallel.all_to_all import Traffic
 from parallel.config import ParallelConfig
 from parallel.experts import ExchangedExperts
 
@@ -116,7 +117,12 @@ def sparse_factory(parallel: ParallelConfig) -> SparseFactory:
     )
 
 
+def traffic_of(model: nn.Module) -> list[Traffic]:
+    """Return what counts the all-to-alls of each layer of ``model``."""
+    return [module.traffic for module in model.modules() if isinstance(module, ExchangedExperts)]
+
+
 def take_traffic(model: nn.Module) -> tuple[int, float]:
     """Sum ``Traffic.take`` over the layers of ``model``: bytes sent and seconds waited since the last call."""
-    taken = [module.traffic.take() for module in model.modules() if isinstance(module, ExchangedExperts)]
+    taken = [traffic.take() for traffic in traffic_of(model)]
     return sum(size for size, _ in taken), sum(seconds for _, seconds in taken)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import psutil
 import yaml
 
+from tests.support.compare_runs import MEASURED
 from tests.support.corpus import write_corpus
 from tests.support.launch import rows, train
 from tests.support.processes import PATIENCE_SECONDS, Started, deepspeed_command
@@ -34,7 +35,6 @@ VICTIMS = ("rank 0", "rank 1", "launcher", "deepspeed")
 MOMENTS = ("step", "save", "publish")
 LAST_FILES = ("index.json", "trainer_state.json", "manifest.json")  # written by rank 0 before it publishes
 LONGEST_WAIT_SECONDS = 2.0  # about as long as the steps of a run take
-TIMES = ("time", "tokens_per_second", "step_seconds", "data_seconds", "all_to_all_seconds")
 
 Command = Callable[[RunConfig, Path], list[str]]
 
@@ -79,7 +79,7 @@ def begin(config: RunConfig, log: Path, command: Command) -> Started:
 def outcome(run_dir: Path) -> tuple[list[dict[str, Any]], list[Any]]:
     """Return what two runs must agree on: rows without times, and digests of the last checkpoint's tensors."""
     kept = [row for row in rows(run_dir) if row.get("split") != "checkpoint"]
-    metrics = [{key: value for key, value in row.items() if key not in TIMES} for row in kept]
+    metrics = [{key: value for key, value in row.items() if not MEASURED.fullmatch(key)} for row in kept]
     last = run_dir / "checkpoints" / (run_dir / "checkpoints" / "latest").read_text()
     return metrics, [record for record in read_manifest(last) if record.name.endswith(".safetensors")]
 

@@ -24,8 +24,7 @@ from training.engine.loss_terms import LossTerms
 from training.engine.step import evaluate, update
 from training.health.reaction import Health, UnhealthyError
 from training.inputs import Inputs
-from training.monitoring.monitor import DataCounts, Monitor, Throughput
-from training.monitoring.optimizer import OptimizerFigures
+from training.monitoring.monitors import Monitors
 from training.monitoring.progress import Progress
 from training.monitoring.writer import MetricsWriter
 from training.run.folder import RunFolder
@@ -92,12 +91,9 @@ class Trainer:
         self.health = Health(config, self.engine, self.metrics, self.checkpointer, process.rank)
         if resume is not None:
             self.health.guard.load_state_dict(resume.state.guard)
-        self.throughput = Throughput(self.engine.module)
-        self.monitors: tuple[Monitor, ...] = (
-            self.throughput,
-            OptimizerFigures(self.engine, config.optimizer.learning_rate),
-            DataCounts(inputs.loader, device),
-        )
+        self.monitors = Monitors(config, self.model_config, self.engine, inputs.loader, device)
+        self.throughput = self.monitors.throughput
+        self.monitors.restart({} if resume is None else resume.state.routing)
         self.seconds_before = 0.0 if resume is None else resume.state.seconds
         self.started = time.monotonic()
         self.stop_requests = StopRequests(self.folder.stop_file if process.rank == 0 else None, launcher_gone)
@@ -151,17 +147,19 @@ class Trainer:
             The terms of its loss; the checkpoint to roll back to, if the guard demands it.
         """
         state = self.state
-        for monitor in self.monitors:
-            monitor.begin_step(state.step)
+        logged = (state.step + 1) % self.config.training.log_every == 0
+        self.monitors.begin_step(logged=logged)
         self.watchdog.enter("reading data", state.step + 1)
-        with self.throughput.waiting_for_data():
+        clock = self.throughput.clock
+        with clock.phase("data", host=True):
             batches = [to_device(self.inputs.loader.next_batch(), self.device) for _ in range(self.accumulation)]
         compiles = self.config.training.compile and not self.compiled
         self.watchdog.enter("compiling and updating" if compiles else "updating", state.step + 1)
         started = time.monotonic()
         signals = {"stop": int(self.stop_requests.look() is not None), **self.checkpointer.signals()}
         key = (self.config.training.seed, state.step, self.process.rank)
-        terms, totals = update(self.engine, batches, self.pad_id, *key, signals=signals)
+        observed = logged and self.config.training.monitor.routing
+        terms, totals = update(self.engine, batches, self.pad_id, *key, signals=signals, clock=clock, observed=observed)
         state.step += 1
         state.tokens += totals.tokens
         self.throughput.count(totals.tokens)
@@ -184,17 +182,11 @@ class Trainer:
         load_checkpoint(self.engine, checkpoint)
         self.state.restore(checkpoint.state)
         self.checkpointer.roll_back(checkpoint)
-        self.throughput.restart()
+        self.monitors.restart(checkpoint.state.routing)
 
     def log(self, terms: LossTerms) -> None:
         """Write this step's row."""
-        row: dict[str, float] = {
-            "step": self.state.step,
-            "tokens": self.state.tokens,
-            **terms.reduce(self.model_config),
-        }
-        for monitor in self.monitors:
-            row |= monitor.metrics()
+        row = {"step": self.state.step, "tokens": self.state.tokens, **self.monitors.row(terms)}
         self.metrics.write(row)
         self.progress.row(row)
         self.throughput.restart()
@@ -206,6 +198,9 @@ class Trainer:
         terms = evaluate(self.engine, self.validation, self.pad_id, self.config.training.seed, self.process.rank)
         values = terms.reduce(self.model_config)
         self.metrics.write({"split": "validation", "step": state.step, "tokens": state.tokens, **values})
+        routing = self.monitors.routing_row()
+        if routing:
+            self.metrics.write({"split": "routing", "step": state.step, "tokens": state.tokens, **routing})
         logger.info("step %d  validation cross-entropy %.4f", state.step, values["cross_entropy"])
         self.health.check_validation(state.step, values)
         state.evaluated = Evaluation(state.step, values["cross_entropy"])
@@ -214,7 +209,8 @@ class Trainer:
     def save(self) -> None:
         """Begin a checkpoint, after waiting for the one before. Raises UnhealthyError: it would not be finite."""
         state = self.state
-        self.checkpointer.settle(state.step)  # it may write a row, which belongs to what this checkpoint knows
+        with self.throughput.saving():
+            self.checkpointer.settle(state.step)  # it may write a row, which belongs to what this checkpoint knows
         moment = Moment(
             step=state.step,
             tokens=state.tokens,
@@ -224,9 +220,11 @@ class Trainer:
             metrics_bytes=self.metrics.nbytes,
             code=code_version(),
             seconds=self._seconds(),
+            routing=self.monitors.state_dict(),
         )
         try:
-            self.checkpointer.save(self.engine, moment)
+            with self.throughput.saving():
+                self.checkpointer.save(self.engine, moment)
         except NotFiniteError as error:
             self.health.stop(state.step, str(error))
         self.throughput.restart()
@@ -295,7 +293,6 @@ class Trainer:
 
     def _close(self) -> None:
         self.inputs.loader.close()
-        for monitor in self.monitors:
-            monitor.close()
+        self.monitors.close()
         self.metrics.close()
         self.progress.close()

@@ -39,7 +39,7 @@ def _best(rest, experts, EXPERTS: tl.constexpr):
 
 @triton.jit
 def _choose(
-    logits, mask, draws, expert, queue, gate, prob_GPE, count_GPE, sums_GP3, size, tokens, experts, threshold,
+    logits, mask, draws, expert, queue, asked, gate, prob_GPE, count_GPE, sums_GP3, size, tokens, experts, threshold,
     CHOICES: tl.constexpr, RAW: tl.constexpr, POLICY: tl.constexpr, EXPERTS: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
     g, part = tl.program_id(0), tl.program_id(1)
@@ -70,6 +70,7 @@ def _choose(
         at = n * tokens + t
         tl.store(expert + at, index.to(tl.int64), mask=here)
         tl.store(gate + at, best, mask=here)
+        tl.store(asked + at, requested.to(tl.uint8), mask=here)
         tl.store(queue + at, tl.where(requested, index, experts), mask=here)
 
     e = tl.arange(0, EXPERTS)
@@ -200,7 +201,7 @@ def _sizes(experts: int) -> dict[str, int]:
 def choose(
     logits_GSE: Tensor, mask_GS: Tensor, draw_NGS: Tensor | None, *,
     choices: int, raw: bool, policy: str, threshold: float, capacity: int,
-) -> Routed:  # fmt: skip
+) -> tuple[Routed, Tensor]:  # fmt: skip
     """Choose experts, compute gates, make requests, assign capacity slots; see ``model.moe.token_choice``.
 
     Args:
@@ -212,6 +213,9 @@ def choose(
         policy: ``second_policy``.
         threshold: ``second_threshold``.
         capacity: C.
+
+    Returns:
+        What ``backward`` needs too, and which choices are requests, bool ``[N, G, S]``.
     """
     logits_GSE, mask_GS = logits_GSE.contiguous(), mask_GS.contiguous()
     groups, size, experts = logits_GSE.shape
@@ -222,15 +226,18 @@ def choose(
         torch.empty(choices, groups, size, dtype=torch.int64, device=like.device) for _ in range(3)
     )
     queue_NGS = torch.empty(choices, groups, size, dtype=torch.int32, device=like.device)
-    kept_NGS = torch.empty(choices, groups, size, dtype=torch.bool, device=like.device)
+    kept_NGS, requested_NGS = (
+        torch.empty(choices, groups, size, dtype=torch.bool, device=like.device) for _ in range(2)
+    )
     token_R = torch.empty(rows, dtype=torch.int64, device=like.device)
     gate_NGS = like.new_empty(choices, groups, size)
     prob_GPE, count_GPE = (like.new_empty(groups, parts, experts) for _ in range(2))
     sums_GP3, share_GE, sums_G4 = (like.new_empty(groups, *rest) for rest in ((parts, 3), (experts,), (4,)))
     draws = logits_GSE if draw_NGS is None else draw_NGS.contiguous()
     _choose[(groups, parts)](
-        logits_GSE, mask_GS.view(torch.uint8), draws, expert_NGS, queue_NGS, gate_NGS, prob_GPE, count_GPE, sums_GP3,
-        size, tokens, experts, threshold, CHOICES=choices, RAW=raw, POLICY=POLICIES[policy], **block,
+        logits_GSE, mask_GS.view(torch.uint8), draws, expert_NGS, queue_NGS, requested_NGS.view(torch.uint8), gate_NGS,
+        prob_GPE, count_GPE, sums_GP3, size, tokens, experts, threshold, CHOICES=choices, RAW=raw,
+        POLICY=POLICIES[policy], **block,
     )  # fmt: skip
     _assign[(groups, experts + 1)](
         queue_NGS, gate_NGS, slot_NGS, position_NGS, kept_NGS.view(torch.uint8), token_R, size, tokens, experts,
@@ -239,9 +246,10 @@ def choose(
     _sum_up[(groups,)](
         prob_GPE, count_GPE, sums_GP3, share_GE, sums_G4, experts, parts, EXPERTS=block["EXPERTS"], PARTS=16
     )
-    return Routed(
+    routed = Routed(
         expert_NGS, position_NGS, kept_NGS, gate_NGS, slot_NGS.view(choices, tokens), token_R, share_GE, sums_G4
     )
+    return routed, requested_NGS
 
 
 def backward(

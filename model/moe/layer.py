@@ -14,6 +14,7 @@ from model.losses import RouterLosses, router_losses_by_sequence
 from model.moe.dispatch import combine, dispatch, tokens_of_rows
 from model.moe.experts import Experts
 from model.moe.router import Router, group_tokens, route
+from model.moe.statistics import router_statistics
 
 
 class SparseFeedForward(nn.Module):
@@ -23,6 +24,7 @@ class SparseFeedForward(nn.Module):
         # Not super().__init__(): the expert-parallel layer also derives from a DeepSpeed class whose __init__ it skips.
         nn.Module.__init__(self)
         self.config, self.decoder = config, decoder
+        self.observed = False  # whether calls return ``RouterLosses.statistics``
         self.router = Router(config)
         self.experts = self.make_experts(config)
 
@@ -73,5 +75,6 @@ class SparseFeedForward(nn.Module):
             max_logit=routing.max_logit,
             dropped_tokens=routing.dropped_tokens(),
             real_tokens=routing.real_tokens,
+            statistics=router_statistics(logits_GSE, mask_GS, routing, len(token_R)) if self.observed else None,
         )
         return y_Td.view(batch, length, d_model), losses

@@ -20,6 +20,7 @@ class Choices(NamedTuple):
     position_NGS: Tensor  # int64, capacity slot in the expert's queue of the group, from 0; defined where kept
     kept_NGS: Tensor  # bool, whether the choice has a capacity slot
     gate_NGS: Tensor  # float32, weight in the output; exactly 0, and without gradient, where not kept
+    requested_NGS: Tensor | None = None  # bool, whether the choice asks for a capacity slot; None: experts choose
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Routing:
     router_z_loss: Tensor  # float32 scalar, L_Z
     max_logit: Tensor  # float32 scalar without gradient, largest router logit of the real tokens
     real_tokens: Tensor  # int64 scalar
+    requested_NGS: Tensor | None = None
     rows: tuple[Tensor, Tensor] | None = None  # ``slots()`` and its inverse, where the gating computes them
 
     def buffer(self) -> tuple[Tensor, Tensor]:

@@ -134,4 +134,4 @@ def choose_by_token(
     priority_GS = prob_NGS[0].detach() if prioritized else None
     position_NGS = assign_positions(expert_NGS, requested_NGS, probs_GSE.shape[-1], priority_GS)
     kept_NGS = requested_NGS & (position_NGS < capacity)
-    return Choices(expert_NGS, position_NGS, kept_NGS, torch.where(kept_NGS, gate_NGS, 0.0))
+    return Choices(expert_NGS, position_NGS, kept_NGS, torch.where(kept_NGS, gate_NGS, 0.0), requested_NGS)

@@ -35,7 +35,7 @@ class _Route(torch.autograd.Function):
         raw: bool,
         config: StMoeConfig,
     ) -> tuple[Tensor, ...]:
-        routed = kernels("routing").choose(
+        routed, requested_NGS = kernels("routing").choose(
             logits_GSE,
             mask_GS,
             draw_NGS,
@@ -47,9 +47,9 @@ class _Route(torch.autograd.Function):
         )
         real, square, _, balance = routed.sums_G4.sum(0).unbind()
         divisor = real.clamp(min=1) if divisor is None else divisor
-        others = (*routed[:3], *routed[4:6], routed.sums_G4[:, 2].amax(), real.long())
+        others = (*routed[:3], *routed[4:6], routed.sums_G4[:, 2].amax(), real.long(), requested_NGS)
         ctx.mark_non_differentiable(*others)
-        ctx.set_materialize_grads(False)  # seven outputs get none
+        ctx.set_materialize_grads(False)  # eight outputs get none
         ctx.save_for_backward(logits_GSE, mask_GS, divisor, *routed)
         ctx.raw = raw
         return routed.gate_NGS, balance / len(logits_GSE), square / divisor, *others
@@ -85,7 +85,7 @@ def route_by_kernels(
     """Route as ``router.route`` does, where ``can_route``; the arguments are those of ``choose_by_token``."""
     shape = (config.top_n - 1, *mask_GS.shape)
     draws = None if raw_gates else draw_for_policy(shape, config, generator, logits_GSE.device)
-    gate, balance, z, expert, position, kept, slot, token, most, real = _Route.apply(
+    gate, balance, z, expert, position, kept, slot, token, most, real, requested = _Route.apply(
         logits_GSE, mask_GS, draws, divisor, capacity, raw_gates, config
     )
     return Routing(
@@ -99,5 +99,6 @@ def route_by_kernels(
         router_z_loss=z,
         max_logit=most,
         real_tokens=real,
+        requested_NGS=requested,
         rows=(slot, token),
     )

@@ -219,6 +219,7 @@ def test_routing(name: str, masked: bool):
         assert expected.rows is None
         assert torch.equal(found.expert_NGS, expected.expert_NGS)
         assert torch.equal(found.kept_NGS, expected.kept_NGS)
+        assert torch.equal(found.requested_NGS, expected.requested_NGS)
         assert torch.equal(found.position_NGS[found.kept_NGS], expected.position_NGS[found.kept_NGS])
         for a, b in zip(found.buffer(), expected.buffer(), strict=True):
             assert torch.equal(a, b)

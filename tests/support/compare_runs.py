@@ -7,6 +7,7 @@ Prints the first difference and exits with code 1, or says what is equal.
 
 import argparse
 import itertools
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,7 @@ from tests.support.launch import rows
 from training.checkpoint.store.manifest import FileRecord, read_manifest
 
 #: What a run's own speed decides.
-TIMES = frozenset(
-    {"time", "tokens_per_second", "step_seconds", "data_seconds", "all_to_all_seconds", "stall_seconds", "save_seconds"}
-)
+MEASURED = re.compile(r"time|.*_seconds|tokens_per_second|model_tflops|peak_tflops|mfu|(peak_)?memory_bytes")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -30,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def timeless_rows(run_dir: Path) -> list[dict[str, Any]]:
     """The rows of metrics without times. A checkpoint's row appears when its thread ends, so these come last."""
-    kept = [{key: value for key, value in row.items() if key not in TIMES} for row in rows(run_dir)]
+    kept = [{key: value for key, value in row.items() if not MEASURED.fullmatch(key)} for row in rows(run_dir)]
     return sorted(kept, key=lambda row: row.get("split") == "checkpoint")
 
 

@@ -22,7 +22,7 @@ from tests.support.small import global_batch, small_config
 from training.config.run import RunConfig, load_config, validate
 from training.engine.build import build_engine
 from training.engine.step import update
-from training.monitoring.optimizer import family_figures
+from training.monitoring.families import FamilySizes
 
 pytestmark = pytest.mark.distributed
 
@@ -64,8 +64,10 @@ def micro_batches(step: int) -> list[dict[str, Tensor]]:
 def train(config: RunConfig, steps: int) -> dict[str, Any]:
     """Losses, gradient norms before clipping, master weights, metrics, bytes of state."""
     engine = build_engine(config, dist.get_world_size(), "cpu")
+    sizes = FamilySizes(engine, config.optimizer.gradient_clipping)
     losses, norms = [], []
     for step in range(steps):
+        sizes.begin_step(logged=step == steps - 1)
         terms, _ = update(engine, micro_batches(step), 0, 0, step, dist.get_rank())
         losses.append(terms.reduce(config.st_moe_config())["loss"])
         norms.append(float(engine.get_global_grad_norm()))
@@ -74,7 +76,7 @@ def train(config: RunConfig, steps: int) -> dict[str, Any]:
         "losses": losses,
         "norms": norms,
         "weights": master_weights(optimizer),
-        "metrics": family_figures(engine),
+        "metrics": sizes.figures(),
         "state_bytes": optimizer.state_nbytes,
     }
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.support.compare_runs import MEASURED
 from tests.support.forks import script
 from tests.support.launch import launch, rows, train
 from tests.support.small import small_config
@@ -44,13 +45,10 @@ def write(tmp_path: Path, corpus: dict[str, Any], zero_stage: int) -> Path:
     return file
 
 
-TIMES = ("time", "tokens_per_second", "step_seconds", "data_seconds", "all_to_all_seconds")
-
-
 def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What two runs must agree on: all but times, and rows of checkpoints, which appear when they are written."""
     return [
-        {key: value for key, value in row.items() if key not in TIMES}
+        {key: value for key, value in row.items() if not MEASURED.fullmatch(key)}
         for row in rows
         if row.get("split") != "checkpoint"
     ]

@@ -5,7 +5,7 @@ then from whichever files have it, so a checkpoint loads at any parallel layout,
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Moment:
     metrics_bytes: int
     code: dict[str, str | None]
     seconds: float = 0.0
+    routing: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

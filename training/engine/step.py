@@ -1,12 +1,14 @@
 """One optimizer step on a global batch, and one pass over held-out batches."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from training.engine.batches import StepTotals, total_over_ranks
+from training.engine.clock import Clock
 from training.engine.loss_terms import LossTerms
 from training.engine.randomness import seed_everything
 
@@ -17,6 +19,8 @@ def update(
     pad_id: int,
     *key: int | str,
     signals: Mapping[str, int] | None = None,
+    clock: Clock | None = None,
+    observed: bool = False,
 ) -> tuple[LossTerms, StepTotals]:
     """Run forward and backward over this rank's micro-batches, then one optimizer step; collective.
 
@@ -29,15 +33,25 @@ def update(
         pad_id: of the inputs.
         key: what this step's randomness depends on: seed, step and rank; the micro-batch is appended.
         signals: see ``total_over_ranks``.
+        clock: times the phases ``forward``, ``backward`` (with the reduction of gradients) and ``optimizer``.
+        observed: whether the terms get the statistics of the routers.
     """
     totals = total_over_ranks(batches, pad_id, signals)
     terms = LossTerms()
+    phase = clock.phase if clock is not None else nullcontext
+    if observed:
+        engine.module.observe_routers(True)
     for micro, batch in enumerate(batches):
         seed_everything("train", *key, micro)
-        output = engine(**batch, loss_divisors=totals.divisors)
-        engine.backward(output.loss)
-        engine.step()
+        with phase("forward"):
+            output = engine(**batch, loss_divisors=totals.divisors)
+        with phase("backward"):
+            engine.backward(output.loss)
+        with phase("optimizer"):
+            engine.step()
         terms.add(output)
+    if observed:
+        engine.module.observe_routers(False)
     return terms, totals
 
 

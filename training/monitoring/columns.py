@@ -8,10 +8,12 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-TRAIN, VALIDATION, CHECKPOINT, GUARD = "train", "validation", "checkpoint", "guard"
+TRAIN, VALIDATION, ROUTING, CHECKPOINT, GUARD = "train", "validation", "routing", "checkpoint", "guard"
 SPLITS = {
     TRAIN: "Rows of training, `split: train`, every `training.log_every` steps",
     VALIDATION: "Rows of an evaluation, `split: validation`",
+    ROUTING: "Rows of the routers' load and probabilities, `split: routing`: at each evaluation, of the training "
+    "batches of the logged steps since the last such row",
     CHECKPOINT: "Rows of a checkpoint, `split: checkpoint`",
     GUARD: "Rows of the guard's decisions, `split: guard`",
 }
@@ -47,15 +49,17 @@ class Column(str):
 COLUMNS: list[Column] = []
 _LOSS = (TRAIN, VALIDATION)
 
-_ALL = (TRAIN, VALIDATION, CHECKPOINT, GUARD)
+_COUNTED = (*_LOSS, ROUTING)
+_ALL = (*_COUNTED, CHECKPOINT, GUARD)
 
 SPLIT = Column("split", "", "which kind of row", *_ALL)
 STEP = Column("step", "updates", "optimizer steps made", *_ALL)
 TIME = Column("time", "s", "when the row was written: seconds since 1970 (UTC), as in TensorBoard and W&B", *_ALL)
-TOKENS = Column("tokens", "tokens", "real tokens trained on, encoder and decoder, over all ranks", *_LOSS)
+TOKENS = Column("tokens", "tokens", "real tokens trained on, encoder and decoder, over all ranks", *_COUNTED)
 
 LOSS = Column("loss", "nats per target token", "the objective, all weighted terms together", *_LOSS)
 CROSS_ENTROPY = Column("cross_entropy", "nats per target token", "L_CE over the global batch", *_LOSS)
+PERPLEXITY = Column("perplexity", "", "exp(cross_entropy)", *_LOSS)
 LOAD_BALANCE_LOSS = Column("load_balance_loss", "", "L_B, unweighted, mean over sparse layers; 1 is uniform", *_LOSS)
 ROUTER_Z_LOSS = Column("router_z_loss", "nats²", "L_Z, unweighted: mean (logsumexp of the router logits)²", *_LOSS)
 OUTPUT_Z_LOSS = Column("output_z_loss", "nats²", "mean log² Z of the output head, unweighted", *_LOSS)
@@ -68,16 +72,83 @@ MAX_ROUTER_LOGIT = Column("max_router_logit", "", "largest router logit of any s
 LEARNING_RATE = Column("learning_rate", "", "learning rate of the last update", TRAIN)
 GRAD_NORM = Column("grad_norm", "", "global gradient norm before clipping, each expert counted once", TRAIN)
 SKIPPED_STEPS = Column("skipped_steps", "updates", "updates skipped so far for a non-finite gradient", TRAIN)
-PARAMETER_RMS = Column("parameter_rms/<family>", "", "RMS of the weights before the update (Adafactor)", TRAIN)
-UPDATE_RMS = Column("update_rms/<family>", "", "RMS of the update before clipping, scale and learning rate", TRAIN)
-CLIPPED_UPDATE_RMS = Column("clipped_update_rms/<family>", "", "the same after clipping", TRAIN)
+DROPPED_OF_LAYER = Column(
+    "dropped_fraction/<layer>", "share", "real tokens that no expert of the layer processes", TRAIN
+)
+DROPPED_FIRST_CHOICES = Column(
+    "dropped_first_choices/<layer>",
+    "share",
+    "first choices of real tokens beyond the expert's capacity; not with expert choice",
+    TRAIN,
+)
+DROPPED_SECOND_CHOICES = Column(
+    "dropped_second_choices/<layer>", "share", "requested second and third choices beyond the expert's capacity", TRAIN
+)
+REQUESTED_SECOND_CHOICES = Column(
+    "requested_second_choices/<layer>", "share", "second and third choices of real tokens that were requested", TRAIN
+)
+ROUTER_ENTROPY = Column("router_entropy/<layer>", "nats", "mean entropy of the router's probabilities", TRAIN)
+ROUTER_CONFIDENCE = Column("router_confidence/<layer>", "probability", "mean largest probability", TRAIN)
+ROUTER_LOGSUMEXP = Column("router_logsumexp/<layer>", "nats", "mean logsumexp of the router logits", TRAIN)
+MAX_ROUTER_LOGSUMEXP = Column("max_router_logsumexp/<layer>", "nats", "largest logsumexp of the router logits", TRAIN)
+EXPERT_LOAD_CV = Column(
+    "expert_load_cv/<layer>",
+    "",
+    "standard deviation over mean of the experts' load: real tokens whose first choice the expert is, before capacity "
+    "is applied; with expert choice, the capacity slots that it filled",
+    TRAIN,
+)
+DEAD_EXPERTS = Column("dead_experts/<layer>", "experts", "with less than 1 % of the mean load", TRAIN)
+LOAD_BALANCE_OF_LAYER = Column("load_balance_loss/<layer>", "", "L_B of the layer, unweighted; 1 is uniform", TRAIN)
+ROUTER_Z_OF_LAYER = Column("router_z_loss/<layer>", "nats²", "L_Z of the layer, unweighted", TRAIN)
+CAPACITY_PADDING = Column("capacity_padding", "share", "rows of the experts' buffers that hold no token", TRAIN)
+
+LOAD = Column(
+    "load/<layer>", "list of shares", "of each expert in the layer's load, see `expert_load_cv/<layer>`", ROUTING
+)
+PROBABILITIES = Column(
+    "probabilities/<layer>",
+    "list of counts",
+    "histogram of all router probabilities of real tokens in 20 equal bins from 0 to 1",
+    ROUTING,
+)
+
+GRADIENT_NORM = Column(
+    "gradient_norm/<family>", "", "of the family's gradient before clipping; their squares add up to grad_norm²", TRAIN
+)
+PARAMETER_RMS = Column("parameter_rms/<family>", "", "RMS of the weights before the update", TRAIN)
+UPDATE_RMS = Column(
+    "update_rms/<family>",
+    "",
+    "RMS of what the optimizer makes of the gradient, before clipping, relative scale, learning rate and weight decay: "
+    "G / sqrt(V) of Adafactor, m / (sqrt(v) + epsilon) of AdamW; not with adamw_8bit",
+    TRAIN,
+)
+CLIPPED_UPDATE_RMS = Column("clipped_update_rms/<family>", "", "the same after Adafactor's clipping", TRAIN)
 CLIPPED_FRACTION = Column(
-    "clipped_fraction/<family>", "share", "of tensors that were clipped; each expert counts as one", TRAIN
+    "clipped_fraction/<family>", "share", "of tensors that Adafactor clipped; each expert counts as one", TRAIN
 )
 
 TOKENS_PER_SECOND = Column("tokens_per_second", "tokens/s", "over all ranks, since the last row", TRAIN)
 STEP_SECONDS = Column("step_seconds", "s", "mean time of a step since the last row, on rank 0", TRAIN)
-DATA_SECONDS = Column("data_seconds", "s", "mean time per step spent waiting for data", TRAIN)
+DATA_SECONDS = Column("data_seconds", "s", "time per step that the host waited for data", TRAIN)
+FORWARD_SECONDS = Column(
+    "forward_seconds",
+    "s",
+    "time of the forward passes per step, on the device; like those of backward and optimizer without waits for "
+    "all-to-alls, so that the parts add up to at most step_seconds (but for data on a GPU, which it does not wait for)",
+    TRAIN,
+)
+BACKWARD_SECONDS = Column(
+    "backward_seconds", "s", "the same of the backward passes, with recomputation and reduction of gradients", TRAIN
+)
+OPTIMIZER_SECONDS = Column("optimizer_seconds", "s", "the same of clipping and the optimizer's update", TRAIN)
+CHECKPOINT_SECONDS = Column(
+    "checkpoint_seconds",
+    "s",
+    "time that training stood still for checkpoints since the last row, per step; not part of step_seconds",
+    TRAIN,
+)
 ALL_TO_ALL_BYTES = Column("all_to_all_bytes", "bytes", "sent by rank 0 in all-to-alls, per step", TRAIN)
 ALL_TO_ALL_SECONDS = Column("all_to_all_seconds", "s", "time that compute was blocked by them, per step", TRAIN)
 

@@ -18,7 +18,7 @@ from tests.support.ranks import run_ranks
 from tests.training.test_adafactor_ranks import micro_batches, small
 from training.engine.build import build_engine
 from training.engine.step import update
-from training.monitoring.optimizer import family_figures
+from training.monitoring.families import FamilySizes
 
 BAD_STEP = 2
 EXPERTS = "decoder.blocks.1.feed_forward.experts.w2"
@@ -40,10 +40,12 @@ def train(folder: str, stage: int, value: float | None, **options: Any) -> dict[
     for step in range(4):
         if step == BAD_STEP and value is not None:
             poison = True
+            sizes = FamilySizes(engine, 0.0)
+            sizes.begin_step(logged=True)
             update(engine, micro_batches(99), 0, 0, 99, dist.get_rank())
             poison = False
             figures = {"applied": engine.was_step_applied(), "skipped": engine.skipped_steps}
-            figures["metrics"] = len(family_figures(engine))
+            figures["metrics"] = len(sizes.figures())
         terms, _ = update(engine, micro_batches(step), 0, 0, step, dist.get_rank())
         losses.append(float(terms.means[0][0]))
     result = {"losses": losses, "rates": engine.get_lr(), "skipped": engine.skipped_steps, "bad": figures}

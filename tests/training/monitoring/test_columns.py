@@ -16,6 +16,14 @@ def test_a_column_is_a_key():
 
 
 def test_undeclared_keys_are_found():
-    row = {"step": 1, "loss": 2.0, "update_rms/experts": 0.1, "data_tokens_web-1": 7, "surprise": 0, "rollbacks": 1}
+    row = {
+        "step": 1,
+        "loss": 2.0,
+        "update_rms/experts": 0.1,
+        "data_tokens_web-1": 7,
+        "router_entropy/encoder_1": 1.5,
+        "surprise": 0,
+        "rollbacks": 1,
+    }
     assert undeclared(row) == ["surprise", "rollbacks"]
     assert undeclared({"split": GUARD, "step": 1, "rollbacks": 1, "loss": 2.0}) == ["loss"]

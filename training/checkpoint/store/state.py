@@ -7,7 +7,7 @@ the newest and is updated last.
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +37,7 @@ class SavedState:
     metrics_bytes: int  # of metrics.jsonl: rows behind it belong to later steps, which a resumed run writes again
     code: dict[str, str | None]  # version and commit
     seconds: float = 0.0  # of training until then, over all sessions; older checkpoints lack it
+    routing: dict[str, list[float]] = field(default_factory=dict)  # sums for the next row of ``routing``; lacking, too
     format: int = FORMAT
 
     @property

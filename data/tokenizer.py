@@ -216,6 +216,15 @@ class Tokenizer:
         texts.append(self._processor.decode(run))
         return " ".join(text for text in texts if text)
 
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """Return the piece of each id, of all kinds of ids; a piece that begins a word begins with ``▁``."""
+        return [
+            f"<extra_id_{self.first_sentinel_id - i}>"
+            if self.num_pieces <= i < self.vocab_size
+            else self._processor.id_to_piece(i if 0 <= i < self.num_pieces else UNK_ID)
+            for i in map(int, ids)
+        ]
+
     def save_hugging_face_tokenizer(self, folder: str | Path) -> None:
         """Write the vocabulary as a ``transformers.T5Tokenizer``: spiece.model and its configuration files.
 

@@ -24,8 +24,10 @@ from training.engine.loss_terms import LossTerms
 from training.engine.step import evaluate, update
 from training.health.reaction import Health, UnhealthyError
 from training.inputs import Inputs
+from training.monitoring.examples import HeldOutExamples
 from training.monitoring.monitors import Monitors
 from training.monitoring.progress import Progress
+from training.monitoring.tensorboard.hparams import hyperparameters
 from training.monitoring.writer import MetricsWriter
 from training.run.folder import RunFolder
 from training.run.kept_inputs import keep_inputs
@@ -86,7 +88,16 @@ class Trainer:
             self.folder.write_config(config)
             keep_inputs(config.run_dir, config, inputs.tokenizer)
         step, nbytes = (None, 0) if resume is None else (resume.state.step, resume.state.metrics_bytes)
-        self.metrics = MetricsWriter(self.folder, enabled=process.rank == 0, resume_step=step, resume_bytes=nbytes)
+        self.metrics = MetricsWriter(
+            self.folder,
+            enabled=process.rank == 0,
+            resume_step=step,
+            resume_bytes=nbytes,
+            hyperparameters=hyperparameters(config.model_dump()),
+            pictures=config.training.monitor.pictures,
+        )
+        shown = config.training.monitor.examples if process.rank == 0 else 0
+        self.examples = HeldOutExamples(shown, self.engine.module, inputs.tokenizer)
         self.checkpointer = Checkpointer(config, device, self.metrics, self.watchdog, self.state.step)
         self.health = Health(config, self.engine, self.metrics, self.checkpointer, process.rank)
         if resume is not None:
@@ -101,6 +112,18 @@ class Trainer:
         self.compiled = False  # whether a step has been made, and so blocks compiled if training.compile is true
 
     def train(self) -> bool:
+        """Call ``_train``, and note how the run ended unless it was only asked to stop."""
+        try:
+            done = self._train()
+        except Exception:
+            self.metrics.end(success=False)
+            raise
+        if done:
+            self.metrics.end(success=True)
+        self.metrics.close()
+        return done
+
+    def _train(self) -> bool:
         """Train to ``training.steps``, with evaluations and checkpoints on the way and at the end.
 
         Returns:
@@ -182,6 +205,7 @@ class Trainer:
         load_checkpoint(self.engine, checkpoint)
         self.state.restore(checkpoint.state)
         self.checkpointer.roll_back(checkpoint)
+        self.metrics.rolled_back()
         self.monitors.restart(checkpoint.state.routing)
 
     def log(self, terms: LossTerms) -> None:
@@ -195,12 +219,15 @@ class Trainer:
         """Measure the objective's terms on the held-out examples, the same ones every time."""
         state = self.state
         self.watchdog.enter("evaluating", state.step)
-        terms = evaluate(self.engine, self.validation, self.pad_id, self.config.training.seed, self.process.rank)
+        with self.examples.watching() as examples:
+            terms = evaluate(self.engine, self.validation, self.pad_id, self.config.training.seed, self.process.rank)
         values = terms.reduce(self.model_config)
         self.metrics.write({"split": "validation", "step": state.step, "tokens": state.tokens, **values})
         routing = self.monitors.routing_row()
         if routing:
             self.metrics.write({"split": "routing", "step": state.step, "tokens": state.tokens, **routing})
+        for example in examples:
+            self.metrics.write_example({"step": state.step, **example})
         logger.info("step %d  validation cross-entropy %.4f", state.step, values["cross_entropy"])
         self.health.check_validation(state.step, values)
         state.evaluated = Evaluation(state.step, values["cross_entropy"])
@@ -294,5 +321,4 @@ class Trainer:
     def _close(self) -> None:
         self.inputs.loader.close()
         self.monitors.close()
-        self.metrics.close()
         self.progress.close()

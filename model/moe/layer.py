@@ -5,6 +5,8 @@ N = choices of a token, R = rows of the experts' buffer (capacity slots of all e
 request), d = d_model.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -14,11 +16,14 @@ from model.losses import RouterLosses, router_losses_by_sequence
 from model.moe.dispatch import combine, dispatch, tokens_of_rows
 from model.moe.experts import Experts
 from model.moe.router import Router, group_tokens, route
+from model.moe.routing import Routing
 from model.moe.statistics import router_statistics
 
 
 class SparseFeedForward(nn.Module):
     """Mixture-of-experts feed-forward (Zoph et al. 2022, section 2); ``parallel.layer`` splits it over ranks."""
+
+    observer: Callable[[Routing], None] | None = None  # called with the routing of each forward pass
 
     def __init__(self, config: StMoeConfig, *, decoder: bool = False):
         # Not super().__init__(): the expert-parallel layer also derives from a DeepSpeed class whose __init__ it skips.
@@ -52,6 +57,8 @@ class SparseFeedForward(nn.Module):
         mask_GS = mask_BL.reshape(-1, size)
         logits_GSE = self.router(x_BLd).view(*mask_GS.shape, self.config.num_experts)
         routing = route(logits_GSE, mask_GS, self.config, training=self.training, divisor=divisor, decoder=self.decoder)
+        if self.observer is not None:
+            self.observer(routing)
 
         counts_E = None
         if self.config.capacity == "dropless":

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from torch import Tensor
@@ -18,6 +19,7 @@ from training.config.run import RunConfig
 from training.engine.loss_terms import LossTerms
 from training.health.diagnosis import diagnose
 from training.health.guard import Decision, Guard
+from training.monitoring.columns import ROLLED_BACK_TO
 from training.monitoring.writer import MetricsWriter
 
 logger = get_logger(__name__)
@@ -109,10 +111,11 @@ class Health:
             "roll_back",
             f"{decision.reason}: rolling back to {checkpoint.folder.name}; the data of steps {back + 1} to {step} are "
             f"skipped; rollback {self.guard.rollbacks} of guard.max_rollbacks = {self.config.guard.max_rollbacks}",
+            {ROLLED_BACK_TO: back},
         )
         return checkpoint
 
-    def _record(self, step: int, decision: str, reason: str) -> None:
+    def _record(self, step: int, decision: str, reason: str, more: Mapping[str, int] = MappingProxyType({})) -> None:
         logger.info("guard: %s: %s", decision, reason)
         counts = {"non_finite_in_a_row": self.guard.non_finite, "rollbacks": self.guard.rollbacks}
-        self.metrics.write({"split": "guard", "step": step, "decision": decision, "reason": reason, **counts})
+        self.metrics.write({"split": "guard", "step": step, "decision": decision, "reason": reason, **counts, **more})

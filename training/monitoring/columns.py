@@ -170,6 +170,12 @@ DECISION = Column(
 REASON = Column("reason", "", "human-readable, one line", GUARD)
 NON_FINITE_IN_A_ROW = Column("non_finite_in_a_row", "steps", "consecutive steps with a non-finite gradient", GUARD)
 ROLLBACKS = Column("rollbacks", "", "rollbacks so far", GUARD)
+ROLLED_BACK_TO = Column(
+    "rolled_back_to",
+    "updates",
+    "`roll_back` only: the step returned to; rows above of later steps are undone",
+    GUARD,
+)
 
 
 def split_of(row: dict[str, Any]) -> str:

@@ -1,26 +1,22 @@
-"""Writes rows of metrics to ``metrics.jsonl`` and TensorBoard."""
+"""Writes rows of metrics to ``metrics.jsonl``, examples to ``examples.jsonl``, and both to TensorBoard."""
 
-import contextlib
-import json
-import os
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 from common.files import write_atomically
-from common.logs import get_logger
 from common.strict_json import finite_or_null, to_json
-from training.monitoring.columns import CHECKPOINT, ERROR, SPLIT, STEP, TIME, TRAIN
+from training.monitoring.appending import GrowingFile
+from training.monitoring.columns import CHECKPOINT, ERROR, SPLIT, STEP, TIME, TRAIN, VALIDATION
+from training.monitoring.standing import row_of, standing_rows
+from training.monitoring.tensorboard.board import Board
 from training.run.folder import RunFolder
-
-logger = get_logger(__name__)
 
 
 class MetricsWriter:
-    """Appends rows to ``metrics.jsonl`` and TensorBoard on rank 0; elsewhere it does nothing.
+    """Appends rows to ``metrics.jsonl`` and shows them in TensorBoard on rank 0; elsewhere it does nothing.
 
-    A full disk ends no run here: rows wait in memory until there is room; TensorBoard may lack some.
+    A full disk ends no run here: rows wait in memory until there is room.
 
     Args:
         folder: of the run.
@@ -28,21 +24,33 @@ class MetricsWriter:
         resume_step: of the checkpoint from which the run resumes. None: a new run, or one that begins again.
         resume_bytes: length of the file when that checkpoint was begun. Later rows belong to steps that the resumed run
             makes again: they are removed, but for the row of the checkpoint itself.
+        hyperparameters: of TensorBoard's HParams page.
+        pictures: whether TensorBoard shows pictures of routing.
     """
 
-    def __init__(self, folder: RunFolder, *, enabled: bool, resume_step: int | None = None, resume_bytes: int = 0):
+    def __init__(
+        self,
+        folder: RunFolder,
+        *,
+        enabled: bool,
+        resume_step: int | None = None,
+        resume_bytes: int = 0,
+        hyperparameters: Mapping[str, bool | float | str] | None = None,
+        pictures: bool = True,
+    ):
         self.path, self.enabled = folder.metrics_file, enabled
-        self.waiting = b""
+        self.examples_path = folder.examples_file
         if not enabled:
             return
         if self.path.exists():
             self._truncate(resume_bytes, resume_step)
-        self.file = self.path.open("ab", buffering=0)
-        purge_step = 0 if resume_step is None else resume_step + 1  # TensorBoard shows earlier events of these no more
-        self.board = SummaryWriter(str(folder.tensorboard), purge_step=purge_step)
+        self.file = GrowingFile(self.path)
+        self.board = Board(folder.tensorboard, hyperparameters or {}, pictures=pictures)
+        self._show_what_stands()
+        self.examples = GrowingFile(self.examples_path)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Write one JSON object on a line of its own; numbers and texts go to TensorBoard under the split's name.
+        """Write one JSON object on a line of its own; TensorBoard shows its numbers and texts under the split's name.
 
         Args:
             row: without ``time``, and without ``split`` in a row of training.
@@ -50,57 +58,78 @@ class MetricsWriter:
         if not self.enabled:
             return
         row = {SPLIT: TRAIN, **row, TIME: round(time.time(), 3)}
-        self.waiting += to_json(finite_or_null(row)).encode() + b"\n"
-        size = self.nbytes
-        try:
-            written = self.file.write(self.waiting)
-            if written == len(self.waiting):
-                self.waiting = b""
-            else:
-                os.truncate(self.path, size)  # no partial row
-        except OSError as error:
-            logger.warning("%s: %s; rows wait in memory", self.path, error)
-        with contextlib.suppress(OSError):
-            self._write_board(row)
+        self.file.append(_line(row))
+        self.board.row(row)
 
-    def _write_board(self, row: dict[str, Any]) -> None:
-        for name, value in row.items():
-            if name in (STEP, SPLIT, TIME):
-                continue
-            if isinstance(value, int | float):
-                self.board.add_scalar(f"{row[SPLIT]}/{name}", value, row[STEP], row[TIME])
-            elif isinstance(value, str):
-                self.board.add_text(f"{row[SPLIT]}/{name}", value, row[STEP], row[TIME])
-        self.board.flush()
+    def write_example(self, example: dict[str, Any]) -> None:
+        """Write one held-out example with its prediction; see ``training.monitoring.examples``."""
+        if not self.enabled:
+            return
+        example = {**example, TIME: round(time.time(), 3)}
+        self.examples.append(_line(example))
+        self.board.example(example)
+
+    def rolled_back(self) -> None:
+        """Show no more what a roll-back has undone, once the guard's row of it is written."""
+        if not self.enabled:
+            return
+        self.examples.close()
+        self._show_what_stands()
+        self.examples = GrowingFile(self.examples_path)
+
+    def end(self, *, success: bool) -> None:
+        """Note in TensorBoard how the run ended. Without this, it takes the run to be going on."""
+        if self.enabled:
+            self.board.end(success=success)
 
     def close(self) -> None:
-        """Flush and close both."""
+        """Close all files."""
         if self.enabled:
             self.file.close()
-            with contextlib.suppress(OSError):
-                self.board.close()
+            self.examples.close()
+            self.board.close()
 
     @property
     def nbytes(self) -> int:
         """Length of ``metrics.jsonl``; 0 on other ranks than 0."""
-        return self.path.stat().st_size if self.enabled else 0
+        return self.file.nbytes if self.enabled else 0
+
+    def _show_what_stands(self) -> None:
+        """Write the event file anew, and the examples of the evaluations that stand."""
+        rows = standing_rows(self.path, self.file.waiting)
+        evaluated: set[int] = set()
+        examples = self._examples_of(evaluated)
+        self.board.begin(_noting_evaluations(rows, evaluated), examples)
+        if self.examples_path.exists():
+            write_atomically(self.examples_path, b"".join(map(_line, self._examples_of(evaluated))))
+
+    def _examples_of(self, evaluated: set[int]) -> Iterator[dict[str, Any]]:
+        if self.examples_path.exists():
+            with self.examples_path.open("rb") as file:
+                for line in file:
+                    row = row_of(line)
+                    if row is not None and row[STEP] in evaluated:
+                        yield row
 
     def _truncate(self, size: int, step: int | None) -> None:
         """Keep the first ``size`` bytes and the row of the checkpoint of ``step``; not a row that a crash cut off."""
         data = self.path.read_bytes()
-        kept = [line for line in data[:size].splitlines(keepends=True) if _row(line) is not None]
+        kept = [line for line in data[:size].splitlines(keepends=True) if row_of(line) is not None]
         for line in data[size:].splitlines(keepends=True):
-            row = _row(line) or {}
+            row = row_of(line) or {}
             if (row.get(SPLIT), row.get(STEP)) == (CHECKPOINT, step) and ERROR not in row:
                 kept.append(line)
                 break
         write_atomically(self.path, b"".join(kept))
 
 
-def _row(line: bytes) -> dict[str, Any] | None:
-    """The row of a whole line, None otherwise."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and line.endswith(b"\n") else None
+def _line(row: Mapping[str, Any]) -> bytes:
+    return to_json(finite_or_null(row)).encode() + b"\n"
+
+
+def _noting_evaluations(rows: Iterator[dict[str, Any]], evaluated: set[int]) -> Iterator[dict[str, Any]]:
+    """Pass the rows on, and add the steps of evaluations to ``evaluated``."""
+    for row in rows:
+        if row.get(SPLIT) == VALIDATION:
+            evaluated.add(row[STEP])
+        yield row

@@ -58,6 +58,7 @@ class RunFolder:
         self.path = path
         self.config_file = path / "config.yaml"
         self.metrics_file = path / "metrics.jsonl"
+        self.examples_file = path / "examples.jsonl"
         self.summary_file = path / "summary.json"
         self.tensorboard = path / "tensorboard"
         self.checkpoints = path / "checkpoints"

@@ -22,7 +22,7 @@ from training.engine.batches import to_device
 from training.engine.build import build_engine
 from training.engine.loss_terms import LossTerms
 from training.engine.step import evaluate, update
-from training.health.reaction import Health, UnhealthyError
+from training.health.reaction import Health, RollBack, UnhealthyError
 from training.inputs import Inputs
 from training.monitoring.examples import HeldOutExamples
 from training.monitoring.monitors import Monitors
@@ -143,12 +143,12 @@ class Trainer:
         if 0 < state.step < t.steps and state.step % t.eval_every == 0 and not state.is_evaluated:
             self.evaluate()  # a request to stop came before it
         while state.step < t.steps and not self.stopping:
-            terms, good = self.train_step()
+            terms, roll_back = self.train_step()
             self.progress.advance()
             if state.step % t.log_every == 0:
                 self.log(terms)
-            if good is not None:
-                self.roll_back(good)
+            if roll_back is not None:
+                self.roll_back(roll_back)
                 continue
             if (state.step % t.eval_every == 0 or state.step == t.steps) and not self.stopping:
                 self.evaluate()  # before the checkpoint of this step, which then knows its row
@@ -163,11 +163,11 @@ class Trainer:
             self._finish(unigram)
         return not self.stopping
 
-    def train_step(self) -> tuple[LossTerms, Checkpoint | None]:
+    def train_step(self) -> tuple[LossTerms, RollBack | None]:
         """Make one optimizer step from ``accumulation`` micro-batches.
 
         Returns:
-            The terms of its loss; the checkpoint to roll back to, if the guard demands it.
+            The terms of its loss; the roll-back that the guard demands, if any.
         """
         state = self.state
         logged = (state.step + 1) % self.config.training.log_every == 0
@@ -199,8 +199,10 @@ class Trainer:
             self.log(terms)  # so that the last row shows what was wrong
             raise
 
-    def roll_back(self, checkpoint: Checkpoint) -> None:
+    def roll_back(self, due: RollBack) -> None:
         """Return to an earlier checkpoint, but not in the data: what was read since is skipped."""
+        checkpoint = due.checkpoint
+        self.health.record_roll_back(due)
         self.checkpointer.settle(self.state.step)
         load_checkpoint(self.engine, checkpoint)
         self.state.restore(checkpoint.state)

@@ -56,7 +56,9 @@ def tensorboard(logdir: Path, *options: str) -> Iterator[Server]:
     """Start the program on ``logdir``, which it has read when the context begins."""
     port = free_port()
     program = str(Path(sys.executable).with_name("tensorboard"))
-    keep = "--samples_per_plugin=" + ",".join(f"{plugin}=100000" for plugin in ("scalars", "images", "text", "histograms"))
+    keep = "--samples_per_plugin=" + ",".join(
+        f"{plugin}=100000" for plugin in ("scalars", "images", "text", "histograms")
+    )
     command = [program, "--logdir", str(logdir), "--port", str(port), "--reload_interval=1", keep, *options]
     log = logdir.with_name(f"{logdir.name}.tensorboard.log")
     with log.open("wb") as output:

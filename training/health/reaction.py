@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -31,6 +32,15 @@ class UnhealthyError(RunError):
     code = UNHEALTHY
 
 
+@dataclass(frozen=True)
+class RollBack:
+    """A return to an earlier checkpoint that is due."""
+
+    checkpoint: Checkpoint
+    step: int  # after which the guard decided it
+    reason: str  # one line
+
+
 class Health:
     """Consults the guard after each step. Collective over all ranks.
 
@@ -49,8 +59,8 @@ class Health:
         self.rank = rank
         self.guard = Guard(config.guard)
 
-    def check(self, step: int, terms: LossTerms, batch: dict[str, Tensor], divisors: LossDivisors) -> Checkpoint | None:
-        """Check a step; return the checkpoint to roll back to, if the run must.
+    def check(self, step: int, terms: LossTerms, batch: dict[str, Tensor], divisors: LossDivisors) -> RollBack | None:
+        """Check a step; return the roll-back that the run must make, if any.
 
         Args:
             step: its number, from 1.
@@ -77,7 +87,7 @@ class Health:
                 reason += f"; {diagnose(self.engine, batch, divisors, *key)}"
             self.stop(step, reason)
         if decision.kind == "roll_back":
-            return self._good_checkpoint(step, decision)
+            return self._roll_back(step, decision)
         self._record(step, decision.kind, decision.reason)
         return None
 
@@ -96,7 +106,11 @@ class Health:
         self._record(step, "stop", reason)
         raise UnhealthyError(f"{reason}; the checkpoints stay as they are")
 
-    def _good_checkpoint(self, step: int, decision: Decision) -> Checkpoint | None:
+    def record_roll_back(self, due: RollBack) -> None:
+        """Write the row of a roll-back, after all rows of the steps that it undoes."""
+        self._record(due.step, "roll_back", due.reason, {ROLLED_BACK_TO: due.checkpoint.state.step})
+
+    def _roll_back(self, step: int, decision: Decision) -> RollBack | None:
         self.checkpointer.settle(step)
         try:
             checkpoint = agree_on_checkpoint(self.config.run_dir, before=decision.before)
@@ -106,14 +120,11 @@ class Health:
             return None
         self.guard.rolled_back()
         back = checkpoint.state.step
-        self._record(
-            step,
-            "roll_back",
+        reason = (
             f"{decision.reason}: rolling back to {checkpoint.folder.name}; the data of steps {back + 1} to {step} are "
-            f"skipped; rollback {self.guard.rollbacks} of guard.max_rollbacks = {self.config.guard.max_rollbacks}",
-            {ROLLED_BACK_TO: back},
+            f"skipped; rollback {self.guard.rollbacks} of guard.max_rollbacks = {self.config.guard.max_rollbacks}"
         )
-        return checkpoint
+        return RollBack(checkpoint, step, reason)
 
     def _record(self, step: int, decision: str, reason: str, more: Mapping[str, int] = MappingProxyType({})) -> None:
         logger.info("guard: %s: %s", decision, reason)

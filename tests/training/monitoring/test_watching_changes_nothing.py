@@ -1,0 +1,45 @@
+"""Pictures, examples and DeepSpeed's own monitors beside a run change none of its numbers."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.compare_runs import first_difference
+from tests.support.launch import train
+from tests.support.small import small_config
+
+
+@pytest.mark.distributed
+def test_a_run_with_everything_on_equals_one_with_everything_off(corpus: dict[str, Any], tmp_path: Path):
+    config = small_config(
+        tmp_path,
+        data=corpus,
+        model={"sparse_step": 2, "dropout_rate": 0.1, "router_jitter": 0.01, "second_policy": "random"},
+        parallel={"expert_parallel_size": 2},
+        training={"steps": 4, "log_every": 1, "eval_every": 2, "eval_examples": 16, "save_every": 4},
+    )
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump()))
+    options = tmp_path / "watched.json"
+    monitor = {"enabled": True, "output_path": str(tmp_path / "csv"), "job_name": "job"}
+    options.write_text(json.dumps({"zero_optimization": {"stage": 1}, "csv_monitor": monitor}))
+    off = ["training.name=off", "training.monitor.pictures=false", "training.monitor.examples=0"]
+    for arguments in (["training.name=on", f"training.deepspeed_config={options}"], off):
+        result = train(file, *arguments, ranks=2)
+        assert result.returncode == 0, result.stderr[-3000:]
+    on, off_dir = (tmp_path / "runs" / name for name in ("on", "off"))
+    assert first_difference(on, off_dir) is None
+    assert len((on / "examples.jsonl").read_text().splitlines()) == 2 * 4
+    assert (off_dir / "examples.jsonl").read_text() == ""
+    files = sorted((tmp_path / "csv" / "job").iterdir())
+    assert files, "DeepSpeed's monitor wrote nothing"
+    for written in files:
+        with written.open(newline="") as rows:
+            head, *values = csv.reader(rows)
+        assert head[0] == "step"
+        assert [int(step) for step, _ in values] == [8, 16, 24, 32], written.name  # samples, as DeepSpeed counts
+    print([path.name for path in files])

@@ -21,13 +21,13 @@ from typing import Any, NamedTuple
 import psutil
 import yaml
 
-from tests.support.compare_runs import MEASURED
 from tests.support.corpus import write_corpus
 from tests.support.launch import rows, train
 from tests.support.processes import PATIENCE_SECONDS, Started, deepspeed_command
 from tests.support.small import small_config
 from training.checkpoint.store.manifest import read_manifest
 from training.config.run import RunConfig
+from training.monitoring.columns import MEASURED
 from training.run.folder import RunFolder
 
 STEPS, SAVE_EVERY = 24, 3

@@ -185,7 +185,7 @@ class Trainer:
         terms, totals = update(self.engine, batches, self.pad_id, *key, signals=signals, clock=clock, observed=observed)
         state.step += 1
         state.tokens += totals.tokens
-        self.throughput.count(totals.tokens)
+        self.monitors.count(totals.tokens, batches)
         if compiles:
             self.compiled = True
             logger.info(

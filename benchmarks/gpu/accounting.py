@@ -1,8 +1,4 @@
-"""What a step is measured against: its floating-point operations, the card's peak, its kernels.
-
-Shape suffixes: L = encoder positions, M = decoder positions, d = d_model, F = d_ff, H = heads, D = d_kv,
-V = vocabulary.
-"""
+"""What a step is measured by: points in the device's time, its kernels, and how operations are counted."""
 
 import gc
 import statistics
@@ -15,50 +11,11 @@ from typing import Any
 import torch
 
 from benchmarks.measure import seconds
-from model.config import StMoeConfig
 
-# Dense bf16 FLOP/s of the data sheets.
-ASSUMED_PEAKS = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12}
 FORMULA = (
     "2 FLOPs per multiply-add of every matrix product; attention over all keys; experts: all capacity slots, filled or "
     "not; backward twice the forward; no recomputation, no element-wise work"
 )
-
-
-def forward_flops(config: StMoeConfig, inputs: int, targets: int) -> int:
-    """Return the FLOPs of the matrix products of one sequence's forward pass, see ``FORMULA``.
-
-    Args:
-        config: the model's, with token-choice gating and a capacity factor.
-        inputs: L.
-        targets: M.
-    """
-    d, inner = config.d_model, config.num_heads * config.d_kv
-    matrices = 3 if config.feed_forward == "geglu" else 2
-    dense = 2 * matrices * d * config.d_ff
-    total = 2 * targets * d * config.vocab_size  # the head
-
-    def stack(layers: int, tokens: int, memory: int) -> int:
-        flops = 0
-        for index in range(layers):
-            flops += tokens * 2 * 4 * d * inner + 2 * 2 * tokens * tokens * inner
-            if memory:
-                flops += 2 * 2 * d * inner * (tokens + memory) + 2 * 2 * tokens * memory * inner
-            if config.is_sparse_layer(index):
-                slots = config.train_capacity_factor
-                flops += tokens * 2 * d * config.num_experts + int(tokens * slots * dense)
-                flops += tokens * dense * (config.extra_feed_forward != "none")
-            else:
-                flops += tokens * dense
-        return flops
-
-    assert config.num_decoder_layers is not None
-    return total + stack(config.num_layers, inputs, 0) + stack(config.num_decoder_layers, targets, inputs)
-
-
-def assumed_peak(card: str | None) -> float | None:
-    """Return the data sheet's dense bf16 FLOP/s of a card."""
-    return next((peak for name, peak in ASSUMED_PEAKS.items() if card and name in card), None)
 
 
 def median_seconds(call: Callable[[], object], device: str, repeats: int, warmup: int = 2) -> float:

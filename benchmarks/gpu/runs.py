@@ -12,11 +12,10 @@ from benchmarks.gpu.results import Report
 from benchmarks.gpu.setting import Setting
 from common.project import ROOT
 from training.config.training import TrainingConfig
-from training.monitoring.columns import LOSS, SKIPPED_STEPS, STEP, TIME, TOKENS_PER_SECOND, training_rows
+from training.monitoring.columns import LOSS, MEASURED, SKIPPED_STEPS, STEP, TOKENS_PER_SECOND, training_rows
 from training.run.folder import RunFolder
 
 KILLED, REFERENCE, AGAIN = "killed", "zero1-bf16_autocast", "again"
-TIMES = ("_seconds", "_per_second")  # ends of the columns that a run's own speed decides
 SAME_PRECISION, ANY_PRECISION = 1e-2, 5e-2  # of the last loss
 
 
@@ -119,7 +118,7 @@ class Started:
     def rows(self) -> list[dict[str, Any]]:
         """Return the rows of training, without times."""
         return [
-            {key: value for key, value in row.items() if key != TIME and not key.endswith(TIMES)}
+            {key: value for key, value in row.items() if not MEASURED.fullmatch(key)}
             for row in training_rows(self.folder.rows())
         ]
 

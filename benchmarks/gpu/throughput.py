@@ -9,17 +9,19 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu.accounting import FORMULA, Marks, assumed_peak, forward_flops, profile
+from benchmarks.gpu.accounting import FORMULA, Marks, profile
 from benchmarks.gpu.results import Report
 from benchmarks.gpu.setting import Setting
 from benchmarks.measure import matmul_flops_per_second
 from common.project import ROOT
 from data.span_corruption import raw_and_target_lengths
 from model.config import StMoeConfig
+from model.flops import forward_flops
 from model.initialization import initialize_module
 from training.config.run import RunConfig, load_config
 from training.config.training import TrainingConfig
 from training.engine import build
+from training.monitoring.peaks import data_sheet_peak
 
 PHASES = ("forward", "backward", "step")
 TOY = ("model.d_model=64", "model.d_ff=128", "model.d_kv=16", "model.num_heads=4", "model.num_layers=4",
@@ -116,7 +118,7 @@ def measure_cell(
     seconds = time_phases(phases, setting.pick(10, 1), setting)
     memory = torch.cuda.max_memory_allocated() if setting.cuda else None
     (_, inputs), (_, targets) = batch["input_ids"].shape, batch["labels"].shape
-    flops = 3 * sequences * forward_flops(config.st_moe_config(), inputs, targets)
+    flops = forward_flops(config.st_moe_config(), sequences, inputs, targets).training()
     both = seconds["forward"] + seconds["backward"]
     cell: dict[str, Any] = {
         "tokens_per_second": sequences * (inputs + targets) / both,
@@ -143,7 +145,7 @@ def measure_all(setting: Setting, report: Report, *overrides: str) -> dict[int, 
     """Measure every micro-batch that fits; return the cells."""
     dtype = torch.bfloat16
     peaks = {
-        "assumed": assumed_peak(torch.cuda.get_device_name() if setting.cuda else None),
+        "assumed": data_sheet_peak(torch.cuda.get_device_name(), dtype) if setting.cuda else None,
         "gemm": matmul_flops_per_second(setting.device, dtype, setting.pick(8192, 128)),
     }
     report.value("peaks, TFLOP/s", {name: peak and peak / 1e12 for name, peak in peaks.items()})

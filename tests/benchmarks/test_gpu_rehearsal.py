@@ -8,17 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu import runs
 from benchmarks.gpu.__main__ import Worker, watch
-from benchmarks.gpu.accounting import forward_flops, union
+from benchmarks.gpu.accounting import union
 from benchmarks.gpu.results import Report, Results, final_path, merge, table
 from benchmarks.gpu.setting import Setting
 from benchmarks.gpu.sparse_layer import relative_error, row_counts
 from benchmarks.gpu.worker import STEPS
-from model.config import StMoeConfig
-from model.st_moe import StMoeForConditionalGeneration
 from tests.support.corpus import write_corpus
 from tests.support.forks import script
 from tests.support.launch import python
@@ -72,20 +69,6 @@ def test_runs_of_the_rehearsal_learn_and_survive_a_kill(tmp_path: Path, monkeypa
     assert report.step["status"] == "ok", report.step
     assert report.step["values"]["killed after step"] >= 4
     assert report.step["values"]["killed against zero1-bf16_autocast"]["first difference at step"] is None
-
-
-@pytest.mark.parametrize("change", [{}, {"feed_forward": "relu"}, {"extra_feed_forward": "none"}, {"num_experts": 0}])
-def test_flops_are_those_that_torch_counts(change: dict[str, object]):
-    config = StMoeConfig(
-        **{"vocab_size": 256, "d_model": 64, "d_ff": 96, "d_kv": 8, "num_heads": 4, "num_layers": 4, "sparse_step": 2,
-           "num_experts": 4, "min_capacity": 1, "group_size": 64} | change
-    )  # fmt: skip
-    model = StMoeForConditionalGeneration(config).train()
-    batch = {"input_ids": torch.randint(2, 256, (2, 32)), "labels": torch.randint(2, 256, (2, 16))}
-    # The counter knows attention only in its form for GPUs: as plain products, it is counted.
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(**batch)
-    assert counter.get_total_flops() == 2 * forward_flops(config, 32, 16)
 
 
 def test_cases_of_rows_are_what_their_names_say():

@@ -7,16 +7,13 @@ Prints the first difference and exits with code 1, or says what is equal.
 
 import argparse
 import itertools
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from tests.support.launch import rows
 from training.checkpoint.store.manifest import FileRecord, read_manifest
-
-#: What a run's own speed decides.
-MEASURED = re.compile(r"time|.*_seconds|tokens_per_second|model_tflops|peak_tflops|mfu|(peak_)?memory_bytes")
+from training.monitoring.columns import MEASURED
 
 
 def parse_arguments() -> argparse.Namespace:

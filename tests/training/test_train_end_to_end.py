@@ -10,15 +10,18 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.support.compare_runs import MEASURED
 from tests.support.forks import script
 from tests.support.launch import launch, rows, train
 from tests.support.small import small_config
+from training.monitoring.columns import MEASURED
 
 ROW_KEYS = {
     "split", "time", "step", "tokens", "loss", "cross_entropy", "load_balance_loss", "router_z_loss", "learning_rate",
     "grad_norm", "dropped_fraction", "max_router_logit", "tokens_per_second", "step_seconds", "skipped_steps",
-    "update_rms/experts", "clipped_fraction/head",
+    "update_rms/experts", "clipped_fraction/head", "perplexity", "router_entropy/encoder_3", "gradient_norm/router",
+    "data_seconds", "forward_seconds", "backward_seconds", "all_to_all_seconds", "optimizer_seconds",
+    "checkpoint_seconds", "model_tflops", "mfu", "peak_tflops", "capacity_padding", "memory_bytes",
+    "peak_memory_bytes",
 }  # fmt: skip
 SUMMARY_KEYS = {
     "world_size", "expert_parallel_size", "zero_stage", "parameters_total", "parameters_active_per_token", "steps",

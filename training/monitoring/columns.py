@@ -149,6 +149,24 @@ CHECKPOINT_SECONDS = Column(
     "time that training stood still for checkpoints since the last row, per step; not part of step_seconds",
     TRAIN,
 )
+MODEL_TFLOPS = Column(
+    "model_tflops",
+    "TFLOP/s",
+    "per rank: matrix products of the logged step's forward and backward pass, of experts only the rows that hold a "
+    "token, without recomputation (`model/flops.py`), over step_seconds; sparse: training.monitor.routing",
+    TRAIN,
+)
+MFU = Column("mfu", "share", "model_tflops over peak_tflops", TRAIN)
+PEAK_TFLOPS = Column(
+    "peak_tflops",
+    "TFLOP/s",
+    "of the device by its data sheet or, of others, measured at the start; the log says which",
+    TRAIN,
+)
+MEMORY_BYTES = Column(
+    "memory_bytes", "bytes", "of tensors on the device, or of the process on a CPU; of the rank that has most", TRAIN
+)
+PEAK_MEMORY_BYTES = Column("peak_memory_bytes", "bytes", "the most so far", TRAIN)
 ALL_TO_ALL_BYTES = Column("all_to_all_bytes", "bytes", "sent by rank 0 in all-to-alls, per step", TRAIN)
 ALL_TO_ALL_SECONDS = Column("all_to_all_seconds", "s", "time that compute was blocked by them, per step", TRAIN)
 
@@ -176,6 +194,9 @@ ROLLED_BACK_TO = Column(
     "`roll_back` only: the step returned to; rows above of later steps are undone",
     GUARD,
 )
+
+# Columns that differ between two runs which compute the same: times, rates and memory.
+MEASURED = re.compile(r"time|.*_seconds|tokens_per_second|model_tflops|peak_tflops|mfu|(peak_)?memory_bytes")
 
 
 def split_of(row: dict[str, Any]) -> str:

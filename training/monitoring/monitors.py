@@ -1,18 +1,25 @@
 """All monitors of a run, and the row that they make together."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
+from common.logs import get_logger
 from data.streaming.loader import PretrainingLoader
 from model.config import StMoeConfig
 from training.config.run import RunConfig
 from training.engine.loss_terms import LossTerms
 from training.engine.shares import reduce_shares
+from training.monitoring.efficiency import Efficiency
 from training.monitoring.families import FamilySizes
 from training.monitoring.monitor import DataCounts, Monitor
 from training.monitoring.optimizer import OptimizerFigures
+from training.monitoring.peaks import find_peak
 from training.monitoring.routing import RouterHealth
 from training.monitoring.throughput import Throughput
+
+logger = get_logger(__name__)
 
 
 class Monitors:
@@ -32,8 +39,12 @@ class Monitors:
         self.model_config, self.device = model_config, device
         self.throughput = Throughput(engine.module, device)
         self.routers = RouterHealth(model_config)
+        peak = find_peak(device, config.training.precision)
+        logger.info("mfu is relative to %s on each rank", peak)
+        self.efficiency = Efficiency(model_config, device, peak, self.throughput)
         self.members: tuple[Monitor, ...] = (
             self.throughput,
+            self.efficiency,
             self.routers,
             OptimizerFigures(engine, config.optimizer.learning_rate),
             *([FamilySizes(engine, config.optimizer.gradient_clipping)] if config.training.monitor.routing else []),
@@ -44,6 +55,11 @@ class Monitors:
         """Note the start of a step, and whether a row is written after it."""
         for member in self.members:
             member.begin_step(logged=logged)
+
+    def count(self, tokens: int, batches: Sequence[dict[str, Tensor]]) -> None:
+        """Count a step on ``tokens`` real tokens of all ranks, ``batches`` on this one."""
+        self.throughput.count(tokens)
+        self.efficiency.count(batches)
 
     def row(self, terms: LossTerms) -> dict[str, float]:
         """Return the columns of a row of training; one collective and one wait for the device."""

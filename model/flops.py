@@ -1,0 +1,106 @@
+"""Floating-point operations of the model, counted from its configuration and the shapes of a batch alone.
+
+Counted are 2 FLOPs per multiply-add of every matrix product: projections, attention over all keys (masked ones too),
+feed-forwards, routers, the rows of experts, the output head. Element-wise work, softmax and look-ups are not.
+
+Shape suffixes: L = encoder positions, M = decoder positions.
+"""
+
+from dataclasses import dataclass
+
+from model.config import StMoeConfig
+from model.moe.router import expert_capacity, group_tokens
+
+
+@dataclass(frozen=True)
+class ForwardFlops:
+    """FLOPs of a forward pass over a batch, by part of the model."""
+
+    attention: int
+    feed_forward: int  # dense ones, those beside sparse ones included
+    router: int
+    experts: int
+    head: int
+    last: int  # of the dense products that end blocks, a part of ``feed_forward``; 0 with dropout after them
+
+    @property
+    def total(self) -> int:
+        """All parts together."""
+        return self.attention + self.feed_forward + self.router + self.experts + self.head
+
+    def training(self, *, recomputed: bool = False) -> int:
+        """Return the FLOPs of forward and backward pass: a product's gradients are two products of its size.
+
+        Args:
+            recomputed: whether the backward pass first repeats the forward pass of every block (activation
+                checkpointing), but for ``last``, whose results nothing needs. The head is in no block.
+        """
+        return 3 * self.total + (self.total - self.head - self.last if recomputed else 0)
+
+
+def forward_flops(
+    config: StMoeConfig, sequences: int, inputs: int, targets: int, *, expert_rows: float | None = None
+) -> ForwardFlops:
+    """Count a forward pass.
+
+    Args:
+        config: the model's.
+        sequences: of the batch.
+        inputs: L, padding included.
+        targets: M, padding included.
+        expert_rows: rows that all experts of all sparse layers process; None: ``buffer_rows`` in training. With the
+            choices that are served alone, this is the work that is useful: rows without a token are left out.
+    """
+    d, inner = config.d_model, config.num_heads * config.d_kv
+    assert config.num_decoder_layers is not None
+    tokens, memory = (sequences * length for length in (inputs, targets)), sequences * inputs
+    one = feed_forward_flops(config)
+    attention = dense = router = last = 0
+    for decoder, (layers, length, positions) in enumerate(
+        zip((config.num_layers, config.num_decoder_layers), (inputs, targets), tokens, strict=True)
+    ):
+        sparse = sum(map(config.is_sparse_layer, range(layers)))
+        attention += layers * (8 * positions * d * inner + 4 * positions * length * inner)
+        if decoder:
+            attention += layers * (4 * (positions + memory) * d * inner + 4 * positions * inputs * inner)
+        beside = sparse if config.extra_feed_forward != "none" else 0
+        dense += (layers - sparse + beside) * positions * one
+        if not config.dropout_rate:
+            ending = layers - (0 if config.extra_feed_forward == "after" else sparse)
+            last += ending * positions * 2 * config.d_model * config.d_ff
+        router += sparse * 2 * positions * d * config.num_experts
+    rows = buffer_rows(config, sequences, inputs, targets) if expert_rows is None else expert_rows
+    return ForwardFlops(
+        attention=attention,
+        feed_forward=dense,
+        router=router,
+        experts=int(rows * one),
+        head=2 * sequences * targets * d * config.vocab_size,
+        last=last,
+    )
+
+
+def feed_forward_flops(config: StMoeConfig) -> int:
+    """Return the forward FLOPs of a dense feed-forward, or of one expert, per row."""
+    return 2 * (3 if config.feed_forward == "geglu" else 2) * config.d_model * config.d_ff
+
+
+def buffer_rows(config: StMoeConfig, sequences: int, inputs: int, targets: int, *, training: bool = True) -> int:
+    """Return the rows that the experts of all sparse layers are given: all capacity slots, filled or not.
+
+    Without a capacity (``dropless``) it depends on the tokens; returned is the most: ``top_n`` rows for each position.
+    """
+    assert config.num_decoder_layers is not None
+    total = 0
+    for decoder, layers, length in ((False, config.num_layers, inputs), (True, config.num_decoder_layers, targets)):
+        sparse = sum(map(config.is_sparse_layer, range(layers)))
+        tokens = sequences * length
+        if not sparse:
+            continue
+        if config.capacity == "dropless":
+            total += sparse * tokens * config.top_n
+            continue
+        size = group_tokens(tokens, config.group_size)
+        slots = expert_capacity(config, size, training=training, decoder=decoder)
+        total += sparse * (tokens // size) * config.num_experts * slots
+    return total

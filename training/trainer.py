@@ -25,7 +25,7 @@ from training.engine.step import evaluate, update
 from training.health.reaction import Health, RollBack, UnhealthyError
 from training.inputs import Inputs
 from training.monitoring.examples import HeldOutExamples
-from training.monitoring.monitors import Monitors
+from training.monitoring.monitors.all import Monitors
 from training.monitoring.progress import Progress
 from training.monitoring.tensorboard.hparams import hyperparameters
 from training.monitoring.writer import MetricsWriter

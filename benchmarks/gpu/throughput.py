@@ -21,7 +21,7 @@ from model.initialization import initialize_module
 from training.config.run import RunConfig, load_config
 from training.config.training import TrainingConfig
 from training.engine import build
-from training.monitoring.peaks import data_sheet_peak
+from training.monitoring.monitors.peaks import data_sheet_peak
 
 PHASES = ("forward", "backward", "step")
 TOY = ("model.d_model=64", "model.d_ff=128", "model.d_kv=16", "model.num_heads=4", "model.num_layers=4",

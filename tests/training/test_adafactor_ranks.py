@@ -22,7 +22,7 @@ from tests.support.small import global_batch, small_config
 from training.config.run import RunConfig, load_config, validate
 from training.engine.build import build_engine
 from training.engine.step import update
-from training.monitoring.families import FamilySizes
+from training.monitoring.monitors.families import FamilySizes
 
 pytestmark = pytest.mark.distributed
 

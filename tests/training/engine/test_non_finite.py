@@ -18,7 +18,7 @@ from tests.support.ranks import run_ranks
 from tests.training.test_adafactor_ranks import micro_batches, small
 from training.engine.build import build_engine
 from training.engine.step import update
-from training.monitoring.families import FamilySizes
+from training.monitoring.monitors.families import FamilySizes
 
 BAD_STEP = 2
 EXPERTS = "decoder.blocks.1.feed_forward.experts.w2"

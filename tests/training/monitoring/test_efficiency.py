@@ -15,8 +15,8 @@ from tests.support.ranks import run_ranks
 from tests.support.small import SMALL_MODEL
 from training.engine.loss_terms import LossTerms
 from training.engine.shares import reduce_shares
-from training.monitoring.efficiency import Efficiency
-from training.monitoring.peaks import Peak, data_sheet_peak, measured_peak
+from training.monitoring.monitors.efficiency import Efficiency
+from training.monitoring.monitors.peaks import Peak, data_sheet_peak, measured_peak
 
 SERVED = (300, 500)  # rows of experts, by rank
 

@@ -17,7 +17,7 @@ from tests.support.small import global_batch, small_config
 from training.engine.build import build_engine
 from training.engine.shares import reduce_shares
 from training.engine.step import update
-from training.monitoring.routing import RouterHealth
+from training.monitoring.monitors.routing import RouterHealth
 
 KINDS = ("top_n", "flaxformer_prioritized", "expert_choice", "dropless")
 EXPERTS = 4

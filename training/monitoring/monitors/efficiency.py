@@ -13,9 +13,9 @@ from model.flops import forward_flops
 from model.moe.statistics import SUMS
 from training.engine.loss_terms import LossTerms
 from training.engine.shares import Reduced, Share, share
-from training.monitoring.monitor import PassiveMonitor
-from training.monitoring.peaks import Peak
-from training.monitoring.throughput import Throughput
+from training.monitoring.monitors.base import PassiveMonitor
+from training.monitoring.monitors.peaks import Peak
+from training.monitoring.monitors.throughput import Throughput
 
 PAGE_BYTES = resource.getpagesize()
 

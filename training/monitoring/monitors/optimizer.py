@@ -3,7 +3,7 @@
 from typing import Any
 
 from training.engine.shares import Reduced
-from training.monitoring.monitor import PassiveMonitor
+from training.monitoring.monitors.base import PassiveMonitor
 
 
 class OptimizerFigures(PassiveMonitor):

@@ -14,7 +14,7 @@ from model.config import StMoeConfig
 from model.moe.statistics import BINS, SUMS
 from training.engine.loss_terms import LossTerms
 from training.engine.shares import Reduced, Share, share
-from training.monitoring.monitor import PassiveMonitor
+from training.monitoring.monitors.base import PassiveMonitor
 
 DEAD_SHARE = 0.01  # of the uniform load: an expert below it is dead
 

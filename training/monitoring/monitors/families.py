@@ -15,7 +15,7 @@ from optim.partition import Partition
 from training.engine.loss_terms import LossTerms
 from training.engine.parameters import engine_partitions, parameter_families
 from training.engine.shares import Reduced, Share, reduce_shares, share
-from training.monitoring.monitor import PassiveMonitor
+from training.monitoring.monitors.base import PassiveMonitor
 
 SUMS = ("numel", "gradients", "weights", "updates", "clipped_updates", "units", "clipped")  # squares, but for counts
 BLOCK = 1 << 22  # elements: bounds the scratch memory of AdamW's update

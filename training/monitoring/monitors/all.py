@@ -11,13 +11,13 @@ from model.config import StMoeConfig
 from training.config.run import RunConfig
 from training.engine.loss_terms import LossTerms
 from training.engine.shares import reduce_shares
-from training.monitoring.efficiency import Efficiency
-from training.monitoring.families import FamilySizes
-from training.monitoring.monitor import DataCounts, Monitor
-from training.monitoring.optimizer import OptimizerFigures
-from training.monitoring.peaks import find_peak
-from training.monitoring.routing import RouterHealth
-from training.monitoring.throughput import Throughput
+from training.monitoring.monitors.base import DataCounts, Monitor
+from training.monitoring.monitors.efficiency import Efficiency
+from training.monitoring.monitors.families import FamilySizes
+from training.monitoring.monitors.optimizer import OptimizerFigures
+from training.monitoring.monitors.peaks import find_peak
+from training.monitoring.monitors.routing import RouterHealth
+from training.monitoring.monitors.throughput import Throughput
 
 logger = get_logger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from training.engine.clock import Clock
 from training.engine.shares import Reduced
-from training.monitoring.monitor import PassiveMonitor
+from training.monitoring.monitors.base import PassiveMonitor
 
 PHASES = ("data", "forward", "backward", "all_to_all", "optimizer")
 

@@ -1,0 +1,1 @@
+"""Monitors: what is measured of a run."""

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from model.layers.ranges import ALL_TO_ALL, named_range
+
 
 class Traffic:
     """Bytes that a layer's all-to-alls sent, and the time that compute was blocked by them."""
@@ -84,11 +86,13 @@ class Transfer:
         x = x.contiguous()
         received = x.new_empty((len(x) if receive is None else sum(receive), *x.shape[1:]))
         self.traffic.bytes += x.numel() * x.element_size()
-        self._work = dist.all_to_all_single(received, x, receive, send, group=self.group, async_op=True)
+        with named_range(ALL_TO_ALL):
+            self._work = dist.all_to_all_single(received, x, receive, send, group=self.group, async_op=True)
         return received
 
     def _wait(self, received: Tensor) -> None:
-        self.traffic.wait(self._work, received.device)
+        with named_range(ALL_TO_ALL):
+            self.traffic.wait(self._work, received.device)
         self._work = None
 
 

@@ -21,6 +21,7 @@ from training.config.run import RunConfig
 from training.engine.batches import to_device
 from training.engine.build import build_engine
 from training.engine.loss_terms import LossTerms
+from training.engine.profiling import StepProfiler, report_communication
 from training.engine.step import evaluate, update
 from training.health.reaction import Health, RollBack, UnhealthyError
 from training.inputs import Inputs
@@ -105,6 +106,7 @@ class Trainer:
         self.monitors = Monitors(config, self.model_config, self.engine, inputs.loader, device)
         self.throughput = self.monitors.throughput
         self.monitors.restart({} if resume is None else resume.state.routing)
+        self.profiler = StepProfiler(config.training.profile, self.folder.profile, process.rank, device)
         self.seconds_before = 0.0 if resume is None else resume.state.seconds
         self.started = time.monotonic()
         self.stop_requests = StopRequests(self.folder.stop_file if process.rank == 0 else None, launcher_gone)
@@ -143,7 +145,8 @@ class Trainer:
         if 0 < state.step < t.steps and state.step % t.eval_every == 0 and not state.is_evaluated:
             self.evaluate()  # a request to stop came before it
         while state.step < t.steps and not self.stopping:
-            terms, roll_back = self.train_step()
+            with self.profiler.step(state.step + 1):
+                terms, roll_back = self.train_step()
             self.progress.advance()
             if state.step % t.log_every == 0:
                 self.log(terms)
@@ -322,5 +325,7 @@ class Trainer:
 
     def _close(self) -> None:
         self.inputs.loader.close()
+        self.profiler.close()
+        report_communication()
         self.monitors.close()
         self.progress.close()

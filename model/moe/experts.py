@@ -10,6 +10,7 @@ from torch.nn import functional
 from model.config import StMoeConfig
 from model.layers.feed_forward import make_hidden_bias
 from model.layers.geglu import gelu
+from model.layers.ranges import EXPERTS, named_range
 from model.moe.grouped_geglu import ReusedMemory, can_group, geglu_grouped, geglu_per_expert
 
 Weights = tuple[Tensor, Tensor, Tensor]
@@ -53,6 +54,10 @@ class Experts(nn.Module):
 
     def run(self, rows_Rd: Tensor, counts_E: Tensor | None, weights: Weights, first: int = 0) -> Tensor:
         """Run the consecutive experts with ``weights``, starting at the local expert ``first``; see ``forward``."""
+        with named_range(EXPERTS):
+            return self._run(rows_Rd, counts_E, weights, first)
+
+    def _run(self, rows_Rd: Tensor, counts_E: Tensor | None, weights: Weights, first: int) -> Tensor:
         rows, experts, plain = len(rows_Rd), len(weights[0]), self.gated and self.hidden_bias is None
         if plain and can_group(rows_Rd, weights[0]):
             return geglu_grouped(rows_Rd, counts_E, *weights, keep=self.keep_casts)

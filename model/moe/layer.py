@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from model.config import StMoeConfig
 from model.layers.precision import to_matmul_dtype
+from model.layers.ranges import COMBINE, DISPATCH, ROUTER, named_range
 from model.losses import RouterLosses, router_losses_by_sequence
 from model.moe.dispatch import combine, dispatch, tokens_of_rows
 from model.moe.experts import Experts
@@ -55,21 +56,27 @@ class SparseFeedForward(nn.Module):
         batch, length, d_model = x_BLd.shape
         size = group_tokens(batch * length, self.config.group_size)
         mask_GS = mask_BL.reshape(-1, size)
-        logits_GSE = self.router(x_BLd).view(*mask_GS.shape, self.config.num_experts)
-        routing = route(logits_GSE, mask_GS, self.config, training=self.training, divisor=divisor, decoder=self.decoder)
+        with named_range(ROUTER):
+            logits_GSE = self.router(x_BLd).view(*mask_GS.shape, self.config.num_experts)
+            routing = route(
+                logits_GSE, mask_GS, self.config, training=self.training, divisor=divisor, decoder=self.decoder
+            )
         if self.observer is not None:
             self.observer(routing)
 
         counts_E = None
-        if self.config.capacity == "dropless":
-            slot_NT, counts_E = routing.ragged_slots()
-            rows = int(counts_E.sum())  # synchronizes with the device: the number depends on the tokens
-            token_R = tokens_of_rows(slot_NT, rows)
-        else:
-            slot_NT, token_R = routing.buffer()
-        # Cast before the dispatch, so that ranks exchange rows in the dtype in which the experts compute.
-        rows_Rd = dispatch(to_matmul_dtype(x_BLd).reshape(-1, d_model), slot_NT, token_R)
-        y_Td = combine(self.experts(rows_Rd, counts_E), routing.gate_NGS.flatten(1), slot_NT, token_R)
+        with named_range(DISPATCH):
+            if self.config.capacity == "dropless":
+                slot_NT, counts_E = routing.ragged_slots()
+                rows = int(counts_E.sum())  # synchronizes with the device: the number depends on the tokens
+                token_R = tokens_of_rows(slot_NT, rows)
+            else:
+                slot_NT, token_R = routing.buffer()
+            # Cast before the dispatch, so that ranks exchange rows in the dtype in which the experts compute.
+            rows_Rd = dispatch(to_matmul_dtype(x_BLd).reshape(-1, d_model), slot_NT, token_R)
+        y_Rd = self.experts(rows_Rd, counts_E)
+        with named_range(COMBINE):
+            y_Td = combine(y_Rd, routing.gate_NGS.flatten(1), slot_NT, token_R)
 
         balance, z = routing.load_balance_loss, routing.router_z_loss
         if weight_B is not None:

@@ -60,6 +60,9 @@ def check_layout(config: RunConfig, world_size: int) -> int:
             f"world size = {config.training.micro_batch_size} x {world_size}: set a multiple of {per_pass}, or "
             "a smaller training.micro_batch_size"
         )
+    ranks = config.training.profile.ranks
+    if config.training.profile.steps is not None and max(ranks) >= world_size:
+        raise ConfigError(f"training.profile.ranks = {ranks}: the last of {counted(world_size, 'rank')} is {world_size - 1}")
     options = read_deepspeed_file(config.training.deepspeed_config)
     check_optimizer(config, options)
     stage = zero_stage(options)

@@ -108,6 +108,12 @@ def validate(values: Any) -> RunConfig:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     _check_kept(config)
+    profiled = config.training.profile.steps
+    if profiled is not None and profiled[1] > config.training.steps:
+        raise ConfigError(
+            f"training.profile.steps = {profiled}: the run ends at training.steps = {config.training.steps}: set earlier "
+            "steps"
+        )
     return config
 
 

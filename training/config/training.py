@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from common.paths import UserPath
-from training.config.monitor import MonitorConfig
+from training.config.monitor import MonitorConfig, ProfileConfig
 
 
 class TrainingConfig(BaseModel):
@@ -60,6 +60,7 @@ class TrainingConfig(BaseModel):
     )
     log_every: int = Field(10, ge=1, description="Steps between rows of metrics.")
     monitor: MonitorConfig = Field(MonitorConfig(), description="What a run shows of itself; see its keys.")
+    profile: ProfileConfig = Field(ProfileConfig(), description="Steps to record with torch.profiler; see its keys.")
     eval_every: int = Field(1000, ge=1, description="Steps between evaluations; the run also ends with one.")
     eval_examples: int = Field(
         4096, ge=1, description="Held-out sequences per evaluation; a multiple of micro_batch_size x world size."

@@ -20,6 +20,7 @@ from training.config.run import RunConfig
 from training.engine.compilation import compile_blocks
 from training.engine.numerics import set_numerics
 from training.engine.parameters import engine_partitions, model_parameter_specs
+from training.engine.profiling import prepare_comms_logger
 
 
 def build_model(config: StMoeConfig, parallel: ParallelConfig, seed: int, device: str) -> StMoeForConditionalGeneration:
@@ -47,6 +48,8 @@ def build_engine(config: RunConfig, world_size: int, device: str) -> Any:
         _keep_no_casts(model)
     optimizer = build_optimizer(model_parameter_specs(model), config.optimizer, model.get_input_embeddings().weight)
     bf16_optimizer.see_memory_usage = lambda *_, **__: None  # it prints a page about the memory of this host
+    if options.get("comms_logger", {}).get("enabled"):
+        prepare_comms_logger()
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,

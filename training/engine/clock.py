@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from model.layers.ranges import named_range
 from parallel.layer import traffic_of
 
 Event = Any  # torch.cuda.Event, or the seconds of a CPU's clock
@@ -36,7 +37,7 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str, *, host: bool = False) -> Iterator[None]:
-        """Time what is run, or launched on the device, within the context.
+        """Time what is run, or launched on the device, within the context, which a profile shows by its name.
 
         Args:
             name: of the phase; ``data``, …
@@ -44,7 +45,8 @@ class Clock:
         """
         on_device = self.on_device and not host
         begin = self._now(on_device)
-        yield
+        with named_range(name):
+            yield
         end = self._now(on_device)
         self._add(name, 1, begin, end)
         for traffic in self.traffic:

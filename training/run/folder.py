@@ -61,6 +61,7 @@ class RunFolder:
         self.examples_file = path / "examples.jsonl"
         self.summary_file = path / "summary.json"
         self.tensorboard = path / "tensorboard"
+        self.profile = path / "profile"  # traces of torch.profiler
         self.checkpoints = path / "checkpoints"
         self.vocabulary = path / "vocabulary"  # a copy, with which the run can be moved
         self.text_file = path / "text.json"  # origin and license of the training text

@@ -62,7 +62,8 @@ def check_layout(config: RunConfig, world_size: int) -> int:
         )
     ranks = config.training.profile.ranks
     if config.training.profile.steps is not None and max(ranks) >= world_size:
-        raise ConfigError(f"training.profile.ranks = {ranks}: the last of {counted(world_size, 'rank')} is {world_size - 1}")
+        last = world_size - 1
+        raise ConfigError(f"training.profile.ranks = {ranks}: the last of {counted(world_size, 'rank')} is {last}")
     options = read_deepspeed_file(config.training.deepspeed_config)
     check_optimizer(config, options)
     stage = zero_stage(options)

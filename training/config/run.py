@@ -111,8 +111,8 @@ def validate(values: Any) -> RunConfig:
     profiled = config.training.profile.steps
     if profiled is not None and profiled[1] > config.training.steps:
         raise ConfigError(
-            f"training.profile.steps = {profiled}: the run ends at training.steps = {config.training.steps}: set earlier "
-            "steps"
+            f"training.profile.steps = {profiled}: the run ends at training.steps = {config.training.steps}: set "
+            "earlier steps"
         )
     return config
 

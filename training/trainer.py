@@ -96,6 +96,8 @@ class Trainer:
             resume_bytes=nbytes,
             hyperparameters=hyperparameters(config.model_dump()),
             pictures=config.training.monitor.pictures,
+            monitor=self.engine.monitor,
+            batch_size=config.training.global_batch_size,
         )
         shown = config.training.monitor.examples if process.rank == 0 else 0
         self.examples = HeldOutExamples(shown, self.engine.module, inputs.tokenizer)

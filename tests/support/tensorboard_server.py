@@ -24,7 +24,8 @@ class Server:
         self.port = port
 
     def raw(self, path: str, body: Any = None, **query: str) -> bytes:
-        url = f"http://127.0.0.1:{self.port}/data/{path}?{urllib.parse.urlencode(query)}"
+        mark = "&" if "?" in path else "?"
+        url = f"http://127.0.0.1:{self.port}/data/{path}{mark}{urllib.parse.urlencode(query)}"
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=30) as answer:

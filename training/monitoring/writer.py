@@ -26,6 +26,9 @@ class MetricsWriter:
             makes again: they are removed, but for the row of the checkpoint itself.
         hyperparameters: of TensorBoard's HParams page.
         pictures: whether TensorBoard shows pictures of routing.
+        monitor: DeepSpeed's, which passes numbers of training and validation on to W&B, Comet or CSV files where its
+            configuration asks for it; None: nothing is passed on.
+        batch_size: sequences per step. DeepSpeed's monitors count sequences, where TensorBoard counts steps.
     """
 
     def __init__(
@@ -37,9 +40,12 @@ class MetricsWriter:
         resume_bytes: int = 0,
         hyperparameters: Mapping[str, bool | float | str] | None = None,
         pictures: bool = True,
+        monitor: Any = None,
+        batch_size: int = 1,
     ):
         self.path, self.enabled = folder.metrics_file, enabled
         self.examples_path = folder.examples_file
+        self.monitor, self.batch_size = monitor, batch_size
         if not enabled:
             return
         if self.path.exists():
@@ -60,6 +66,10 @@ class MetricsWriter:
         row = {SPLIT: TRAIN, **row, TIME: round(time.time(), 3)}
         self.file.append(_line(row))
         self.board.row(row)
+        if self.monitor is not None and self.monitor.enabled and row[SPLIT] in (TRAIN, VALIDATION):
+            samples = row[STEP] * self.batch_size
+            numbers = {name: row[name] for name in row if name != STEP and isinstance(row[name], int | float)}
+            self.monitor.write_events([(f"{row[SPLIT]}/{name}", value, samples) for name, value in numbers.items()])
 
     def write_example(self, example: dict[str, Any]) -> None:
         """Write one held-out example with its prediction; see ``training.monitoring.examples``."""

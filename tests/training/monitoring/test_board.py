@@ -1,5 +1,6 @@
 """What TensorBoard shows of a real run, asked from the real server: all of it, each step once, whatever happened."""
 
+import io
 import json
 import time
 from pathlib import Path
@@ -7,13 +8,14 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 from tests.support.forks import script
 from tests.support.launch import rows
 from tests.support.ranks import rank_environments
 from tests.support.small import small_config
 from tests.support.tensorboard_server import Server, tensorboard
-from training.monitoring.columns import GUARD, SPLIT, STEP, TIME, TRAIN
+from training.monitoring.columns import GUARD, ROUTING, SPLIT, STEP, TIME, TRAIN
 from training.monitoring.standing import standing
 from training.monitoring.tensorboard.hparams import METRICS
 from training.monitoring.tensorboard.layout import LAYOUT
@@ -133,6 +135,19 @@ def test_examples_are_text_with_the_experts_of_each_piece(server: Server, run_di
     html = server.get("text/text", run=RUN, tag="examples/0")[-1]["text"]
     assert "&lt;extra_id_0&gt;" in html
     assert "<table>" in html
+
+
+@pytest.mark.distributed
+def test_pictures_of_routing_are_there_for_each_evaluation(server: Server, run_dir: Path):
+    evaluations, layers = list(range(EVERY, STEPS + 1, EVERY)), ("encoder_1", "encoder_3", "decoder_1", "decoder_3")
+    assert server.steps("images", RUN) == {"routing/load": evaluations}
+    assert server.steps("histograms", RUN) == {f"routing/probabilities/{layer}": evaluations for layer in layers}
+    entry = server.get("images/images", run=RUN, tag="routing/load", sample="0")[-1]
+    picture = Image.open(io.BytesIO(server.raw(f"plugin/images/individualImage?{entry['query']}")))
+    assert picture.size == (entry["width"], entry["height"])
+    last = [row for row in standing(rows(run_dir)) if row[SPLIT] == ROUTING][-1]
+    _, _, bins = server.get("histograms/histograms", run=RUN, tag="routing/probabilities/encoder_1")[-1]
+    assert sum(count for _, _, count in bins) == pytest.approx(sum(last["probabilities/encoder_1"]))
 
 
 @pytest.mark.distributed

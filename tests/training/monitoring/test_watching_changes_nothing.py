@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.support.compare_runs import first_difference
-from tests.support.launch import train
+from tests.support.launch import rows, train
 from tests.support.small import small_config
 
 
@@ -35,11 +35,13 @@ def test_a_run_with_everything_on_equals_one_with_everything_off(corpus: dict[st
     assert first_difference(on, off_dir) is None
     assert len((on / "examples.jsonl").read_text().splitlines()) == 2 * 4
     assert (off_dir / "examples.jsonl").read_text() == ""
-    files = sorted((tmp_path / "csv" / "job").iterdir())
-    assert files, "DeepSpeed's monitor wrote nothing"
-    for written in files:
-        with written.open(newline="") as rows:
-            head, *values = csv.reader(rows)
+    # samples in the place of steps, as DeepSpeed itself counts: 8 a step
+    by_split = {split: [row for row in rows(on) if row["split"] == split] for split in ("train", "validation")}
+    for tag, steps in (("Train/Samples/lr", [1, 2, 3, 4]), ("train/loss", [1, 2, 3, 4]), ("validation/loss", [2, 4])):
+        with (tmp_path / "csv" / "job" / f"{tag.replace('/', '_')}.csv").open(newline="") as written:
+            head, *values = csv.reader(written)
         assert head[0] == "step"
-        assert [int(step) for step, _ in values] == [8, 16, 24, 32], written.name  # samples, as DeepSpeed counts
-    print([path.name for path in files])
+        assert [int(samples) for samples, _ in values] == [8 * step for step in steps], tag
+        split, _, name = tag.partition("/")
+        if split in by_split:
+            assert [float(value) for _, value in values] == [row[name] for row in by_split[split]]

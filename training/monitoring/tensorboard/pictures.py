@@ -9,7 +9,7 @@ from tensorboard.compat.proto.histogram_pb2 import HistogramProto
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 WIDEST = 960  # pixels for the experts of a layer
-CELL_HEIGHT, MARGIN, TEXT_SIZE = 26, 8, 12
+CELL_WIDTH, CELL_HEIGHT, MARGIN, TEXT_SIZE = 40, 28, 8, 15  # TensorBoard shows pictures at a third of the page
 OCTAVES = 3  # colors end at 1/8 and 8 times the uniform share
 LOW, MIDDLE, HIGH = (33, 102, 172), (247, 247, 247), (178, 24, 43)  # blue: too little, red: too much
 BLACK, WHITE, GRAY = (0, 0, 0), (255, 255, 255), (90, 90, 90)
@@ -29,12 +29,13 @@ def heatmap(tag: str, title: str, load: Mapping[str, Sequence[float]]) -> Summar
     """
     font = ImageFont.load_default(TEXT_SIZE)
     experts = max(len(shares) for shares in load.values())
-    cell = max(4, min(44, WIDEST // experts))
+    cell = max(4, min(CELL_WIDTH, WIDEST // experts))
     left = MARGIN * 2 + int(max(font.getlength(layer) for layer in load))
-    top = MARGIN * 2 + TEXT_SIZE + 18
+    top = MARGIN * 2 + 2 * TEXT_SIZE + 6
     bottom = top + CELL_HEIGHT * len(load)
     ticks = [2.0**octave for octave in range(-OCTAVES, OCTAVES + 1)]
-    size = (max(left + cell * experts + MARGIN, left + 44 * len(ticks) + MARGIN, 560), bottom + 62)
+    width = max(cell * experts, CELL_WIDTH * len(ticks), int(font.getlength(title)) - left + MARGIN)
+    size = (left + width + MARGIN, bottom + 66)
     image = Image.new("RGB", size, WHITE)
     draw = ImageDraw.Draw(image)
     draw.text((MARGIN, MARGIN), title, BLACK, font)
@@ -50,8 +51,8 @@ def heatmap(tag: str, title: str, load: Mapping[str, Sequence[float]]) -> Summar
             _cell(draw, font, (left + expert * cell, y, cell, CELL_HEIGHT), relative, text)
     for number, tick in enumerate(ticks):
         text = f"{tick:g}" if tick >= 1 else f"1/{1 / tick:g}"
-        _cell(draw, font, (left + number * 44, bottom + 12, 44, 20), tick, text)
-    draw.text((left, bottom + 38), "times the uniform share; columns: experts", GRAY, font)
+        _cell(draw, font, (left + number * CELL_WIDTH, bottom + 12, CELL_WIDTH, 22), tick, text)
+    draw.text((left, bottom + 40), "times the uniform share", GRAY, font)
     png = io.BytesIO()
     image.save(png, format="PNG")
     picture = Summary.Image(height=size[1], width=size[0], colorspace=3, encoded_image_string=png.getvalue())

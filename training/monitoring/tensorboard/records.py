@@ -37,8 +37,8 @@ def crc32c(data: bytes) -> int:
     padded = np.zeros(size, np.uint8)  # zeros in front change nothing while the register is 0
     padded[size - len(data) :] = np.frombuffer(data, np.uint8)
     padded[size - len(data) :][:4] ^= 0xFF  # the register begins with ones
-    crcs = _of_bytes()[padded]
-    for level in range(size.bit_length() - 1):
+    crcs = _of_pairs()[padded.view("<u2")]
+    for level in range(1, size.bit_length() - 1):
         crcs = _shift(crcs[0::2], level) ^ crcs[1::2]
     return int(crcs[0]) ^ 0xFFFFFFFF
 
@@ -65,15 +65,23 @@ def _of_bytes() -> Words:
 
 
 @functools.cache
-def _shift_tables(level: int) -> Words:
-    """``[4, 256]``: what ``2 ** level`` zero bytes make of a register, by the value of each of its bytes."""
-    bytes_4x256 = np.arange(256, dtype=np.uint32) << (8 * np.arange(4, dtype=np.uint32))[:, None]
-    if level == 0:
-        return _of_bytes()[bytes_4x256 & 0xFF] ^ bytes_4x256 >> 8
-    return _shift(_shift(bytes_4x256, level - 1), level - 1)
+def _of_pairs() -> Words:
+    """The CRC of each pair of bytes, the first of which is the lower one of the index."""
+    pair = np.arange(1 << 16, dtype=np.uint32)
+    first = _of_bytes()[pair & 0xFF]
+    crcs: Words = _of_bytes()[(first ^ pair >> 8) & 0xFF] ^ first >> 8
+    return crcs
+
+
+@functools.cache
+def _shift_tables(level: int) -> tuple[Words, Words]:
+    """What ``2 ** level`` zero bytes make of a register, by the value of its lower half and of its upper half."""
+    low = np.arange(1 << 16, dtype=np.uint32)
+    if level == 1:
+        return _of_pairs()[low], low
+    return _shift(_shift(low, level - 1), level - 1), _shift(_shift(low * np.uint32(1 << 16), level - 1), level - 1)
 
 
 def _shift(crcs: Words, level: int) -> Words:
-    tables = _shift_tables(level)
-    parts = [tables[byte][crcs >> 8 * byte & 0xFF] for byte in range(4)]
-    return parts[0] ^ parts[1] ^ parts[2] ^ parts[3]
+    low, high = _shift_tables(level)
+    return low[crcs & 0xFFFF] ^ high[crcs >> 16]

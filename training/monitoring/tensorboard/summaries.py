@@ -70,10 +70,10 @@ def of_example(row: Mapping[str, Any]) -> Summary.Value:
         row: of ``examples.jsonl``, see ``training.monitoring.examples``.
     """
     parts = [
-        f"{row['correct']:.0%} of the target's pieces are predicted rightly, each from those before it in the target.",
         f"**Input:** {escaped(row['input'])}",
         f"**Target:** {escaped(row['target'])}",
-        f"**Prediction:** {escaped(row['prediction'])}",
+        f"**Prediction**, each piece from the target's before it ({row['correct']:.0%} correct): "
+        f"{escaped(row['prediction'])}",
     ]
     for stack, pieces in row["pieces"].items():
         experts = {layer: of for layer, of in row["experts"].items() if layer.startswith(f"{stack}_")}

@@ -87,7 +87,13 @@ def check_touch(page: Page, arguments: list[str]) -> None:
 
 def check_tensorboard(page: Page, arguments: list[str]) -> None:
     """Shows the folder of the runs."""
-    require(arguments == ["--logdir", "runs"], "tensorboard shows --logdir runs")
+    folder, *rest = arguments[1:] or [""]
+    require(arguments[:1] == ["--logdir"] and folder.partition("/")[0] == "runs", "tensorboard shows --logdir runs")
+    samples = [pair.partition("=") for pair in rest[1].split(",")] if rest[:1] == ["--samples_per_plugin"] else []
+    require(len(rest) == 2 * bool(samples), f"tensorboard takes --samples_per_plugin, not {' '.join(rest)}")
+    for plugin, _, count in samples:
+        known = plugin in ("scalars", "images", "text", "histograms") and count.isdigit() and int(count) > 0
+        require(known, f"--samples_per_plugin {plugin}={count}")
 
 
 def check_export(page: Page, arguments: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from training.monitoring.appending import GrowingFile
 from training.monitoring.columns import COLUMNS, GUARD, ROUTING, SPLITS, TRAIN, VALIDATION
 from training.monitoring.standing import standing, standing_rows
 from training.monitoring.tensorboard.board import Board
+from training.monitoring.tensorboard.layout import LAYOUT
 from training.monitoring.tensorboard.pictures import HIGH, LOW, MIDDLE, color, heatmap, histogram
 from training.monitoring.tensorboard.records import crc32c, masked_crc32c
 from training.monitoring.tensorboard.summaries import MOST_PIECES, escaped, of_example, of_row
@@ -34,6 +36,23 @@ def test_the_checksum_is_that_of_tensorboard(data: bytes):
 def test_the_checksum_of_the_standard():
     assert crc32c(b"123456789") == 0xE3069283
     assert crc32c(bytes(1 << 16)) == reference_crc32c(bytes(1 << 16))
+
+
+def known_tags() -> list[str]:
+    """A tag of every declared column."""
+    tags = [f"{split}/{column}" for column in COLUMNS for split in column.splits]
+    tags = [re.sub("<layer>", "encoder_1", re.sub("<(family|source)>", "router", tag)) for tag in tags]
+    return [*tags, *(f"tokens/{split}/{name}" for split in (TRAIN, VALIDATION) for name in ("loss", "cross_entropy"))]
+
+
+@pytest.mark.parametrize("title", list(LAYOUT))
+def test_every_line_of_the_first_page_is_a_declared_column(title: str):
+    tags = known_tags()
+    for chart, patterns in LAYOUT[title].items():
+        for pattern in patterns:
+            assert any(re.match(pattern, tag) for tag in tags), (chart, pattern)
+    titles = [chart for charts in LAYOUT.values() for chart in charts]
+    assert len(set(titles)) == len(titles), "TensorBoard merges charts of one title"
 
 
 def test_the_color_of_a_load_tells_too_little_from_too_much():

@@ -51,6 +51,11 @@ LAYOUT: dict[str, dict[str, list[str]]] = {
         "second choices dropped": ["train/dropped_second_choices/.+"],
         "second choices requested": ["train/requested_second_choices/.+"],
     },
+    "Speed": {
+        "model TFLOP/s per rank": ["train/model_tflops$"],
+        "rows of capacity without a token": ["train/capacity_padding$"],
+        "bytes of all-to-alls per step": ["train/all_to_all_bytes$"],
+    },
     "Parameters": {
         "gradient norm per family": ["train/gradient_norm/.+"],
         "RMS of weights per family": ["train/parameter_rms/.+"],

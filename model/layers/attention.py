@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import EncoderDecoderCache
 
 from model.config import StMoeConfig
+from model.layers.biased_attention import attend_with_bias, needs_bias_gradient
 from model.layers.precision import to_matmul_dtype
 from model.layers.products import cast_together, is_cast, project
 
@@ -159,6 +160,8 @@ class Attention(nn.Module):
 
 
 def _attend(q_BHQD: Tensor, k_BHKD: Tensor, v_BHKD: Tensor, bias: Tensor | None) -> Tensor:
+    if bias is not None and needs_bias_gradient(q_BHQD, bias):
+        return attend_with_bias(q_BHQD, k_BHKD, v_BHKD, bias)
     if not torch.backends.cuda.cudnn_sdp_enabled():  # as in a training run, which switches it off once
         return functional.scaled_dot_product_attention(q_BHQD, k_BHKD, v_BHKD, attn_mask=bias, scale=1.0)
     with sdpa_kernel(KERNELS):

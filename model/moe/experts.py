@@ -12,6 +12,7 @@ from model.layers.feed_forward import make_hidden_bias
 from model.layers.geglu import gelu
 from model.layers.ranges import EXPERTS, named_range
 from model.moe.grouped_geglu import ReusedMemory, can_group, geglu_grouped, geglu_per_expert
+from model.moe.relu_experts import relu_grouped, relu_per_expert
 
 Weights = tuple[Tensor, Tensor, Tensor]
 
@@ -58,12 +59,14 @@ class Experts(nn.Module):
             return self._run(rows_Rd, counts_E, weights, first)
 
     def _run(self, rows_Rd: Tensor, counts_E: Tensor | None, weights: Weights, first: int) -> Tensor:
-        rows, experts, plain = len(rows_Rd), len(weights[0]), self.gated and self.hidden_bias is None
+        rows, experts, plain = len(rows_Rd), len(weights[0]), self.hidden_bias is None
         if plain and can_group(rows_Rd, weights[0]):
-            return geglu_grouped(rows_Rd, counts_E, *weights, keep=self.keep_casts)
+            by_groups = geglu_grouped if self.gated else relu_grouped
+            return by_groups(rows_Rd, counts_E, *weights, keep=self.keep_casts)
         counts = [rows // experts] * experts if counts_E is None else counts_E.tolist()
         if plain:
-            return geglu_per_expert(rows_Rd, counts, *weights, self.gradient_memory)
+            one_by_one = geglu_per_expert if self.gated else relu_per_expert
+            return one_by_one(rows_Rd, counts, *weights, self.gradient_memory)
         parts = rows_Rd.split([*counts, rows - sum(counts)])
         of_each = zip(*(w.unbind() for w in weights), strict=True)  # unbind, unlike w[e], has one backward for all
         outputs = [
@@ -73,7 +76,7 @@ class Experts(nn.Module):
         return torch.cat((*outputs, outputs[0].new_zeros(parts[-1].shape)))
 
     def _one(self, rows_rd: Tensor, w1_Fd: Tensor, w2_dF: Tensor, w3_Fd: Tensor, local: int) -> Tensor:
-        """Run one expert of a variant: ReLU, or a bias on the hidden activation."""
+        """Run one expert with a bias on the hidden activation."""
         first, second = functional.linear(rows_rd, w1_Fd), functional.linear(rows_rd, w3_Fd)
         hidden_rF = gelu(first) * second if self.gated else functional.relu(torch.cat((first, second), dim=-1))
         if self.hidden_bias is not None:

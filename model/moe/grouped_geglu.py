@@ -8,7 +8,7 @@ Shape suffixes: E = experts, R = rows of all of them, r = rows of one, d = d_mod
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -201,15 +201,26 @@ def geglu_grouped(
         w3_EFd: W_gate.
         keep: whether to keep weights that must be cast for the backward pass, or to cast them again there.
     """
-    rows, experts = len(rows_Rd), len(w1_EFd)
+    return grouped(
+        lambda rows_Rd, ends_E: _Grouped.apply(rows_Rd, w1_EFd, w2_EdF, w3_EFd, ends_E, keep),
+        rows_Rd,
+        counts_E,
+        len(w1_EFd),
+    )
+
+
+def grouped(
+    product: Callable[[Tensor, Tensor], Tensor], rows_Rd: Tensor, counts_E: Tensor | None, experts: int
+) -> Tensor:
+    """Call ``product`` with contiguous rows and the end of each expert's; rows beyond the last end come out as 0."""
+    rows = len(rows_Rd)
     if counts_E is None:
         each = rows // experts
         ends_E = torch.arange(each, rows + 1, each, dtype=torch.int32, device=rows_Rd.device)
-        return _Grouped.apply(rows_Rd.contiguous(), w1_EFd, w2_EdF, w3_EFd, ends_E, keep)
+        return product(rows_Rd.contiguous(), ends_E)
     ends_E = counts_E.cumsum(0).to(torch.int32)
     unused_R1 = (torch.arange(rows, device=rows_Rd.device) >= ends_E[-1]).unsqueeze(-1)  # grouped_mm leaves them unset
-    rows_Rd = _MaskedGradient.apply(rows_Rd.contiguous(), unused_R1)
-    return _Grouped.apply(rows_Rd, w1_EFd, w2_EdF, w3_EFd, ends_E, keep).masked_fill(unused_R1, 0)
+    return product(_MaskedGradient.apply(rows_Rd.contiguous(), unused_R1), ends_E).masked_fill(unused_R1, 0)
 
 
 def geglu_per_expert(

@@ -38,7 +38,7 @@ def _no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # Beside its 13 products forward and 26 backward, a pair of blocks has five norms and three attentions, which on a CPU
 # are many operations each. Without what ``products`` does there were 149 and 228 under autocast.
-@pytest.mark.parametrize(("autocast", "forward", "backward"), [(True, 116, 194), (False, 108, 182)])
+@pytest.mark.parametrize(("autocast", "forward", "backward"), [(True, 112, 198), (False, 104, 182)])
 def test_of_a_dense_block_of_each_stack(autocast: bool, forward: int, backward: int) -> None:
     one, two = (launches(layers=layers, autocast=autocast, num_experts=0) for layers in (1, 2))
     assert two[0] - one[0] <= forward
@@ -46,4 +46,4 @@ def test_of_a_dense_block_of_each_stack(autocast: bool, forward: int, backward: 
 
 
 def test_of_losses_and_what_stacks_share() -> None:
-    assert sum(launches(layers=1, autocast=True, num_experts=0)) <= 470  # of which one block of each stack 310
+    assert sum(launches(layers=1, autocast=True, num_experts=0)) <= 462  # of which one block of each stack 310

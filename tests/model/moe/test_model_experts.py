@@ -12,6 +12,7 @@ from model.config import StMoeConfig
 from model.initialization import initialize_weights
 from model.moe.experts import Experts
 from model.moe.grouped_geglu import ReusedMemory, geglu_grouped
+from model.moe.relu_experts import relu_grouped
 
 D, F, E = 16, 24, 4
 RAGGED = [5, 0, 11, 2]
@@ -37,7 +38,9 @@ def reference(experts: Experts, rows: Tensor, grad: Tensor, counts: list[int]) -
     outputs, start = [], 0
     for e, count in enumerate(counts):
         part = x[start : start + count]
-        hidden = functional.gelu(part @ w1[e].T, approximate="tanh") * (part @ w3[e].T)
+        first, second = part @ w1[e].T, part @ w3[e].T
+        gated = functional.gelu(first, approximate="tanh") * second
+        hidden = gated if experts.gated else functional.relu(torch.cat((first, second), dim=-1))
         outputs.append(hidden @ w2[e].T)
         start += count
     outputs.append(torch.zeros(len(x) - start, D, dtype=torch.float64))
@@ -57,28 +60,33 @@ def assert_equals_reference(experts: Experts, run: Any, dtype: torch.dtype, coun
         assert (a.double() - e).abs().max() <= tolerance * e.abs().max(), name
 
 
+@pytest.mark.parametrize("form", ["geglu", "relu"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("counts", [None, RAGGED])
-def test_output_and_gradients_equal_autograd_in_float64(dtype: torch.dtype, counts: list[int] | None):
-    experts = make_experts().to(dtype)
+def test_output_and_gradients_equal_autograd_in_float64(form: str, dtype: torch.dtype, counts: list[int] | None):
+    experts = make_experts(feed_forward=form).to(dtype)
     given = None if counts is None else torch.tensor(counts)
     assert_equals_reference(experts, lambda x: experts(x, given), dtype, counts or [5] * E, 20)
 
 
-def test_float32_weights_on_bf16_rows_as_under_autocast():
-    experts = make_experts()
+@pytest.mark.parametrize("form", ["geglu", "relu"])
+def test_float32_weights_on_bf16_rows_as_under_autocast(form: str):
+    experts = make_experts(feed_forward=form)
     assert_equals_reference(experts, experts, torch.bfloat16, [5] * E, 20)
 
 
+@pytest.mark.parametrize("form", ["geglu", "relu"])
 @pytest.mark.parametrize("counts", [None, RAGGED])
 @pytest.mark.parametrize(("weights", "keep"), [(torch.bfloat16, True), (torch.float32, True), (torch.float32, False)])
-def test_grouped_products_equal_autograd_in_float64(counts: list[int] | None, weights: torch.dtype, keep: bool):
-    experts = make_experts().to(weights)
+def test_grouped_products_equal_autograd_in_float64(
+    form: str, counts: list[int] | None, weights: torch.dtype, keep: bool
+):
+    experts = make_experts(feed_forward=form).to(weights)
     given = None if counts is None else torch.tensor(counts)
     stacks = (experts.w1, experts.w2, experts.w3)
 
     def run(x: Tensor) -> Tensor:
-        return geglu_grouped(x, given, *stacks, keep=keep)
+        return (geglu_grouped if experts.gated else relu_grouped)(x, given, *stacks, keep=keep)
 
     assert_equals_reference(experts, run, torch.bfloat16, counts or [5] * E, 20)
 

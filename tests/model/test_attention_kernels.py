@@ -50,7 +50,8 @@ def test_attention_with_a_bias_equals_torch_in_float64(dtype: torch.dtype, seque
     own = [t.clone().requires_grad_() for t in given]
     theirs = [t.double().requires_grad_() for t in given]
     y = attend_with_bias(*own)
-    expected = functional.scaled_dot_product_attention(*theirs[:3], attn_mask=theirs[3], scale=1.0)
+    q, k, v, bias = theirs
+    expected = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
     assert y.dtype == dtype
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
     actual = [y, *torch.autograd.grad(y, own, grad)]

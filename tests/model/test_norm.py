@@ -26,6 +26,7 @@ def test_output_and_gradients_equal_torchs_in_float64() -> None:
 
 def test_weight_and_input_of_other_dtypes_are_torchs() -> None:
     norm = RMSNorm(12, 1e-6)
+    assert norm.scale is not None
     norm.scale.data.fill_(1.0)
     x = torch.randn(2, 12, generator=torch.Generator().manual_seed(0)).bfloat16()
     assert torch.equal(norm(x), functional.rms_norm(x, (12,), norm.scale, 1e-6))

@@ -9,6 +9,8 @@ import psutil
 import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE
+from tensorboard.plugins.hparams.metadata import SESSION_END_INFO_TAG, parse_session_end_info_plugin_data
 
 from tests.support.forks import script
 from tests.support.launch import launch, rows, train
@@ -139,6 +141,9 @@ def test_gradients_of_weights_that_are_not_finite_end_the_run(corpus: dict[str, 
     trained = [row for row in rows(tmp_path / "runs" / "lost") if row["split"] == "train"]
     assert [row["skipped_steps"] for row in trained] == [0, 1]
     assert ["update_rms/experts" in row for row in trained] == [True, False]
+    events = EventAccumulator(str(tmp_path / "runs" / "lost" / "tensorboard")).Reload()
+    end = parse_session_end_info_plugin_data(events.SummaryMetadata(SESSION_END_INFO_TAG).plugin_data.content)
+    assert end.status == STATUS_FAILURE
     stopping = train(config, *overrides, "training.name=stopping", "optimizer.non_finite=stop")
     assert stopping.returncode == 3
     assert "the gradient of step 2 is not finite, and optimizer.non_finite = stop" in stopping.stderr

@@ -5,12 +5,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from common.files import write_atomically
+from common.logs import get_logger
 from common.strict_json import finite_or_null, to_json
 from training.monitoring.appending import GrowingFile
 from training.monitoring.columns import CHECKPOINT, ERROR, SPLIT, STEP, TIME, TRAIN, VALIDATION
 from training.monitoring.standing import row_of, standing_rows
 from training.monitoring.tensorboard.board import Board
 from training.run.folder import RunFolder
+
+logger = get_logger(__name__)
 
 
 class MetricsWriter:
@@ -111,7 +114,10 @@ class MetricsWriter:
         examples = self._examples_of(evaluated)
         self.board.begin(_noting_evaluations(rows, evaluated), examples)
         if self.examples_path.exists():
-            write_atomically(self.examples_path, b"".join(map(_line, self._examples_of(evaluated))))
+            try:
+                write_atomically(self.examples_path, b"".join(map(_line, self._examples_of(evaluated))))
+            except OSError as error:  # as of a full disk, which ends no run
+                logger.warning("%s: %s; it keeps examples of steps that are made again", self.examples_path, error)
 
     def _examples_of(self, evaluated: set[int]) -> Iterator[dict[str, Any]]:
         if self.examples_path.exists():

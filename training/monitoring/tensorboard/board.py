@@ -1,22 +1,23 @@
 """TensorBoard's folder of a run: a view of its rows, made anew when some of them no longer stand.
 
 Servers differ in how they forget the points of steps that are made again. So nothing is left to them: at a resume and
-at a roll-back, a new event file gets all that stands, and the old ones are removed. A server that is running reads the
-new file as a session that begins at step 0.
+at a roll-back, a new event file gets all that stands, and the old ones are emptied. A server that is running reads the new
+file as a session that begins at step 0.
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from common.logs import get_logger
-from training.monitoring.columns import STEP, TIME, TOKENS
+from training.monitoring.columns import GUARD, SPLIT, STEP, TIME, TOKENS
 from training.monitoring.tensorboard.events import EventFile, event_files
 from training.monitoring.tensorboard.hparams import session_end, session_start
 from training.monitoring.tensorboard.layout import layout_summary
-from training.monitoring.tensorboard.summaries import against_tokens, of_example, of_row
+from training.monitoring.tensorboard.summaries import against_tokens, of_decisions, of_example, of_row
 
 logger = get_logger(__name__)
 
@@ -35,10 +36,12 @@ class Board:
     def __init__(self, folder: Path, hyperparameters: Mapping[str, bool | float | str], *, pictures: bool = True):
         self.folder, self.hyperparameters, self.pictures = folder, hyperparameters, pictures
         self.file: EventFile | None = None
+        self.decisions: list[Mapping[str, Any]] = []  # the guard's
 
     def begin(self, rows: Iterable[Mapping[str, Any]] = (), examples: Iterable[Mapping[str, Any]] = ()) -> None:
         """Make the folder show these rows and examples, in the order of their steps, and nothing else."""
         self.close()
+        self.decisions.clear()
         old = event_files(self.folder)
         with self._noting_errors():
             self.file = EventFile(self.folder)
@@ -52,8 +55,11 @@ class Board:
                 self.row(row)
             for example in examples:
                 self.example(example)
-        for path in old:
-            path.unlink(missing_ok=True)
+            for path in old:
+                if path.stat().st_size:
+                    os.truncate(path, 0)  # a server that reads it goes on to the next file only while it is there
+                else:
+                    path.unlink()
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Show a row of ``metrics.jsonl``."""
@@ -61,6 +67,10 @@ class Board:
             with self._noting_errors():
                 self.file.add(of_row(row, pictures=self.pictures), row[STEP], row[TIME])
                 self.file.add(against_tokens(row), row.get(TOKENS, 0), row[TIME])
+                if row[SPLIT] == GUARD:
+                    # Steps go back after a roll-back, and servers then drop what was later: so all in one text.
+                    self.decisions.append(row)
+                    self.file.add([of_decisions(self.decisions)], len(self.decisions), row[TIME])
 
     def example(self, example: Mapping[str, Any]) -> None:
         """Show a row of ``examples.jsonl``."""

@@ -3,7 +3,7 @@
 import html
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
@@ -11,12 +11,25 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
 
-from training.monitoring.columns import CROSS_ENTROPY, LOSS, ROUTING, SPLIT, STEP, TIME, TOKENS, TRAIN, VALIDATION
+from training.monitoring.columns import (
+    CROSS_ENTROPY,
+    DECISION,
+    LOSS,
+    REASON,
+    ROUTING,
+    SPLIT,
+    STEP,
+    TIME,
+    TOKENS,
+    TRAIN,
+    VALIDATION,
+)
 from training.monitoring.tensorboard.pictures import heatmap, histogram
 
 AGAINST_TOKENS = (CROSS_ENTROPY, LOSS)  # of training and validation, drawn against tokens, too
 LOAD, PROBABILITIES = "load/", "probabilities/"
 MOST_PIECES = 64  # of an example whose experts are shown
+MOST_DECISIONS = 100
 
 
 def of_row(row: Mapping[str, Any], *, pictures: bool) -> Iterator[Summary.Value]:
@@ -80,6 +93,15 @@ def of_example(row: Mapping[str, Any]) -> Summary.Value:
         if experts:
             parts.append(_table(stack, pieces, experts))
     return text(f"examples/{row['example']}", "\n\n".join(parts))
+
+
+def of_decisions(rows: Sequence[Mapping[str, Any]]) -> Summary.Value:
+    """Return a table of the guard's last decisions, the newest first."""
+    lines = [
+        f"| {row[STEP]} | {escaped(row[DECISION])} | {escaped(row[REASON])} |"
+        for row in reversed(rows[-MOST_DECISIONS:])
+    ]
+    return text("guard/history", "\n".join(["| step | decision | reason |", "| --- | --- | --- |", *lines]))
 
 
 def escaped(plain: str) -> str:

@@ -6,11 +6,11 @@ roll-back. Whoever draws curves wants each step once.
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from training.monitoring.columns import GUARD, ROLLED_BACK_TO, SPLIT, STEP, split_of
+from training.monitoring.columns import GUARD, ROLLED_BACK_TO, STEP, split_of
 
 
 def row_of(line: bytes) -> dict[str, Any] | None:
@@ -40,16 +40,6 @@ def standing_rows(path: Path, waiting: bytes = b"") -> Iterator[dict[str, Any]]:
         row = row_of(line)
         if row is not None and STEP in row and (split_of(row) == GUARD or row[STEP] <= _limit(rollbacks, number)):
             yield row
-
-
-def standing(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows that stand of all rows of a run, in their order; see ``standing_rows``."""
-    rollbacks = [(number, int(row[ROLLED_BACK_TO])) for number, row in enumerate(rows) if ROLLED_BACK_TO in row]
-    return [
-        row
-        for number, row in enumerate(rows)
-        if row.get(SPLIT) == GUARD or row.get(STEP, 0) <= _limit(rollbacks, number)
-    ]
 
 
 def _limit(rollbacks: list[tuple[int, int]], number: int) -> float:

@@ -16,7 +16,7 @@ from tests.support.ranks import rank_environments
 from tests.support.small import small_config
 from tests.support.tensorboard_server import Server, tensorboard
 from training.monitoring.columns import GUARD, ROUTING, SPLIT, STEP, TIME, TRAIN
-from training.monitoring.standing import standing
+from training.monitoring.standing import standing_rows
 from training.monitoring.tensorboard.hparams import METRICS
 from training.monitoring.tensorboard.layout import LAYOUT
 
@@ -84,7 +84,7 @@ def server(run_dir: Path) -> Any:
 def expected_points(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
     """By tag, the points of the rows that stand."""
     points: dict[str, list[tuple[int, float]]] = {}
-    for row in standing(rows(run_dir)):
+    for row in standing_rows(run_dir / "metrics.jsonl"):
         for name, value in row.items():
             if name not in (STEP, TIME) and isinstance(value, int | float):
                 points.setdefault(f"{row[SPLIT]}/{name}", []).append((row[STEP], value))
@@ -150,7 +150,7 @@ def test_pictures_of_routing_are_there_for_each_evaluation(server: Server, run_d
     picture = Image.open(io.BytesIO(server.raw(f"plugin/images/individualImage?{entry['query']}")))
     assert picture.format == "PNG"
     assert len(picture.convert("RGB").getcolors(1 << 16) or []) > 20, "cells of many loads, a scale and texts"
-    last = [row for row in standing(rows(run_dir)) if row[SPLIT] == ROUTING][-1]
+    last = [row for row in standing_rows(run_dir / "metrics.jsonl") if row[SPLIT] == ROUTING][-1]
     _, _, bins = server.get("histograms/histograms", run=RUN, tag="routing/probabilities/encoder_1")[-1]
     assert sum(count for _, _, count in bins) == pytest.approx(sum(last["probabilities/encoder_1"]))
 

@@ -1,8 +1,8 @@
 """TensorBoard's folder of a run: a view of its rows, made anew when some of them no longer stand.
 
 Servers differ in how they forget the points of steps that are made again. So nothing is left to them: at a resume and
-at a roll-back, a new event file gets all that stands, and the old ones are emptied. A server that is running reads the new
-file as a session that begins at step 0.
+at a roll-back, a new event file gets all that stands, and the old ones are emptied. A server that is running reads the
+new file as a session that begins at step 0.
 """
 
 import contextlib

@@ -186,7 +186,7 @@ class Trainer:
         started = time.monotonic()
         signals = {"stop": int(self.stop_requests.look() is not None), **self.checkpointer.signals()}
         key = (self.config.training.seed, state.step, self.process.rank)
-        observed = logged and self.config.training.monitor.routing
+        observed = logged and self.monitors.observes_routers
         terms, totals = update(self.engine, batches, self.pad_id, *key, signals=signals, clock=clock, observed=observed)
         state.step += 1
         state.tokens += totals.tokens

@@ -37,6 +37,7 @@ class Monitors:
         self, config: RunConfig, model_config: StMoeConfig, engine: Any, loader: PretrainingLoader, device: str
     ):
         self.model_config, self.device = model_config, device
+        self.observes_routers = config.training.monitor.routing
         self.throughput = Throughput(engine.module, device)
         self.routers = RouterHealth(model_config)
         peak = find_peak(device, config.training.precision)
@@ -47,7 +48,7 @@ class Monitors:
             self.efficiency,
             self.routers,
             OptimizerFigures(engine, config.optimizer.learning_rate),
-            *([FamilySizes(engine, config.optimizer.gradient_clipping)] if config.training.monitor.routing else []),
+            *([FamilySizes(engine, config.optimizer.gradient_clipping)] if self.observes_routers else []),
             DataCounts(loader),
         )
 

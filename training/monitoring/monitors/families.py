@@ -131,7 +131,7 @@ class FamilySizes(PassiveMonitor):
         if key not in self._members:
             pairs = [(family, 1 / self._replicas(tensor)) for tensor in stepped for family, _ in self.runs[tensor]]
             index_R, part_R = (torch.tensor(column) for column in zip(*pairs, strict=True))
-            member_RF = one_hot(index_R, len(self.families)) * part_R.double().unsqueeze(-1)
+            member_RF = torch.eye(len(self.families), dtype=torch.float64)[index_R] * part_R.double().unsqueeze(-1)
             self._members[key] = member_RF.t().to(views[0].device)
         norm_R = torch.stack(torch._foreach_norm(views, 2, dtype=torch.float32)).double()
         sums_F = self._members[key] @ norm_R.square()

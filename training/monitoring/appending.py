@@ -24,16 +24,20 @@ class GrowingFile:
 
     def append(self, piece: bytes) -> None:
         """Write ``piece`` after all that waits, or let it wait."""
+        waited = bool(self.waiting)
         self.waiting += piece
         size = self.nbytes
         try:
             written = self._file.write(self.waiting)
             if written == len(self.waiting):
                 self.waiting = b""
-            else:
-                os.truncate(self.path, size)  # no partial piece
+                return
+            os.truncate(self.path, size)  # no partial piece
+            why = "no room for a whole row"
         except OSError as error:
-            logger.warning("%s: %s; rows wait in memory", self.path, error)
+            why = str(error)
+        if not waited:
+            logger.warning("%s: %s; rows wait in memory until there is room", self.path, why)
 
     @property
     def nbytes(self) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from training.monitoring.columns import GUARD, ROLLED_BACK_TO, STEP, split_of
+from training.monitoring.columns import GUARD, ROLLED_BACK_TO, SPLIT, STEP, TIME, TRAIN, split_of
 
 
 def row_of(line: bytes) -> dict[str, Any] | None:
@@ -39,7 +39,7 @@ def standing_rows(path: Path, waiting: bytes = b"") -> Iterator[dict[str, Any]]:
     for number, line in enumerate(_lines(path, waiting)):
         row = row_of(line)
         if row is not None and STEP in row and (split_of(row) == GUARD or row[STEP] <= _limit(rollbacks, number)):
-            yield row
+            yield {SPLIT: TRAIN, TIME: 0.0, **row}  # older runs left them out
 
 
 def _limit(rollbacks: list[tuple[int, int]], number: int) -> float:

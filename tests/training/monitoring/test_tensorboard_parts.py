@@ -119,7 +119,7 @@ def test_an_example_is_shown_as_it_is_and_cut_where_it_is_long():
 
 def test_rows_of_undone_steps_do_not_stand_and_the_guards_do(tmp_path: Path):
     def row(split: str, step: int, **more: Any) -> dict[str, Any]:
-        return {"split": split, "step": step, **more}
+        return {"split": split, "step": step, "time": 1.0, **more}
 
     undone = [row(TRAIN, 3), row(VALIDATION, 3), row("checkpoint", 3)]
     spike, back = row(GUARD, 3), row(GUARD, 3, rolled_back_to=2)
@@ -212,10 +212,19 @@ def test_a_growing_file_writes_at_its_end_what_waited(tmp_path: Path, monkeypatc
         warnings: list[str] = []
         patch.setattr(appending.logger, "warning", lambda *arguments: warnings.append(str(arguments)))
         file.append(b"a\n")
-    assert warnings and file.waiting == b"a\n"
+        file.append(b"b\n")
+    assert len(warnings) == 1, "not one for each row"
+    assert file.waiting == b"a\nb\n"
     file._file = good
     file.close()
-    assert (tmp_path / "rows").read_bytes() == b"a\n"
+    assert (tmp_path / "rows").read_bytes() == b"a\nb\n"
+
+
+def test_rows_of_older_runs_are_shown_after_a_resume(tmp_path: Path):
+    run = RunFolder(tmp_path)
+    run.metrics_file.write_text('{"step": 1, "loss": 2.0}\n')
+    MetricsWriter(run, enabled=True, resume_step=1, resume_bytes=run.metrics_file.stat().st_size).close()
+    assert points(run.tensorboard, "train/loss") == [1]
 
 
 def test_every_split_has_a_title():

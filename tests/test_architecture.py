@@ -40,6 +40,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         "checkpoint",
         "export",
         "health",
+        "report",
     ),
     "studies": ("runner", "stability"),
 }

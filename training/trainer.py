@@ -5,8 +5,6 @@ from collections.abc import Callable
 
 from common.logs import get_logger
 from common.project import code_version
-from common.text import counted
-from model.size import count_parameters
 from training.checkpoint.agreement import agree_on_checkpoint
 from training.checkpoint.capture import Moment
 from training.checkpoint.checkpointer import Checkpointer, SaveError
@@ -27,8 +25,9 @@ from training.health.reaction import Health, RollBack, UnhealthyError
 from training.inputs import Inputs
 from training.monitoring.examples import HeldOutExamples
 from training.monitoring.monitors.all import Monitors
-from training.monitoring.progress import Progress
 from training.monitoring.tensorboard.hparams import hyperparameters
+from training.monitoring.terminal.progress import Progress
+from training.monitoring.terminal.tables import end_table, start_table
 from training.monitoring.writer import MetricsWriter
 from training.run.folder import RunFolder
 from training.run.kept_inputs import keep_inputs
@@ -76,7 +75,7 @@ class Trainer:
         self.pad_id = int(self.model_config.pad_token_id or 0)
         self.accumulation = accumulation_steps(config, process.world_size)
         self.engine = build_engine(config, process.world_size, device)
-        self.progress = Progress(config.training.steps, self.state.step, process.rank == 0)
+        self.progress = Progress(config.training.steps, process.rank == 0)
         if resume is not None:
             layout = ParallelLayout.of(config.model_dump(), process.world_size, inputs.zero_stage)
             logger.info("%s", describe_resume(resume, layout))
@@ -149,7 +148,7 @@ class Trainer:
         while state.step < t.steps and not self.stopping:
             with self.profiler.step(state.step + 1):
                 terms, roll_back = self.train_step()
-            self.progress.advance()
+            self.progress.advance(state.step)
             if state.step % t.log_every == 0:
                 self.log(terms)
             if roll_back is not None:
@@ -235,7 +234,7 @@ class Trainer:
             self.metrics.write({"split": "routing", "step": state.step, "tokens": state.tokens, **routing})
         for example in examples:
             self.metrics.write_example({"step": state.step, **example})
-        logger.info("step %d  validation cross-entropy %.4f", state.step, values["cross_entropy"])
+        self.progress.validation(state.step, values)
         self.health.check_validation(state.step, values)
         state.evaluated = Evaluation(state.step, values["cross_entropy"])
         self.throughput.restart()
@@ -287,27 +286,35 @@ class Trainer:
         return agreed
 
     def _announce(self, unigram: float) -> None:
-        total, active = count_parameters(self.model_config)
-        t, ranks = self.config.training, counted(self.process.world_size, "rank")
-        logger.info(
-            f"{total:,} parameters, {active:,} active per token; {ranks}, expert parallel size "
-            f"{self.config.parallel.expert_parallel_size}, ZeRO {self.inputs.zero_stage}, {t.precision}, "
-            f"{counted(self.accumulation, 'micro-batch', 'es')} of {t.micro_batch_size} per rank and step; "
-            f"steps {self.state.step} to {t.steps}; unigram cross-entropy {unigram:.4f}"
-        )
+        if self.process.rank == 0:
+            first = self.validation[0]
+            text = start_table(
+                self.config,
+                self.model_config,
+                step=self.state.step,
+                ranks=self.process.world_size,
+                zero_stage=self.inputs.zero_stage,
+                tokens_of_sequence=first["input_ids"].shape[1] + first["labels"].shape[1],
+                memory=self.monitors.efficiency.memory()[0],
+                peak=self.monitors.efficiency.peak,
+                unigram=unigram,
+            )
+            logger.info("%s", text)
+        self.progress.begin(self.state.step)
 
     def _announce_stop(self) -> None:
         reason = self.stop_requests.reason or "a request to another rank"
         self.stop_requests.obeyed()
         self._close()
         logger.info("stopped after step %d by %s; --resume continues from there", self.state.step, reason)
+        logger.info("go on  %s", self.folder.train_command(self.process.world_size, "--resume"))
 
     def _seconds(self) -> float:
         """Seconds of training over all sessions, without what a crash has undone."""
         return round(self.seconds_before + time.monotonic() - self.started, 3)
 
     def _finish(self, unigram: float) -> None:
-        """Write the summary and report skipped rows."""
+        """Write the summary and say what was reached."""
         assert self.state.evaluated is not None
         summary = summarize(
             self.config,
@@ -321,9 +328,7 @@ class Trainer:
         if self.process.rank == 0:
             self.folder.write_summary(summary)
         self._close()
-        if summary["bad_rows"]:
-            skipped = ", ".join(f"{n} {kind}" for kind, n in summary["bad_rows"].items())
-            logger.info("skipped data lines: %s", skipped)
+        logger.info("%s", end_table(self.folder, summary))
 
     def _close(self) -> None:
         self.inputs.loader.close()

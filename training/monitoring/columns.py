@@ -160,7 +160,7 @@ MFU = Column("mfu", "share", "model_tflops over peak_tflops", TRAIN)
 PEAK_TFLOPS = Column(
     "peak_tflops",
     "TFLOP/s",
-    "of the device by its data sheet or, of others, measured at the start; the log says which",
+    "of the device by its data sheet or, of others, measured at the start; the run says which as it begins",
     TRAIN,
 )
 MEMORY_BYTES = Column(

@@ -38,7 +38,9 @@ def standing_rows(path: Path, waiting: bytes = b"") -> Iterator[dict[str, Any]]:
     ]
     for number, line in enumerate(_lines(path, waiting)):
         row = row_of(line)
-        if row is not None and STEP in row and (split_of(row) == GUARD or row[STEP] <= _limit(rollbacks, number)):
+        if row is None or not isinstance(row.get(STEP), int | float):
+            continue
+        if split_of(row) == GUARD or row[STEP] <= _limit(rollbacks, number):
             yield {SPLIT: TRAIN, TIME: 0.0, **row}  # older runs left them out
 
 

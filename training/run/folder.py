@@ -154,6 +154,22 @@ class RunFolder:
             place.append(f"data.vocabulary={self.vocabulary}")
         return f"{start} train.py {shlex.join(['--config', str(self.config_file), *place, *arguments])}"
 
+    def continue_command(self, summary: dict[str, Any]) -> str:
+        """Return the command that trains on, as far again as a finished run has come.
+
+        Args:
+            summary: what ``summary.json`` holds.
+        """
+        config, steps, ranks = self.saved_config(), summary["steps"], summary["world_size"]
+        optimizer = config.get("optimizer", {})
+        if optimizer.get("schedule") in ("linear", "cosine"):
+            end = optimizer.get("decay_steps") or config.get("training", {}).get("steps", steps)
+            if end <= steps:  # the learning rate is at its floor: a new schedule, on the weights
+                name = f"{self.path.resolve().name}-continued"
+                return self.train_command(ranks, f"training.init_from={self.path}", name=name)
+            return self.train_command(ranks, "--resume", f"training.steps={end}", f"optimizer.decay_steps={end}")
+        return self.train_command(ranks, "--resume", f"training.steps={2 * steps}")
+
     def write_summary(self, values: dict[str, Any]) -> None:
         """Write ``summary.json``: ``values``, versions and the commit of the code."""
         versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}

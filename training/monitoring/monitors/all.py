@@ -5,7 +5,6 @@ from typing import Any
 
 from torch import Tensor
 
-from common.logs import get_logger
 from data.streaming.loader import PretrainingLoader
 from model.config import StMoeConfig
 from training.config.run import RunConfig
@@ -18,8 +17,6 @@ from training.monitoring.monitors.optimizer import OptimizerFigures
 from training.monitoring.monitors.peaks import find_peak
 from training.monitoring.monitors.routing import RouterHealth
 from training.monitoring.monitors.throughput import Throughput
-
-logger = get_logger(__name__)
 
 
 class Monitors:
@@ -41,7 +38,6 @@ class Monitors:
         self.throughput = Throughput(engine.module, device)
         self.routers = RouterHealth(model_config)
         peak = find_peak(device, config.training.precision)
-        logger.info("mfu is relative to %s on each rank", peak)
         self.efficiency = Efficiency(model_config, device, peak, self.throughput)
         self.members: tuple[Monitor, ...] = (
             self.throughput,

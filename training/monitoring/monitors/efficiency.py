@@ -48,7 +48,7 @@ class Efficiency(PassiveMonitor):
         zero = torch.zeros((), dtype=torch.float64)
         served = torch.stack(terms.routers)[..., SUMS.index("served_rows")].sum() if terms.routers else zero
         sums = torch.stack((torch.tensor(float(rest), dtype=torch.float64).to(served.device), served))
-        return Share(sums, share(maxima=self._memory()).maxima)
+        return Share(sums, share(maxima=self.memory()).maxima)
 
     def columns(self, reduced: Reduced) -> dict[str, float]:
         """Return the columns: rates of the mean rank, memory of the rank that has most."""
@@ -62,8 +62,8 @@ class Efficiency(PassiveMonitor):
         peak = self.peak.flops_per_second
         return row | {"model_tflops": rate / 1e12, "mfu": rate / peak, "peak_tflops": peak / 1e12}
 
-    def _memory(self) -> tuple[float, float]:
-        """Bytes now and at most: of tensors on the device, or of the process."""
+    def memory(self) -> tuple[float, float]:
+        """Return this rank's bytes now and at most: of tensors on the device, or of the process."""
         if self.device.type == "cuda":
             return torch.cuda.memory_allocated(self.device), torch.cuda.max_memory_allocated(self.device)
         now = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * PAGE_BYTES

@@ -1,16 +1,8 @@
-"""Prints what a finished run achieved and where its files are: ``python -m training.report runs/tiny``."""
+"""What a finished run achieved and where its files are, as a few lines."""
 
-import argparse
 import shlex
-import signal
-import sys
 from pathlib import Path
-from typing import Any
 
-from common.arguments import Parser
-from common.exit_codes import USER_ERROR
-from common.paths import path_argument
-from common.program import print_anything
 from common.text import counted
 from training.run.folder import RunFolder
 
@@ -52,35 +44,8 @@ def describe(run_dir: Path) -> str:
             "Next, in this folder:",
             "  source .venv/bin/activate",
             f"  tensorboard --logdir {shlex.quote(str(run_dir.parent))}",
-            f"  {_continue_command(folder, summary)}",
+            f"  {folder.continue_command(summary)}",
             f'  python fill.py {shlex.quote(str(run_dir))} "Paris is the <extra_id_0> of <extra_id_1>."',
             f"  python convert.py export {shlex.join([str(run_dir), '--output', f'exported/{folder.path.name}'])}",
         )
     )
-
-
-def _continue_command(folder: RunFolder, summary: dict[str, Any]) -> str:
-    """The command that trains on, as far again as the run has come."""
-    config, steps, ranks = folder.saved_config(), summary["steps"], summary["world_size"]
-    optimizer = config.get("optimizer", {})
-    if optimizer.get("schedule") in ("linear", "cosine"):
-        end = optimizer.get("decay_steps") or config.get("training", {}).get("steps", steps)
-        if end <= steps:  # the learning rate is at its floor: a new schedule, on the weights
-            name = f"{folder.path.resolve().name}-continued"
-            return folder.train_command(ranks, f"training.init_from={folder.path}", name=name)
-        return folder.train_command(ranks, "--resume", f"training.steps={end}", f"optimizer.decay_steps={end}")
-    return folder.train_command(ranks, "--resume", f"training.steps={2 * steps}")
-
-
-if __name__ == "__main__":
-    print_anything()
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may close the pipe before the last line
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=path_argument, help="run folder, such as runs/tiny")
-    run_dir = parser.parse_args().run
-    try:
-        text = describe(run_dir)
-    except ValueError as error:
-        print(f"error: {run_dir} holds no finished run: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR)
-    print(text)

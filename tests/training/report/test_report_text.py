@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from common.project import ROOT
-from training.report import describe
+from training.report.text import describe
 
 SUMMARY = {
     "tokens": 300_000, "world_size": 2, "expert_parallel_size": 2, "unigram_cross_entropy": 5.5, "steps": 60,

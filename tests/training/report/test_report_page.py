@@ -14,6 +14,8 @@ import pytest
 import yaml
 
 from tests.support.launch import python
+from training.report import __main__ as program
+from training.report import page
 from training.report.history import NoRunError, by_hours, by_step, by_tokens, newest_loads, read_history, thinned
 from training.report.page import check_target, to_html, write_page
 
@@ -37,9 +39,18 @@ def rows_of(steps: int, seed: int = 0, *, sparse: bool = True) -> Iterator[dict[
             yield {"split": "checkpoint", "step": step, "stall_seconds": 0.1, "save_seconds": 0.2, "rank_bytes": 1}
 
 
+@pytest.fixture
+def over_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw over steps alone, which is faster."""
+    monkeypatch.setattr(page, "AXES", {"step": page.AXES["step"]})
+
+
 def write_run(run: Path, rows: list[dict[str, Any]], tail: str = "", **sections: dict[str, Any]) -> Path:
     run.mkdir(parents=True)
-    config = {"model": {"num_experts": 4}, "training": {"steps": 100, "name": run.name, "output_dir": str(run.parent)}}
+    config: dict[str, Any] = {
+        "model": {"num_experts": 4},
+        "training": {"steps": 100, "name": run.name, "output_dir": str(run.parent)},
+    }
     (run / "config.yaml").write_text(
         yaml.safe_dump({key: value | sections.get(key, {}) for key, value in config.items()})
     )
@@ -72,8 +83,8 @@ def test_two_runs_side_by_side(tmp_path: Path):
     dense = write_run(tmp_path / "dense", list(rows_of(60, 1, sparse=False)), model={"num_experts": 0})
     file = tmp_path / "new folder" / "page.html"
     write_page([read_history(sparse), read_history(dense)], file)
-    page = file.read_text(encoding="utf-8")
-    shown = pictures(page)
+    text = file.read_text(encoding="utf-8")
+    shown = pictures(text)
     # over steps, tokens and time
     assert {name: len(of_axis) for name, of_axis in shown.items() if name.startswith("Cross-entropy")} == {
         "Cross-entropy, nats per target": 3
@@ -92,25 +103,26 @@ def test_two_runs_side_by_side(tmp_path: Path):
     (heatmap,) = (svgs for title, svgs in shown.items() if title == "Load of experts over its mean, sparse")
     assert {"encoder_1", "2.00", "1.00", "0.00"} <= set(text_of(heatmap[0]))
     # what differs, and the figures
-    cells = re.findall(r"<td>(.*?)</td>", page)
+    cells = re.findall(r"<td>(.*?)</td>", text)
     assert cells[cells.index("model.num_experts") :][1:3] == ["4", "0"]
     assert cells[cells.index("validation cross-entropy, nats") :][1:3] == ["4.6", "4.4"]
-    assert "unfinished, step 40 of 100" in page
+    assert "unfinished, step 40 of 100" in text
 
 
+@pytest.mark.usefixtures("over_steps")
 def test_the_page_needs_nothing_else_and_runs_nothing(tmp_path: Path):
     rows = [*rows_of(20), {"split": "guard", "step": 20, "decision": "spike", "reason": NASTY}]
     rows[0] |= {f"router_entropy/{NASTY}": 1.0}
     run = write_run(tmp_path / "a", rows, training={"comment": NASTY, NASTY: 1})
     history = read_history(run)
     history.label = NASTY
-    page = to_html([history])
-    assert "<script" not in page
-    assert "&lt;script&gt;alert(&quot;$x$ &amp; y&quot;)&lt;/script&gt;" in page
-    assert re.findall(r'(?:src|href)="(?!data:image/svg)', page) == []
-    assert "default-src 'none'" in page
-    assert NASTY in text_of(pictures(page)["Router entropy, nats"][0])  # as text, not as a formula or a tag
-    for svgs in pictures(page).values():
+    text = to_html([history])
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(&quot;$x$ &amp; y&quot;)&lt;/script&gt;" in text
+    assert re.findall(r'(?:src|href)="(?!data:image/svg)', text) == []
+    assert "default-src 'none'" in text
+    assert NASTY in text_of(pictures(text)["Router entropy, nats"][0])  # as text, not as a formula or a tag
+    for svgs in pictures(text).values():
         for svg in svgs:
             assert "<script" not in svg
 
@@ -125,9 +137,10 @@ def test_the_page_needs_nothing_else_and_runs_nothing(tmp_path: Path):
         ([row for row in rows_of(10) if row["split"] == "checkpoint"], "", "No rows of metrics yet."),
     ],
 )
+@pytest.mark.usefixtures("over_steps")
 def test_unfinished_damaged_and_old_runs(tmp_path: Path, rows: list[dict[str, Any]], tail: str, words: str):
-    page = to_html([read_history(write_run(tmp_path / "a", rows, tail))])
-    assert words in page
+    text = to_html([read_history(write_run(tmp_path / "a", rows, tail))])
+    assert words in text
 
 
 def test_what_a_roll_back_has_undone_is_not_drawn(tmp_path: Path):
@@ -163,12 +176,14 @@ def test_long_curves_keep_their_peaks():
     assert xs == sorted(xs)
 
 
+@pytest.mark.usefixtures("over_steps")
 def test_runs_of_one_name_are_told_apart(tmp_path: Path):
     runs = [write_run(tmp_path / place / "a", list(rows_of(10))) for place in ("one", "two")]
-    page = to_html([read_history(run) for run in runs])
-    assert f"<th>{runs[0]}</th><th>{runs[1]}</th>" in page
+    text = to_html([read_history(run) for run in runs])
+    assert f"<th>{runs[0]}</th><th>{runs[1]}</th>" in text
 
 
+@pytest.mark.usefixtures("over_steps")
 def test_a_file_that_is_no_report_is_not_overwritten(tmp_path: Path):
     for content, target in (("my notes", tmp_path / "notes.html"), (None, tmp_path)):
         if content is not None:
@@ -187,18 +202,29 @@ def test_the_command(tmp_path: Path):
     assert f"{run} has not finished: step 20 of 100" in one.stdout
     assert f"Pictures: {run}/report.html" in one.stdout
     assert (run / "report.html").is_file()
+
+
+@pytest.mark.usefixtures("over_steps")
+def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    run = write_run(tmp_path / "runs" / "a", list(rows_of(20)))
     (tmp_path / "empty").mkdir()
     for arguments, words in (
-        (
-            [str(tmp_path / "empty")],
-            "is no run folder, such as runs/tiny: it has neither config.yaml nor",
-        ),
+        ([str(tmp_path / "empty")], "is no run folder, such as runs/tiny: it has neither config.yaml nor"),
         ([str(run), str(tmp_path / "nothing")], "nothing is not there: name a run folder"),
         ([str(run / "config.yaml")], "config.yaml is no folder: name a run folder"),
         ([str(run), "--html", str(run / "config.yaml" / "page.html")], "name another file"),
     ):
-        refused = python("-m", "training.report", *arguments)
-        assert refused.returncode == 2
-        assert refused.stderr.startswith("error: ")
-        assert words in refused.stderr
-        assert refused.stderr.count("\n") == 1
+        monkeypatch.setattr("sys.argv", ["report", *arguments])
+        assert program.main() == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ")
+        assert words in said
+        assert said.count("\n") == 1
+
+
+@pytest.mark.usefixtures("over_steps")
+def test_several_runs_have_their_page_in_the_folder_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    runs = [write_run(tmp_path / "runs" / name, list(rows_of(10))) for name in ("a", "b")]
+    monkeypatch.setattr("sys.argv", ["report", *map(str, runs)])
+    assert program.main() == 0
+    assert (tmp_path / "runs" / "report.html").is_file()

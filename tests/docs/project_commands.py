@@ -113,11 +113,14 @@ def check_program(page: Page, module: str, arguments: list[str]) -> None:
     if module.startswith("studies."):
         return check_study(program, arguments)
     options = parse(program, module, arguments)
-    if options is None and module != "training.report":
+    if options is None:
         return None
     if module == "data.prepare":
         check_prepare(page, options)
-    elif module in ("convert", "fill", "training.report"):
+    elif module == "training.report":
+        for run in options.run:
+            page.run(str(run))
+    elif module in ("convert", "fill"):
         folder = str(options.run if hasattr(options, "run") else arguments[0]).rstrip("/")
         # An export is in exported/NAME, of an earlier command that exports runs/NAME.
         page.run(folder.replace("exported/", "runs/", 1) if module == "fill" else folder)

@@ -1,7 +1,7 @@
 """Says what runs achieved, and draws them side by side on one HTML page that needs no server and no network.
 
 python -m training.report runs/tiny                                # and runs/tiny/report.html
-python -m training.report runs/tiny runs/dense --html compare.html
+python -m training.report runs/tiny runs/tiny-dense --html compare.html
 """
 
 import argparse

@@ -323,6 +323,7 @@ class Trainer:
             tokens=self.state.tokens,
             validation_cross_entropy=self.state.evaluated.cross_entropy,
             unigram_cross_entropy=unigram,
+            mfu_peak=str(self.monitors.efficiency.peak),
             wall_seconds=self._seconds(),
         )
         if self.process.rank == 0:

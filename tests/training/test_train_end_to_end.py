@@ -27,7 +27,7 @@ ROW_KEYS = {
 }  # fmt: skip
 SUMMARY_KEYS = {
     "world_size", "expert_parallel_size", "zero_stage", "parameters_total", "parameters_active_per_token", "steps",
-    "tokens", "validation_cross_entropy", "unigram_cross_entropy", "wall_seconds", "versions",
+    "tokens", "validation_cross_entropy", "unigram_cross_entropy", "wall_seconds", "versions", "mfu_peak",
     "git_commit",
 }  # fmt: skip
 

@@ -96,8 +96,10 @@ def _figures(histories: Sequence[History]) -> str:
         for name in found[0]
         if any(math.isfinite(figures[name]) for figures in found)
     ]
-    commits = [str(history.summary.get("git_commit") or "-")[:12] for history in histories]
-    return _table(["", *(history.label for history in histories)], [*rows, ["commit", *commits]])
+    commits = [str(history.summary.get("git_commit") or "")[:12] for history in histories]
+    if any(commits):
+        rows.append(["commit", *(commit or "-" for commit in commits)])
+    return _table(["", *(history.label for history in histories)], rows)
 
 
 def _course(histories: Sequence[History]) -> str:

@@ -77,7 +77,7 @@ def test_the_stages_of_a_start_and_a_rank_given_with_a_dash(config: Path):
     result = train(config, "--local-rank=0", "model.vocab_size=300")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    stages = ["checking the data", "importing torch and DeepSpeed", "building the model", "parameters"]
+    stages = ["checking the data", "importing torch and DeepSpeed", "building the model", "run  ", "parameters"]
     assert [stage for stage, line in zip(stages, lines, strict=False) if stage not in line] == [], lines
     assert "warning: model.vocab_size = 300 is not a multiple of 128" in result.stderr
     assert "384" in result.stderr

@@ -73,7 +73,11 @@ def make_hf_t5(shape: Shape) -> nn.Module:
     """Make Hugging Face's T5 v1.1: gated GELU, output head of its own."""
     from transformers import T5Config, T5ForConditionalGeneration
 
-    return T5ForConditionalGeneration(T5Config(d_ff=shape.gelu_width, feed_forward_proj="gated-gelu", **_common(shape)))
+    config = T5Config(d_ff=shape.gelu_width, feed_forward_proj="gated-gelu", **_common(shape))
+    model = T5ForConditionalGeneration(config)
+    # The config ties head and embedding whatever it is told; v1.1 does not.
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    return model
 
 
 def make_hf_switch(shape: Shape) -> nn.Module:
@@ -90,7 +94,9 @@ def make_hf_switch(shape: Shape) -> nn.Module:
         output_router_logits=True,
         **_common(shape),
     )
-    return SwitchTransformersForConditionalGeneration(config)
+    model = SwitchTransformersForConditionalGeneration(config)
+    model.set_input_embeddings(model.shared)  # untying the head unties the embeddings of the stacks as well
+    return model
 
 
 def _common(shape: Shape) -> dict[str, Any]:

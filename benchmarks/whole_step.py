@@ -62,14 +62,17 @@ class Training:
     def __init__(self, name: str, shape: Shape, dtype: str, device: str, ranks: int = 1):
         import deepspeed
 
-        from optim.build import build_optimizer
         from optim.groups import parameter_groups
         from training.config.deepspeed import deepspeed_config
         from training.config.run import validate
 
         base = name.removesuffix(COMPILED)
-        training = {"global_batch_size": shape.batch * ranks, "micro_batch_size": shape.batch,
-                    "precision": PRECISIONS[dtype], "deepspeed_config": str(ROOT / "ds_configs" / "zero1.json")}  # fmt: skip
+        training = {
+            "global_batch_size": shape.batch * ranks,
+            "micro_batch_size": shape.batch,
+            "precision": PRECISIONS[dtype],
+            "deepspeed_config": str(ROOT / "ds_configs" / "zero1.json"),
+        }
         optimizer = {"name": "adamw", "gradient_clipping": 0.0, "weight_decay": 0.0}
         config = validate({"model": {}, "optimizer": optimizer, "training": training})
         torch.manual_seed(0)
@@ -150,9 +153,8 @@ def table(cell: dict[str, Any]) -> str:
         phases = " ".join(f"{row[phase] * 1e3:8.1f}" for phase in (*PHASES, "whole"))
         lines.append(f"{name:34} {phases} {row.get('over_peer', float('nan')):9.2f} {row['over_limit']:10.2f}")
     for name, row in cell["limits"].items():
-        lines.append(
-            f"{'limit, ' + name:34} {row['forward'] * 1e3:8.1f} {row['backward'] * 1e3:8.1f} {'':8} {row['whole'] * 1e3:8.1f}"
-        )
+        forward, backward, whole = (row[phase] * 1e3 for phase in ("forward", "backward", "whole"))
+        lines.append(f"{'limit, ' + name:34} {forward:8.1f} {backward:8.1f} {'':8} {whole:8.1f}")
     return "\n".join([*lines, *(f"{name}: {note}" for name, note in NOTES.items() if name in cell["rows"])])
 
 
@@ -213,7 +215,8 @@ def main() -> None:
     }  # fmt: skip
     for dtype in options.dtypes:
         cell = results["cells"][dtype] = measure(shape, dtype, names, options.repeats, device)
-        print(f"\n{dtype}, {device}, {results['threads']} threads, median of {options.repeats}\n{table(cell)}", flush=True)
+        title = f"{dtype}, {device}, {results['threads']} threads, median of {options.repeats}"
+        print(f"\n{title}\n{table(cell)}", flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     kind = "cpu" if device == "cpu" else results["device"].lower().replace(" ", "_")
     path = options.out / f"whole_step_{kind}.json"

@@ -132,8 +132,11 @@ class _CrossEntropyAndZ(torch.autograd.Function):
         of_log_z_T1 = ((grad_cross_entropy + 2 * grad_z * log_z_T) * share_T).unsqueeze(-1)
         grad_TV = torch.empty_like(logits_TV)
         for block in _rows(logits_TV):
-            grad_bV = torch.sub(logits_TV[block], log_z_T[block].unsqueeze(-1)).exp_().mul_(of_log_z_T1[block])
-            grad_TV[block] = grad_bV.scatter_add_(-1, labels_T[block].unsqueeze(-1), of_target_T1[block])
+            out = grad_TV[block] if logits_TV.dtype == log_z_T.dtype else None  # float32: without a copy
+            grad_bV = torch.sub(logits_TV[block], log_z_T[block].unsqueeze(-1), out=out).exp_().mul_(of_log_z_T1[block])
+            grad_bV.scatter_add_(-1, labels_T[block].unsqueeze(-1), of_target_T1[block])
+            if out is None:
+                grad_TV[block] = grad_bV
         return grad_TV, None, None, None
 
 

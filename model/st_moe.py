@@ -185,6 +185,14 @@ class StMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if encoder_outputs is None:
             encoder = self.get_encoder()
             attention_mask = encoder.mask(input_ids, attention_mask, inputs_embeds)
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
+            if labels is None:
+                raise ValueError("forward() needs decoder_input_ids, decoder_inputs_embeds or labels")
+            decoder_input_ids = self.shift_right(labels)
+        if encoder_outputs is None:
+            if inputs_embeds is None and decoder_inputs_embeds is None:
+                inputs_embeds, decoder_inputs_embeds = self._embed_both(input_ids, decoder_input_ids)
+                input_ids = None
             encoder_outputs = encoder(
                 input_ids,
                 attention_mask,
@@ -195,10 +203,6 @@ class StMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         memory_BLd = encoder_outputs[0]
 
-        if decoder_input_ids is None and decoder_inputs_embeds is None:
-            if labels is None:
-                raise ValueError("forward() needs decoder_input_ids, decoder_inputs_embeds or labels")
-            decoder_input_ids = self.shift_right(labels)
         if use_cache is None:
             use_cache = config.use_cache and not self.training and labels is None
         if use_cache and past_key_values is None:
@@ -235,6 +239,12 @@ class StMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
             **terms,
         )
         return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def _embed_both(self, ids_BL: Tensor, ids_BM: Tensor) -> tuple[Tensor, Tensor]:
+        """Embed the tokens of both stacks in one call, whose gradient is one matrix of the embedding's size."""
+        embeds = self.shared(torch.cat((ids_BL.flatten(), ids_BM.flatten())))
+        of_encoder, of_decoder = embeds.split((ids_BL.numel(), ids_BM.numel()))
+        return of_encoder.view(*ids_BL.shape, -1), of_decoder.view(*ids_BM.shape, -1)
 
     def _real_decoder_tokens(
         self,

@@ -1,6 +1,6 @@
 """Time of a whole training step: our models beside Hugging Face's under the same DeepSpeed engine, in one process.
 
-python -m benchmarks.whole_step                  # fp32 and bf16, plain and compiled: benchmarks/results/whole_step_cpu.json
+python -m benchmarks.whole_step                  # all: results in benchmarks/results/whole_step_<device>.json
 python -m benchmarks.whole_step --no-compile --dtypes fp32 --only "ours dense GEGLU,HF T5 v1.1"
 python -m benchmarks.whole_step --two-ranks      # HF Switch under ZeRO 1 on two ranks: prints how it fails
 
@@ -33,7 +33,7 @@ PRECISIONS = {"fp32": "fp32", "bf16": "bf16_autocast"}
 COMPILED = " compiled"
 NOTES = {
     "HF Switch top-1": "capacity per sequence; on two ranks under ZeRO 1 it does not run: the ranks disagree about "
-    "the experts that got no token (--two-ranks shows it)",
+    "the experts that got no token, and so about the size of a reduction (--two-ranks shows it)",
 }
 
 
@@ -193,9 +193,9 @@ def launch_two_ranks() -> None:
                                     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         ranks.append(subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=ROOT, **streams))  # type: ignore[call-overload]  # noqa: S603
-    for rank, process in enumerate(ranks):
+    for number, process in enumerate(ranks):
         output, _ = process.communicate(timeout=200)
-        print(f"rank {rank}, exit code {process.returncode}: {(output.strip().splitlines() or [''])[-1]}")
+        print(f"rank {number}, exit code {process.returncode}: {(output.strip().splitlines() or [''])[-1]}")
 
 
 def main() -> None:

@@ -190,7 +190,7 @@ class StMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 raise ValueError("forward() needs decoder_input_ids, decoder_inputs_embeds or labels")
             decoder_input_ids = self.shift_right(labels)
         if encoder_outputs is None:
-            if inputs_embeds is None and decoder_inputs_embeds is None:
+            if input_ids is not None and decoder_input_ids is not None and decoder_inputs_embeds is None:
                 inputs_embeds, decoder_inputs_embeds = self._embed_both(input_ids, decoder_input_ids)
                 input_ids = None
             encoder_outputs = encoder(

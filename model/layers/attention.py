@@ -159,10 +159,15 @@ class Attention(nn.Module):
         return x.unflatten(-1, (-1, self.d_kv)).transpose(1, 2)
 
 
+@torch.compiler.assume_constant_result  # dynamo cannot trace it, and would cut every block at every attention
+def _cudnn_is_allowed() -> bool:
+    return bool(torch.backends.cuda.cudnn_sdp_enabled())
+
+
 def _attend(q_BHQD: Tensor, k_BHKD: Tensor, v_BHKD: Tensor, bias: Tensor | None) -> Tensor:
     if bias is not None and needs_bias_gradient(q_BHQD, bias):
         return attend_with_bias(q_BHQD, k_BHKD, v_BHKD, bias)
-    if not torch.backends.cuda.cudnn_sdp_enabled():  # as in a training run, which switches it off once
+    if not _cudnn_is_allowed():  # as in a training run, which switches it off once
         return functional.scaled_dot_product_attention(q_BHQD, k_BHKD, v_BHKD, attn_mask=bias, scale=1.0)
     with sdpa_kernel(KERNELS):
         return functional.scaled_dot_product_attention(q_BHQD, k_BHKD, v_BHKD, attn_mask=bias, scale=1.0)

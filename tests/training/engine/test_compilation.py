@@ -18,19 +18,27 @@ from training.engine.compilation import compile_blocks
 from training.engine.step import evaluate, update
 
 
-def test_blocks_are_compiled_and_keep_the_names_of_their_parameters() -> None:
+@pytest.mark.parametrize("autocast", [False, True])
+def test_blocks_are_compiled_and_keep_the_names_of_their_parameters(autocast: bool) -> None:
     config = StMoeConfig(**SMALL_MODEL | {"second_policy": "all", "num_layers": 2, "sparse_step": 2})
     results = []
+    torch._dynamo.reset()  # graphs of other tests
     for compiled in (False, True):
         model = StMoeForConditionalGeneration(config).train()
         initialize_weights(model, config, seed=0)
         if compiled:
             counters.clear()
             compile_blocks(model, backend="aot_eager")
-        output = model(**global_batch(0, 4))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            output = model(**global_batch(0, 4))
         output.loss.backward()
         results.append((output.loss.detach(), {name: p.grad for name, p in model.named_parameters()}))
-    assert counters["stats"]["unique_graphs"] >= 4  # each block at least, of which all are of different kinds
+    # Of a dense block one, of a sparse one what is before and what is after its sparse layer; of encoder and decoder.
+    assert counters["stats"]["unique_graphs"] == 6
+    assert all("SparseFeedForward.forward" in reason for reason in counters["graph_break"])
+    if autocast:  # compiled products round elsewhere
+        assert results[1][0] == pytest.approx(results[0][0], rel=1e-2)
+        return
     (loss, gradients), (compiled_loss, compiled_gradients) = results
     torch.testing.assert_close(compiled_loss, loss)
     torch.testing.assert_close(compiled_gradients, gradients)

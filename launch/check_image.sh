@@ -69,12 +69,10 @@ step "size, of the base and of both together"
 buildah "${store[@]}" images --format '{{.Name}} {{.Size}}' | grep -E '/(stand-in|st-moe) '
 
 container=$(buildah "${store[@]}" from --pull-never localhost/st-moe)
-mkdir -p "$work/runs"
-chmod 1777 "$work/runs"
-inside() { # inside USER COMMAND…
+inside() { # inside USER COMMAND…; runs/ is the image's own volume
   local user=$1
   shift
-  buildah "${store[@]}" run --isolation chroot --user "$user" --volume "$work/runs:/workspace/runs" \
+  buildah "${store[@]}" run --isolation chroot --user "$user" "${packages[@]}" \
     --env DS_ACCELERATOR=cpu --env CUDA_VISIBLE_DEVICES= "$container" -- "$@"
 }
 
@@ -84,12 +82,12 @@ inside 10001 bash -c '! test -e .git && ! test -e tests && ! test -e .venv && ! 
   fail "the image holds what .dockerignore should keep out, or its code can be changed by its user"
 
 step "text, prepared in the image; as the image's user"
-inside 10001 python -m data.prepare --source wikipedia --out runs/data/wikipedia --vocab-size 1000 2>&1 | tail -n 2
+inside 10001 python -m data.prepare --source wikipedia --out runs/data/wikipedia --vocab-size 1000
 
 step "the README's command on two ranks; as the image's user"
 inside 10001 deepspeed --quiet --num_gpus 2 train.py --config configs/tiny.yaml training.name=image \
   training.steps=20 training.eval_every=20 optimizer.decay_steps=20 optimizer.warmup_steps=5 training.log_every=10
-inside 10001 python -c 'import json; s = json.load(open("runs/image/summary.json")); print(s["world_size"], s["commit"], s["validation_cross_entropy"])'
+inside 10001 python -c 'import json; s = json.load(open("runs/image/summary.json")); print(s["world_size"], s["git_commit"], s["validation_cross_entropy"])'
 
 step "any other user, without a home or a name; a read-only checkout"
 # shellcheck disable=SC2016 # of the image
@@ -97,7 +95,7 @@ inside 4321:4321 bash -c 'mkdir -p "$HF_HOME/check" "$HOME/check" && rmdir "$HF_
   fail "another user cannot write to the folders of caches"
 inside 4321:4321 python train.py --config configs/tiny.yaml training.name=other parallel.expert_parallel_size=1 \
   training.steps=2 training.eval_every=2 optimizer.decay_steps=2 optimizer.warmup_steps=1
-ls -ln "$work/runs"
+inside 4321:4321 ls -ln runs
 
 step "done"
-echo "Not shown here: the CUDA base image, its pip and its libraries; docker run --gpus, --ipc and --ulimit."
+echo "Not shown here: the CUDA base image, its pip and its libraries; docker run --gpus, --ipc, --ulimit and --volume."

@@ -81,13 +81,13 @@ def make_hf_t5(shape: Shape) -> nn.Module:
 
 
 def make_hf_switch(shape: Shape) -> nn.Module:
-    """Make Hugging Face's Switch: top-1, ReLU, capacity per sequence, with its router losses."""
+    """Make Hugging Face's Switch: top-1, ReLU, no token dropped, with its router losses."""
     from transformers import SwitchTransformersConfig, SwitchTransformersForConditionalGeneration
 
     config = SwitchTransformersConfig(
         d_ff=shape.relu_width,
         num_experts=shape.experts,
-        expert_capacity=int(shape.inputs * CAPACITY / shape.experts),
+        expert_capacity=shape.inputs,  # of a sequence; with less it would drop far more tokens, and compute less
         num_sparse_encoder_layers=shape.layers // 2,
         num_sparse_decoder_layers=shape.layers // 2,
         router_jitter_noise=0.0,
@@ -96,7 +96,37 @@ def make_hf_switch(shape: Shape) -> nn.Module:
     )
     model = SwitchTransformersForConditionalGeneration(config)
     model.set_input_embeddings(model.shared)  # untying the head unties the embeddings of the stacks as well
+    for router in routers_of_switch(model):
+        # As in our models. Its own routers begin with logits so large that a third of the experts get no token.
+        nn.init.normal_(router.classifier.weight, std=(0.1 / shape.d_model) ** 0.5)
     return model
+
+
+def routers_of_switch(model: nn.Module) -> list[Any]:
+    """Return the routers of Hugging Face's Switch in ``model``; none in others."""
+    return [module for module in model.modules() if type(module).__name__ == "SwitchTransformersTop1Router"]
+
+
+class ServedTokens:
+    """Counts the share of tokens that get an expert, from the routers of one forward pass; None in a dense model."""
+
+    def __init__(self, model: nn.Module):
+        self.model, self.served = model, torch.zeros((), dtype=torch.int64)
+        self.tokens = 0
+        self.hooks = [router.register_forward_hook(self._note) for router in routers_of_switch(model)]
+
+    def _note(self, _: nn.Module, __: Any, output: tuple[Tensor, ...]) -> None:
+        self.served = self.served + output[0].sum().cpu()
+        self.tokens += output[0].shape[:-1].numel()
+
+    def share(self, output: Any) -> float | None:
+        """Return the share, and stop counting. ``output``: of the forward pass, which tells it for our models."""
+        for hook in self.hooks:
+            hook.remove()
+        if self.tokens:
+            return float(self.served) / self.tokens
+        sparse = getattr(getattr(self.model, "config", None), "num_experts", 0) and hasattr(output, "dropped_fraction")
+        return 1 - float(output.dropped_fraction) if sparse else None
 
 
 def _common(shape: Shape) -> dict[str, Any]:

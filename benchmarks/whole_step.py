@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from benchmarks.measure import seconds
-from benchmarks.whole_models import CONTENDERS, LIMITS, PEERS, TOY, Products, Shape
+from benchmarks.whole_models import CONTENDERS, LIMITS, PEERS, TOY, Products, ServedTokens, Shape
 from common.program import print_anything
 from common.project import ROOT
 from common.strict_json import to_json
@@ -32,8 +32,8 @@ PHASES = ("forward", "backward", "step")
 PRECISIONS = {"fp32": "fp32", "bf16": "bf16_autocast"}
 COMPILED = " compiled"
 NOTES = {
-    "HF Switch top-1": "capacity per sequence; on two ranks under ZeRO 1 it does not run: the ranks disagree about "
-    "the experts that got no token, and so about the size of a reduction (--two-ranks shows it)",
+    "HF Switch top-1": "drops no token, as ours hardly does; on two ranks under ZeRO 1 it does not run: the ranks "
+    "disagree about the experts that got no token, and so about the size of a reduction (--two-ranks shows it)",
 }
 
 
@@ -73,7 +73,12 @@ class Training:
             "precision": PRECISIONS[dtype],
             "deepspeed_config": str(ROOT / "ds_configs" / "zero1.json"),
         }
-        optimizer = {"name": "adamw", "gradient_clipping": 0.0, "weight_decay": 0.0}
+        optimizer = {
+            "name": "adamw",
+            "gradient_clipping": 0.0,
+            "weight_decay": 0.0,
+            "learning_rate": 1e-9,
+        }  # so that routing stays as balanced as at the start, in all models
         config = validate({"model": {}, "optimizer": optimizer, "training": training})
         torch.manual_seed(0)
         model: Any = CONTENDERS[base].make(shape).to(device).train()
@@ -84,6 +89,12 @@ class Training:
         adamw = torch.optim.AdamW(parameter_groups(model.parameters(), config.optimizer, embedding), fused=True)
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=deepspeed_config(config, ranks))
         self.loss: Any = None
+
+    def served(self, batch: dict[str, torch.Tensor]) -> float | None:
+        """Return the share of tokens that get an expert, see ``ServedTokens``."""
+        count = ServedTokens(self.engine.module)
+        with torch.no_grad():
+            return count.share(self.engine(**batch))
 
     def phases(self, batch: dict[str, torch.Tensor]) -> dict[str, Callable[[], object]]:
         """Return the phases of a step on ``batch``, to be called in order."""
@@ -133,7 +144,9 @@ def measure(shape: Shape, dtype: str, names: Collection[str], repeats: int, devi
     for name, of in times.items():
         medians[name]["whole"] = statistics.median(sum(t.values()) for t in of)
     return {
-        "rows": {name: medians[name] | {"weights": trainings[name].weights} for name in trainings},
+        "rows": {
+            name: medians[name] | {"weights": t.weights, "served": t.served(batch)} for name, t in trainings.items()
+        },
         "limits": {name: medians[name] for name in limits},
         "losses": {name: float(t.loss.detach()) for name, t in trainings.items()},
         "all_seconds": {name: [sum(t.values()) for t in of] for name, of in times.items()},
@@ -142,7 +155,8 @@ def measure(shape: Shape, dtype: str, names: Collection[str], repeats: int, devi
 
 def table(cell: dict[str, Any]) -> str:
     """Format one dtype's results; ratios compare with the peer in the same form, plain or compiled."""
-    lines = [f"{'':34} {'forward':>8} {'backward':>8} {'step':>8} {'whole':>8} {'over peer':>9} {'over limit':>10}  ms"]
+    widths = dict.fromkeys((*PHASES, "whole"), 8) | {"over peer": 9, "over limit": 10, "served": 7}
+    lines = [" ".join([" " * 34, *(f"{title:>{width}}" for title, width in widths.items()), " ms"])]
     for name, row in cell["rows"].items():
         base = name.removesuffix(COMPILED)
         peer = cell["rows"].get(PEERS.get(base, "") + name.removeprefix(base)) or cell["rows"].get(PEERS.get(base, ""))
@@ -151,7 +165,9 @@ def table(cell: dict[str, Any]) -> str:
         if peer:
             row["over_peer"] = row["whole"] / peer["whole"]
         phases = " ".join(f"{row[phase] * 1e3:8.1f}" for phase in (*PHASES, "whole"))
-        lines.append(f"{name:34} {phases} {row.get('over_peer', float('nan')):9.2f} {row['over_limit']:10.2f}")
+        ratios = f"{row.get('over_peer', float('nan')):9.2f} {row['over_limit']:10.2f}"
+        served = "" if row["served"] is None else f"{row['served']:7.1%}"
+        lines.append(f"{name:34} {phases} {ratios} {served}")
     for name, row in cell["limits"].items():
         forward, backward, whole = (row[phase] * 1e3 for phase in ("forward", "backward", "whole"))
         lines.append(f"{'limit, ' + name:34} {forward:8.1f} {backward:8.1f} {'':8} {whole:8.1f}")

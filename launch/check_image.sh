@@ -6,7 +6,7 @@
 #
 # buildah builds in a chroot. The CUDA base image is too large for most machines and registries, so a stand-in takes its
 # place: this machine's release of Debian with a Python that belongs to the system, and the CPU build of torch in it.
-# Not shown: the CUDA base itself, its pip and its libraries, and `docker run --gpus`.
+# Not shown: the CUDA base itself, its pip and its libraries, and what Docker does: GPUs, shared memory, volumes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -98,4 +98,4 @@ inside 4321:4321 python train.py --config configs/tiny.yaml training.name=other 
 inside 4321:4321 ls -ln runs
 
 step "done"
-echo "Not shown here: the CUDA base image, its pip and its libraries; docker run --gpus, --ipc, --ulimit and --volume."
+echo "Not shown: the CUDA base image, its pip and its libraries; what Docker does: GPUs, shared memory, volumes."

@@ -133,8 +133,9 @@ while true; do
     exec {copy}>&-
   fi
   set +m
-  # A trapped signal interrupts `wait` while the child still runs.
-  while kill -0 "$child" 2>/dev/null; do wait "$child" && code=0 || code=$?; done
+  # A trapped signal interrupts `wait` while the child still runs. bash remembers the status of one that has ended.
+  while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done
+  wait "$child" || code=$?
   child=
   if [ "$code" -eq 0 ] && ! is_done "${command[@]}"; then
     code=137

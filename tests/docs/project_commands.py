@@ -169,7 +169,7 @@ def check_bash(page: Page, arguments: list[str]) -> None:
         check_quickstart(page, rest)
     elif name == "test.sh":
         check_pytest(page, rest)
-    elif name == "lint.sh":
+    elif name in ("lint.sh", "check_image.sh"):
         require(not rest, f"{script} takes no arguments")
     elif name == "multi_node.sh":
         require(rest, f"{script} needs a hostfile")

@@ -9,10 +9,10 @@ from common.project import ROOT
 from data.config import MixtureSource
 from training.config.errors import ConfigError
 from training.config.help import describe_keys
-from training.config.monitor import MonitorConfig
+from training.config.monitor import MonitorConfig, ProfileConfig
 from training.config.run import SECTIONS, load_config
 
-BELOW_TRAINING = {"monitor": MonitorConfig}  # sections inside of a section
+BELOW_TRAINING = {"monitor": MonitorConfig, "profile": ProfileConfig}  # sections inside of a section
 TINY = str(ROOT / "configs" / "tiny.yaml")
 
 

@@ -20,7 +20,8 @@ from training.report.text import describe
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    name = "python -m training.report"
+    parser = Parser(prog=name, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=path_argument, nargs="+", help="run folder, such as runs/tiny")
     parser.add_argument(
         "--html",

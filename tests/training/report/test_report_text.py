@@ -117,3 +117,13 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path):
     command = f"sleep 1.5 | {sys.executable} -m training.report {run_dir} | true"  # the reader is gone at once
     result = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_missing_run_is_one_line_that_names_the_command():
+    result = subprocess.run(
+        [sys.executable, "-m", "training.report"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.endswith("see python -m training.report --help\n")
+    assert result.stderr.count("\n") == 1

@@ -47,6 +47,15 @@ class ReusedMemory:
         return type(self), ()  # a copy starts without memory
 
 
+def write_weight_gradients(grads: Sequence[Tensor], pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Write ``left.mT @ right`` of each pair into its gradient, in the gradient's dtype."""
+    for grad, (left, right) in zip(grads, pairs, strict=True):
+        if grad.dtype == left.dtype:
+            torch.mm(left.mT, right, out=grad)
+        else:
+            grad.copy_(left.mT @ right)
+
+
 class _PerExpert(torch.autograd.Function):
     """Loop over the experts, so that an expert's activations stay in the cache from one product to the next."""
 
@@ -97,11 +106,7 @@ class _PerExpert(torch.autograd.Function):
                 first_rF, second_rF, grad_hidden_rF, grad_first_rF, grad_second_rF, hidden=hidden_rF, gate=gate_rF
             )
             pairs = ((grad_first_rF, rows_rd), (grad_y_rd, hidden_rF), (grad_second_rF, rows_rd))
-            for grad, (left, right) in zip(grad_w, pairs, strict=True):
-                if grad.dtype == left.dtype:
-                    torch.mm(left.mT, right, out=grad)
-                else:
-                    grad.copy_(left.mT @ right)
+            write_weight_gradients(grad_w, pairs)
             torch.mm(grad_first_rF, w1_Fd, out=grad_rows_rd).addmm_(grad_second_rF, w3_Fd)
         return grad_rows_Rd, *grads, None, None, None
 

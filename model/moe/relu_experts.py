@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.nn.functional import grouped_mm
 
 from model.layers.products import cast_together
-from model.moe.grouped_geglu import ReusedMemory, grouped
+from model.moe.grouped_geglu import ReusedMemory, grouped, write_weight_gradients
 
 
 class _PerExpert(torch.autograd.Function):
@@ -57,11 +57,7 @@ class _PerExpert(torch.autograd.Function):
             _through_relu(grad_hidden_rF, hidden_rF)
             first_rH, second_rH = grad_hidden_rF.chunk(2, dim=-1)
             pairs = ((first_rH, rows_rd), (grad_y_rd, hidden_rF), (second_rH, rows_rd))
-            for grad, (left, right) in zip(grad_w, pairs, strict=True):
-                if grad.dtype == left.dtype:
-                    torch.mm(left.mT, right, out=grad)
-                else:
-                    grad.copy_(left.mT @ right)
+            write_weight_gradients(grad_w, pairs)
             torch.mm(first_rH, w1_Hd, out=grad_rows_rd).addmm_(second_rH, w3_Hd)
         return grad_rows_Rd, *grads, None, None
 

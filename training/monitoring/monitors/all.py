@@ -76,7 +76,7 @@ class Monitors:
         return self.routers.state_dict()
 
     def restart(self, state: Mapping[str, list[float]]) -> None:
-        """Forget what was measured since the last rows but for ``state_dict``: the run goes on from a checkpoint."""
+        """Discard what was measured since the last rows, except ``state_dict``: the run resumes from a checkpoint."""
         self.throughput.restart()
         self.routers.load_state_dict(state)
 

@@ -36,7 +36,7 @@ class RouterHealth(PassiveMonitor):
         return dict(zip(self.layers, self.pictured.tolist(), strict=True)) if self.pictured.any() else {}
 
     def load_state_dict(self, state: Mapping[str, list[float]]) -> None:
-        """Go on from a ``state_dict``, of the same model."""
+        """Resume from a ``state_dict`` of the same model."""
         nothing = [0.0] * (self.width - 1)
         rows = [state.get(layer, nothing) for layer in self.layers]
         self.pictured = torch.tensor(rows, dtype=torch.float64).view(len(self.layers), self.width - 1)

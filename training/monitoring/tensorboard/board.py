@@ -1,4 +1,4 @@
-"""TensorBoard's folder of a run: a view of its rows, made anew when some of them no longer stand.
+"""TensorBoard's folder of a run: a view of its rows, rebuilt when a roll-back or resume invalidates some.
 
 Servers differ in how they forget the points of steps that are made again. So nothing is left to them: at a resume and
 at a roll-back, a new event file gets all that stands, and the old ones are emptied. A server that is running reads the

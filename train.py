@@ -39,7 +39,7 @@ from training.run.rendezvous import FailedStartError, LastWords, meet, tell_befo
 from training.run.stopping import watch_launcher
 from training.run.watchdog import Watchdog
 
-WAIT_FOR_RANK_0_SECONDS = 10
+WAIT_FOR_RANK_0_SECONDS = 20
 
 logger = get_logger("train")
 

@@ -134,6 +134,8 @@ def tell_before_meeting(process: Process, text: str, code: int, timeout_seconds:
     """
     try:
         store = _open(process, timeout_seconds)
+        if process.rank != 0:
+            _let_rank_0_speak(store)
         standing = leave_words(store, process, text, code)
         if process.rank != 0:
             have_read(store)
@@ -141,6 +143,17 @@ def tell_before_meeting(process: Process, text: str, code: int, timeout_seconds:
     except (OSError, RuntimeError, ValueError):
         return None
     return standing
+
+
+def _let_rank_0_speak(store: Any) -> None:
+    """Wait a moment until rank 0 has left its words or comes to meet the others.
+
+    It opens the store a moment before it says why: without this wait another rank could be the first to say the same,
+    and the user would read it twice.
+    """
+    deadline = time.monotonic() + GRACE_SECONDS
+    while time.monotonic() < deadline and not store.check([WORDS]) and not store.check([_key(0)]):
+        time.sleep(POLL_SECONDS)
 
 
 def _open(process: Process, timeout_seconds: float) -> Any:

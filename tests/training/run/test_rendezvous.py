@@ -11,7 +11,7 @@ import pytest
 from common.ports import free_port
 from training.config.errors import ConfigError
 from training.run.process import Process
-from training.run.rendezvous import FailedStartError, LastWords, meet, tell_before_meeting
+from training.run.rendezvous import FailedStartError, LastWords, leave_words, meet, tell_before_meeting
 
 RANKS = [Process(rank, rank, 2, 2) for rank in range(2)]
 
@@ -72,10 +72,14 @@ def test_a_rank_that_fails_before_says_why_to_the_others(failing: int):
     assert str(error) == f"rank {failing} on {socket.gethostname()}: data.train_files: none"
 
 
-def test_ranks_that_fail_alike_agree_on_who_says_it():
+def test_of_ranks_that_fail_alike_rank_0_says_it_however_late(monkeypatch: pytest.MonkeyPatch):
+    def slow_rank_0(store: Any, process: Process, text: str, code: int) -> LastWords:
+        time.sleep(1.0 - process.rank)
+        return leave_words(store, process, text, code)
+
+    monkeypatch.setattr("training.run.rendezvous.leave_words", slow_rank_0)
     words = together(*(lambda rank=rank: tell_before_meeting(rank, "no vocabulary", 2, 30) for rank in RANKS))
-    assert words[0] == words[1]
-    assert words[0].text == "no vocabulary"
+    assert words == [LastWords(0, socket.gethostname(), 2, "no vocabulary")] * 2
 
 
 def test_a_port_in_use_and_an_unknown_host_are_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):

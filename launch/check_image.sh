@@ -109,12 +109,12 @@ buildah "${store[@]}" build --isolation chroot "${packages[@]}" --pull-never --l
   tail -n 30 "$work/build.log"
   exit 1
 }
-grep -E '^(STEP|COMMIT|Successfully)' "$work/build.log"
+grep -E '^(STEP|COMMIT|Successfully (built|tagged))' "$work/build.log"
 
 step "size"
 container=$(buildah "${store[@]}" from --pull-never localhost/st-moe)
 root=$(buildah "${store[@]}" mount "$container")
-buildah "${store[@]}" images --format '{{.Name}} {{.Size}}' | sed -n 's|^localhost/\(stand-in\|st-moe\) |\1 |p'
+buildah "${store[@]}" images --format '{{.Name}} {{.Size}}' | sed -n 's|^localhost/\(stand-in\|st-moe\) *|\1 |p'
 echo "of which ours, in MB:"
 du --summarize --block-size=1MB "$root/opt/venv" "$root/workspace" | sed "s|$root||"
 du --block-size=1MB --max-depth=1 "$root"/opt/venv/lib/python3*/site-packages | sort -rn | sed -n "2,9s|$root||p"
@@ -125,7 +125,7 @@ mapfile -t variables < <(
   buildah "${store[@]}" inspect --type image --format '{{range .OCIv1.Config.Env}}{{println .}}{{end}}' st-moe | grep .
 )
 cp --archive "$root/workspace/runs" "$work/runs" # what Docker fills a new volume with
-mkdir "$root/packages"
+mkdir -p "$root/packages"
 in_image() {
   # shellcheck disable=SC2016 # the words are those of the inner shell
   unshare --mount --pid --fork --kill-child --ipc --uts --net bash -euc '
@@ -136,7 +136,7 @@ in_image() {
     mount --bind "$root" "$root"
     mount --bind "$work/runs" "$root/workspace/runs"
     mount --bind "$work/packages" "$root/packages"
-    printf "127.0.0.1 localhost image\n" >"$work/hosts"
+    printf "127.0.0.1 localhost image\n::1 localhost\n" >"$work/hosts"
     mount --bind "$work/hosts" "$root/etc/hosts"
     mount -t proc proc "$root/proc"
     mount -t tmpfs -o mode=755 tmpfs "$root/dev"

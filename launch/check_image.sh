@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # Builds the Dockerfile for real, without Docker and without a GPU, and trains in the image on two ranks.
 #
-#   sudo bash launch/check_image.sh           # on Debian; a few minutes and 10 GB in $TMPDIR, removed at the end
-#   sudo KEEP=1 bash launch/check_image.sh    # keeps the folder, whose name it prints
+#   bash launch/check_image.sh           # as root on Debian: ten minutes and 10 GB in $TMPDIR, removed at the end
+#   KEEP=1 bash launch/check_image.sh    # keeps the folder, whose name it prints
 #
 # buildah builds in a chroot. The CUDA base image is too large for most machines and registries, so a stand-in takes its
 # place: this machine's release of Debian with a Python that belongs to the system (PEP 668), without python3-venv, and
 # torch installed into that Python. Packages come from where the caller's pip finds them; without a GPU, set
 # PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu first. PYTHON names a Python of the release's version.
 #
-# The image is run as `docker run --network=none` would: namespaces of its own, the image's variables and no others, 64 MB
-# of shared memory, and where it says so `--read-only`. Not shown: the CUDA base, its pip and its libraries, `--gpus`, NCCL.
+# The image is run as Docker would run it: namespaces of its own, the image's variables and no others, 64 MB of shared
+# memory, no network, and where it says so a read-only root. Not shown: the CUDA base, its pip and its libraries, `--gpus`,
+# NCCL.
 set -euo pipefail
 cd "${BASH_SOURCE[0]%/*}/.."
 

@@ -115,7 +115,7 @@ grep -E '^(STEP|COMMIT|Successfully (built|tagged))' "$work/build.log"
 step "size"
 container=$(buildah "${store[@]}" from --pull-never localhost/st-moe)
 root=$(buildah "${store[@]}" mount "$container")
-buildah "${store[@]}" images --format '{{.Name}} {{.Size}}' | sed -n 's|^localhost/\(stand-in\|st-moe\) *|\1 |p'
+buildah "${store[@]}" images --format '{{.Name}} {{.Size}}' | sed -En 's#^localhost/(stand-in|st-moe) +#\1 #p'
 echo "of which ours, in MB:"
 du --summarize --block-size=1MB "$root/opt/venv" "$root/workspace" | sed "s|$root||"
 du --block-size=1MB --max-depth=1 "$root"/opt/venv/lib/python3*/site-packages | sort -rn | sed -n "2,9s|$root||p"

@@ -9,7 +9,8 @@ from tests.docs.commands import ASSIGNMENT
 from tests.docs.page import Page, dockerfile
 from tests.docs.parsing import require, unknown
 
-DOCKER_OPTIONS = ("--gpus", "--ipc", "--ulimit", "--volume", "--shm-size", "--network", "--device", "--user")
+DOCKER_OPTIONS = ("--gpus", "--ipc", "--ulimit", "--volume", "--shm-size", "--network", "--device", "--user", "--tmpfs")
+DOCKER_FLAGS = ("--rm", "-it", "--read-only")
 CHECKERS = ("ruff", "mypy", "codespell", "shellcheck", "hadolint")
 
 
@@ -23,7 +24,7 @@ def check_docker(page: Page, arguments: list[str]) -> None:
     gpus = None
     while rest and rest[0].startswith("-"):
         option, equals, value = rest.pop(0).partition("=")
-        if option in ("--rm", "-it"):
+        if option in DOCKER_FLAGS:
             continue
         if option not in DOCKER_OPTIONS:
             raise unknown(f"docker run {option}")

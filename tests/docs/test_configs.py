@@ -10,7 +10,7 @@ from training.config.checks import check_all_to_all, check_layout
 from training.config.run import load_config
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-RANKS = (1, 2, 4, 8, 16, 32, 64, 128)
+RANKS = tuple(2**n for n in range(12))
 GPUS_OF_A_HOST = 8
 
 

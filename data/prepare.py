@@ -2,11 +2,13 @@
 
     python -m data.prepare --source wikipedia --vocab-size 1000 --out runs/data/wikipedia
     python -m data.prepare --source c4 --documents 200000 --vocab-size 32000
+    python -m data.prepare --source laboratory --vocab-size 4000
     python -m data.prepare --source files --files books/ notes.jsonl --license 'CC0 1.0' --out runs/data/books
 
 Writes OUT/train/part-?????-of-?????.json.gz, OUT/validation/…, OUT/vocabulary/spiece.model, OUT/length_histogram.png
-and OUT/dataset.json. OUT appears when it is complete; a complete dataset of the same options is kept. Work in progress
-is in .OUT.partial beside it: after an interruption the same command resumes there. All documents must fit into memory.
+and OUT/dataset.json. Source laboratory writes one folder per domain: OUT/train/DOMAIN/… and OUT/validation/DOMAIN/….
+OUT appears when it is complete; a complete dataset of the same options is kept. Work in progress is in .OUT.partial
+beside it: after an interruption the same command resumes there. All documents must fit into memory.
 """
 
 from common.exit_codes import end_quietly_on_interrupt
@@ -15,6 +17,7 @@ if __name__ == "__main__":
     end_quietly_on_interrupt()  # the imports below take a second
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -29,7 +32,15 @@ from common.paths import check_can_write, path_argument, path_text_argument
 from common.program import run
 from data.preparation.build import prepare
 from data.preparation.command import training_command
-from data.preparation.recipe import DEFAULT_C4_DOCUMENTS, DEFAULT_VOCAB_SIZE, LICENCES, Recipe
+from data.preparation.domains.registry import CONSENTS, DOMAINS, choose_domains
+from data.preparation.exclusion import read_hashes
+from data.preparation.recipe import (
+    DEFAULT_C4_DOCUMENTS,
+    DEFAULT_DOMAIN_MEGABYTES,
+    DEFAULT_VOCAB_SIZE,
+    LICENCES,
+    Recipe,
+)
 from data.preparation.suitability import describe_too_little
 
 
@@ -64,6 +75,35 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--shards", type=int, default=64, help="Training files, at least data.num_streams (default: 64).")
     add("--validation-fraction", type=float, default=0.05, help="Fraction of the documents held out (default: 0.05).")
+    add(
+        "--vocabulary-documents",
+        type=int,
+        help="Documents that the vocabulary is trained on, evenly from the domains (default: 12 million characters).",
+    )
+    add(
+        "--domains",
+        nargs="+",
+        metavar="NAME",
+        help="Source laboratory: domains of text (default: all that need no --accept-licenses), of "
+        f"{', '.join(DOMAINS)}.",
+    )
+    add(
+        "--accept-licenses",
+        nargs="+",
+        metavar="FAMILY",
+        help=f"Source laboratory: licences to accept, for domains that need it: {', '.join(CONSENTS)}.",
+    )
+    add(
+        "--domain-megabytes",
+        type=float,
+        help=f"Source laboratory: most text of one domain, in MB (default: {DEFAULT_DOMAIN_MEGABYTES}).",
+    )
+    add(
+        "--exclude",
+        type=path_argument,
+        metavar="FILE",
+        help="File of SHA-256 hashes, one per line, of documents to leave out of the training text (docs/data.md).",
+    )
     add("--documents", type=int, help=f"Documents to fetch (default: all; c4: {DEFAULT_C4_DOCUMENTS}).")
     add(
         "--max-bad-fraction",
@@ -79,6 +119,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(mistake)
     if options.files is not None and len(options.files) == 1:
         (options.files,) = options.files
+    if options.source == "laboratory" and options.domain_megabytes is None:
+        options.domain_megabytes = DEFAULT_DOMAIN_MEGABYTES
     if options.out is None:
         options.out = Path("runs/data") / options.source
     if options.vocabulary is None and options.vocab_size is None:
@@ -88,7 +130,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def find_mistake(options: argparse.Namespace) -> str | None:
     """Return the first mistake in the options as one line, or None."""
-    for option in ("vocab_size", "shards", "documents"):
+    for option in ("vocab_size", "shards", "documents", "vocabulary_documents"):
         value = getattr(options, option)
         if value is not None and value < 1:
             return f"--{option.replace('_', '-')} {value} must be at least 1"
@@ -103,6 +145,15 @@ def find_mistake(options: argparse.Namespace) -> str | None:
         if given != (options.source == source) and (given or option != "hub_config"):
             verb = "is only for" if given else "is needed with"
             return f"--{option.replace('_', '-')} {verb} --source {source}"
+    for option in ("domains", "accept_licenses", "domain_megabytes"):
+        if getattr(options, option) is not None and options.source != "laboratory":
+            return f"--{option.replace('_', '-')} is only for --source laboratory"
+    if options.documents is not None and options.source == "laboratory":
+        return "--documents is not for --source laboratory: --domain-megabytes bounds each domain"
+    if options.domain_megabytes is not None and not 0.0 < options.domain_megabytes < math.inf:
+        return f"--domain-megabytes {options.domain_megabytes} must be above 0"
+    if options.vocabulary_documents is not None and options.vocabulary is not None:
+        return "--vocabulary and --vocabulary-documents exclude each other: a given vocabulary is not trained"
     if options.text_column is not None and options.source not in ("files", "hub"):
         return "--text-column is only for --source files or hub"
     if options.vocabulary is not None and options.vocab_size is not None:
@@ -117,11 +168,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0, or ``USER_ERROR`` after one line on stderr.
     """
     options = parse_arguments(arguments)
-    recipe = Recipe(**{field: getattr(options, field) for field in Recipe._fields})
     try:
         check_can_write(options.out, "--out")
-        print(f"source: {recipe.origin}\nlicense: {recipe.text_license}", flush=True)
-        description, existed = prepare(recipe, options.out, options.max_bad_fraction)
+        excluded, options.exclude = read_hashes(options.exclude)
+        if options.source == "laboratory":
+            options.domains = choose_domains(options.domains, options.accept_licenses or [])
+        recipe = Recipe(**{field: getattr(options, field) for field in Recipe._fields})
+        print(f"source: {recipe.origin}")
+        for name in recipe.domains or []:
+            print(f"license of {name}: {DOMAINS[name].licence}")
+        if not recipe.domains:
+            print(f"license: {recipe.text_license}")
+        sys.stdout.flush()
+        description, existed = prepare(recipe, options.out, options.max_bad_fraction, excluded)
     except ValidationError as error:
         mistake = error.errors()[0]
         option = {"train_files": "--files"}.get(str(mistake["loc"][0]) if mistake["loc"] else "", "")
@@ -156,7 +215,7 @@ def _report(error: str) -> int:
 
 
 def summarize(description: dict[str, Any]) -> str:
-    """Summarize the content of ``dataset.json`` in one line."""
+    """Summarize the content of ``dataset.json``: one line, and one per domain."""
     train, validation = description["train_documents"], description["validation_documents"]
     items = [f"{train} training and {validation} validation documents"]
     if "train_statistics" in description:
@@ -166,7 +225,16 @@ def summarize(description: dict[str, Any]) -> str:
             f"vocabulary of {description['pieces']:,} pieces, <extra_id_0> has id {description['first_sentinel_id']}",
         ]
         items += [f"skipped {count} {kind}" for kind, count in description["skipped_rows"].items()]
-    return ", ".join(items)
+    if description.get("excluded_documents"):
+        items.append(f"left out {description['excluded_documents']} documents (--exclude)")
+    lines = [", ".join(items)]
+    for name, domain in description.get("domains", {}).items():
+        train, held_out = domain["train"], domain["validation"]
+        lines.append(
+            f"  {name}: {train['bytes'] / 1e6:.2f} MB in {train['documents']:,} documents, {train['tokens']:,} tokens; "
+            f"held out {held_out['bytes'] / 1e6:.2f} MB in {held_out['documents']:,}"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -5,36 +5,37 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from common.files import acquire_lock, sync_folder, write_atomically
 from common.strict_json import to_json
 from data.hugging_face import MODEL_FILE
-from data.preparation.fetch import fetch_documents, wikipedia_documents
+from data.preparation.gather import Part, gather
 from data.preparation.progress import run_interruptibly, show_elapsed, show_progress
 from data.preparation.recipe import DEFAULT_VOCAB_SIZE, Recipe, same_value
-from data.preparation.statistics import describe, plot_lengths, token_lengths
-from data.preparation.suitability import check_rows
+from data.preparation.statistics import describe_parts
 from data.tokenizer import Tokenizer, train_vocabulary
 
 DESCRIPTION_FILE = "dataset.json"
 HISTOGRAM_FILE = "length_histogram.png"
+FETCHED = frozenset({".gz", ".whl", ".deb"})
 # Training a vocabulary takes time in proportion to its text, and more text than this hardly changes a piece.
 VOCABULARY_CHARACTERS = 12_000_000
 
 
-def prepare(recipe: Recipe, out: Path, max_bad_fraction: float = 0.01) -> tuple[dict[str, Any], bool]:
+def prepare(
+    recipe: Recipe, out: Path, max_bad_fraction: float = 0.01, excluded: Collection[str] = frozenset()
+) -> tuple[dict[str, Any], bool]:
     """Build the dataset at ``out`` unless it exists.
 
     Args:
         recipe: what to build.
         out: dataset folder.
         max_bad_fraction: see ``check_rows``.
+        excluded: hashes of documents to leave out of the training text, see ``gather``.
 
     Returns:
         (content of ``dataset.json``, whether the dataset already existed).
@@ -50,7 +51,7 @@ def prepare(recipe: Recipe, out: Path, max_bad_fraction: float = 0.01) -> tuple[
         description = existing(recipe, out)
         if description is not None:
             return description, True
-        description = build(recipe, work, max_bad_fraction)
+        description = build(recipe, work, max_bad_fraction, excluded)
         os.rename(work / "dataset", out)
         sync_folder(out.parent)
     return description, False
@@ -79,8 +80,13 @@ def existing(recipe: Recipe, out: Path) -> dict[str, Any] | None:
                 f"--out {out} holds a dataset made with {option} {built_with.get(key)}, not {value}: remove it or "
                 "choose another --out"
             )
-    found = len(list(out.glob("train/part-*.json.gz"))), len(list(out.glob("validation/part-*.json.gz")))
-    if found != (recipe.shards, 1) or not (out / "vocabulary" / MODEL_FILE).is_file():
+    names = recipe.domains or [""]
+    complete = all(
+        len(list((out / split / name).glob("part-*.json.gz"))) == files
+        for name in names
+        for split, files in (("train", recipe.shards), ("validation", 1))
+    )
+    if not complete or not (out / "vocabulary" / MODEL_FILE).is_file():
         raise ValueError(f"--out {out} lacks files that {DESCRIPTION_FILE} promises: remove it and run again")
     return description
 
@@ -104,7 +110,7 @@ def working_folder(recipe: Recipe, out: Path) -> Iterator[Path]:
         try:
             yield work
         except ValueError:
-            if not (recipe.is_remote and any((work / "fetched").glob("*.json.gz"))):
+            if not (recipe.is_remote and any(file.suffix in FETCHED for file in (work / "fetched").glob("*"))):
                 shutil.rmtree(work, ignore_errors=True)
             raise
         shutil.rmtree(work, ignore_errors=True)
@@ -117,13 +123,14 @@ def _holds(file: Path, wanted: dict[str, Any]) -> bool:
     return set(found) == set(wanted) and all(same_value(key, found[key], value) for key, value in wanted.items())
 
 
-def build(recipe: Recipe, work: Path, max_bad_fraction: float) -> dict[str, Any]:
+def build(recipe: Recipe, work: Path, max_bad_fraction: float, excluded: Collection[str]) -> dict[str, Any]:
     """Fetch, shuffle and split the documents, write shards and vocabulary, and collect statistics.
 
     Args:
         recipe: what to build.
         work: working folder: ``fetched`` holds fetched documents, ``dataset`` the dataset. Existing results are kept.
         max_bad_fraction: see ``check_rows``.
+        excluded: see ``gather``.
 
     Returns:
         The content of ``dataset.json``.
@@ -133,58 +140,34 @@ def build(recipe: Recipe, work: Path, max_bad_fraction: float) -> dict[str, Any]
     """
     if recipe.vocabulary is not None:
         Tokenizer(recipe.vocabulary, setting="--vocabulary")  # checked before anything is fetched
-    skipped: dict[str, int] = {}
-    if recipe.source == "wikipedia":
-        fetched = wikipedia_documents()[: recipe.documents]
-    else:
-        limit = recipe.document_limit
-        fetched, skipped = fetch_documents(recipe.data_config(), recipe.text_source(), limit, work / "fetched")
-    check_rows(recipe, len(fetched), skipped, max_bad_fraction)
-    train, validation = _split(fetched, recipe)
+    parts, skipped = gather(recipe, work / "fetched", max_bad_fraction, excluded)
     folder = work / "dataset"
-    write_shards(train, folder / "train", recipe.shards)
-    write_shards(validation, folder / "validation", 1)
-    tokenizer = make_vocabulary(recipe, train, folder / "vocabulary")
-    lengths, unknown = token_lengths(train, tokenizer)
-    held_out, _ = token_lengths(validation, tokenizer)
-    plot_lengths(lengths, folder / HISTOGRAM_FILE)
+    for part in parts:
+        for split, texts, shards in (("train", part.train, recipe.shards), ("validation", part.validation, 1)):
+            what = f"writing files of {split}" + (f" of {part.name}" if part.name else "")
+            write_shards(texts, folder / split / part.name, shards, what)
+    tokenizer = make_vocabulary(recipe, vocabulary_sample(parts, recipe), folder / "vocabulary")
+    description = describe_parts(parts, tokenizer, folder / HISTOGRAM_FILE)
     description = {
         "origin": recipe.origin,
         "license": recipe.text_license,
-        "train_documents": len(train),
-        "validation_documents": len(validation),
-        "validation_tokens": int(held_out.sum()),
+        **description,
         "skipped_rows": skipped,
         "pieces": tokenizer.num_pieces,
         "first_sentinel_id": tokenizer.first_sentinel_id,
-        "train_statistics": describe(train, lengths, unknown),
         "recipe": recipe._asdict(),
     }
     write_atomically(folder / DESCRIPTION_FILE, to_json(description, indent=2) + "\n")
     return description
 
 
-def _split(fetched: list[str], recipe: Recipe) -> tuple[list[str], list[str]]:
-    """Return shuffled (training documents, validation documents)."""
-    order = np.random.default_rng(recipe.seed).permutation(len(fetched))
-    texts = [fetched[i] for i in order]
-    num_validation = max(1, round(len(texts) * recipe.validation_fraction))
-    validation, train = texts[:num_validation], texts[num_validation:]
-    if len(train) < recipe.shards:
-        raise ValueError(
-            f"--shards {recipe.shards} is more than the {len(train)} training documents: set --shards to at most "
-            f"{max(1, len(train))}, or give more documents (a line of a .txt file is one)"
-        )
-    return train, validation
-
-
-def write_shards(texts: Sequence[str], folder: Path, shards: int) -> None:
-    """Deal texts in turn to gzip JSON-lines files. Existing files are kept.
+def write_shards(texts: Sequence[str], folder: Path, shards: int, what: str = "writing files") -> None:
+    """Deal texts in turn to gzip JSON-lines files. Existing files are kept; ``what`` is the text of the progress.
 
     The same texts give the same bytes: the gzip header holds neither time nor name.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for shard in show_progress(range(shards), f"writing files of {folder.name}"):
+    for shard in show_progress(range(shards), what):
         path = folder / f"part-{shard:05d}-of-{shards:05d}.json.gz"
         if path.exists():
             continue
@@ -195,18 +178,30 @@ def write_shards(texts: Sequence[str], folder: Path, shards: int) -> None:
         write_atomically(path, compressed.getvalue())
 
 
-def _sample(texts: Sequence[str]) -> Sequence[str]:
-    """Return the first documents, in their shuffled order, up to VOCABULARY_CHARACTERS."""
-    characters = 0
-    for number, text in enumerate(texts, 1):
-        characters += len(text)
-        if characters >= VOCABULARY_CHARACTERS:
-            return texts[:number]
-    return texts
+def vocabulary_sample(parts: Sequence[Part], recipe: Recipe) -> list[str]:
+    """Return the first training documents of each part, in their shuffled order, the same share of each.
+
+    A share is ``recipe.vocabulary_documents`` documents over the number of parts or, without that, as many as hold its
+    part of ``VOCABULARY_CHARACTERS``.
+    """
+    sample: list[str] = []
+    for number, part in enumerate(parts):
+        if recipe.vocabulary_documents is not None:
+            share = recipe.vocabulary_documents * (number + 1) // len(parts)
+            share -= recipe.vocabulary_documents * number // len(parts)
+            sample += part.train[:share]
+            continue
+        characters = 0
+        for text in part.train:
+            sample.append(text)
+            characters += len(text)
+            if characters * len(parts) >= VOCABULARY_CHARACTERS:
+                break
+    return sample
 
 
-def make_vocabulary(recipe: Recipe, texts: Sequence[str], folder: Path) -> Tokenizer:
-    """Train a vocabulary or copy ``recipe.vocabulary`` to ``folder``.
+def make_vocabulary(recipe: Recipe, sample: Sequence[str], folder: Path) -> Tokenizer:
+    """Train a vocabulary on a sample, or copy ``recipe.vocabulary`` to ``folder``.
 
     Raises:
         ValueError: the vocabulary cannot be trained, or the given one is not valid; see ``Tokenizer``.
@@ -215,7 +210,6 @@ def make_vocabulary(recipe: Recipe, texts: Sequence[str], folder: Path) -> Token
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(Path(recipe.vocabulary) / MODEL_FILE, folder / MODEL_FILE)
     elif not (folder / MODEL_FILE).exists():
-        sample = _sample(texts)
         size = f"{sum(map(len, sample)):,} characters of {len(sample):,} documents"
         with show_elapsed(f"training the vocabulary on {size}"):
             run_interruptibly(lambda: train_vocabulary(sample, recipe.vocab_size or DEFAULT_VOCAB_SIZE, folder))

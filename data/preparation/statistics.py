@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data.preparation.gather import Part, size_of
 from data.preparation.progress import Progress
 from data.tokenizer import UNK_ID, Tokenizer
 
@@ -26,9 +27,48 @@ def token_lengths(texts: Sequence[str], tokenizer: Tokenizer) -> tuple[NDArray[n
     return np.array(lengths, np.int64), unknown
 
 
+def describe_parts(parts: Sequence[Part], tokenizer: Tokenizer, histogram: Path) -> dict[str, Any]:
+    """Count the documents, bytes and tokens of all text and of each named part, as JSON values.
+
+    Args:
+        parts: the text.
+        tokenizer: that counts.
+        histogram: PNG to write, of the lengths of the training documents.
+    """
+    train = [token_lengths(part.train, tokenizer) for part in parts]
+    validation = [token_lengths(part.validation, tokenizer) for part in parts]
+    lengths = np.concatenate([found for found, _ in train])
+    plot_lengths(lengths, histogram)
+    texts = [text for part in parts for text in part.train]
+    description = {
+        "train_documents": len(texts),
+        "validation_documents": sum(len(part.validation) for part in parts),
+        "validation_tokens": sum(int(found.sum()) for found, _ in validation),
+        "excluded_documents": sum(part.excluded for part in parts),
+        "train_statistics": describe(texts, lengths, sum(unknown for _, unknown in train)),
+    }
+    domains = {
+        part.name: {
+            **part.facts,
+            "excluded_documents": part.excluded,
+            "train": _totals(part.train, *own),
+            "validation": _totals(part.validation, *held_out),
+        }
+        for part, own, held_out in zip(parts, train, validation, strict=True)
+        if part.name
+    }
+    return description | ({"domains": domains} if domains else {})
+
+
+def _totals(texts: Sequence[str], lengths: NDArray[np.int64], unknown: int) -> dict[str, int]:
+    return {
+        "documents": len(texts), "bytes": size_of(texts), "tokens": int(lengths.sum()), "unknown_tokens": unknown
+    }  # fmt: skip
+
+
 def describe(texts: Sequence[str], lengths: NDArray[np.int64], unknown: int) -> dict[str, Any]:
     """Return totals, UTF-8 bytes per token and the distribution of tokens per document as JSON values."""
-    size = sum(len(text.encode("utf-8")) for text in texts)
+    size = size_of(texts)
     tokens = int(lengths.sum())
     quantiles = np.percentile(lengths, [5, 50, 95]).tolist()
     return {

@@ -13,7 +13,8 @@ import pytest
 
 from common.project import ROOT
 from data import prepare
-from data.preparation import build, fetch
+from data.archives import download
+from data.preparation import build
 from data.sources.files import FileShards
 from data.sources.retry import Retries
 from data.tokenizer import Tokenizer
@@ -229,7 +230,7 @@ def test_a_folder_of_something_else_is_not_touched(
         ((1, "WARNING: retrying\nERROR: No matching distribution found\n"), "ERROR: No matching distribution found"),
         ((1, "python: No module named pip"), "No module named pip"),
         ((1, ""), "exit status 1"),
-        ((0, ""), "exit status 0"),
+        ((0, ""), "pip gave no wheel"),
     ],
 )
 def test_a_failing_pip_is_one_line_and_status_2(
@@ -237,7 +238,8 @@ def test_a_failing_pip_is_one_line_and_status_2(
     message: str,
 ) -> None:  # fmt: skip
     answer = subprocess.CompletedProcess([], result[0], "", result[1])
-    monkeypatch.setattr(fetch, "subprocess", SimpleNamespace(run=lambda *a, **k: answer))
+    run = SimpleNamespace(run=lambda *a, **k: answer, DEVNULL=subprocess.DEVNULL)
+    monkeypatch.setattr(download, "subprocess", run)
     assert prepare.main(["--out", str(tmp_path / "wiki")]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1

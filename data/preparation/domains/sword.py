@@ -37,10 +37,10 @@ def sword_units(path: Path, driver: str) -> list[Unit]:
     """
     files = read_deb(path, lambda name: "/sword/modules/" in name)
     verses: list[str] = []
-    for testament in ("ot", "nt"):
-        index = next((name for name in files if re.search(rf"/{testament}\.[a-z]zs$", name)), None)
+    for testament in "on":  # old and new
+        index = next((name for name in files if re.search(rf"/{testament}t\.[a-z]zs$", name)), None)
         if index is None:
-            raise ValueError(f"{path} is no module of SWORD: it has no file {testament}.?zs")
+            raise ValueError(f"{path} is no module of SWORD: it has no file {testament}t.?zs")
         stem = index[:-1]
         blocks = _blocks(files[index], files[f"{stem}z"])
         verses += (plain_text(verse) for verse in _verses(files[f"{stem}v"], blocks, VERSES[driver]))

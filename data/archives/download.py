@@ -55,6 +55,7 @@ def fetch_archive(archive: Archive, folder: Path) -> Path:
         ValueError: the client is missing or fails, holding its own words; or the hash is another.
         OSError: the folder cannot be written.
     """
+    folder = folder.absolute()  # the clients run in another folder
     path = folder / archive.file_name
     if path.exists() and _sha256(path) == archive.sha256:
         return path

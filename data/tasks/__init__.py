@@ -1,0 +1,7 @@
+"""Text-to-text tasks: ``get`` one by name, iterate over its ``examples``, ``expand`` groups of names."""
+
+from data.tasks.mixtures import mixing_rates
+from data.tasks.registry.all import GROUPS, TASKS, examples, expand, get
+from data.tasks.task import Example, Task
+
+__all__ = ["GROUPS", "TASKS", "Example", "Task", "examples", "expand", "get", "mixing_rates"]

@@ -1,0 +1,1 @@
+"""T5's metrics: references and predictions to figures in percent."""

@@ -1,0 +1,1 @@
+"""The tasks, one entry each, and the names of groups of them."""

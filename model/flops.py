@@ -7,7 +7,9 @@ Shape suffixes: L = encoder positions, M = decoder positions.
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
 
+from model.architecture import documented_fields
 from model.config import StMoeConfig
 from model.moe.router import expert_capacity, group_tokens
 
@@ -104,3 +106,49 @@ def buffer_rows(config: StMoeConfig, sequences: int, inputs: int, targets: int, 
         slots = expert_capacity(config, size, training=training, decoder=decoder)
         total += sparse * (tokens // size) * config.num_experts * slots
     return total
+
+
+def equal_flops_width(
+    config: StMoeConfig,
+    wanted: float,
+    sequences: int,
+    inputs: int,
+    targets: int,
+    *,
+    multiple: int = 8,
+    tolerance: float = 0.01,
+) -> int:
+    """Return the ``d_ff`` with which a forward pass has the wanted FLOPs, so that two models can be compared.
+
+    All feed-forwards and experts of a model have the same width, and its FLOPs grow by the same number with each unit
+    of it: the width is solved for, and rounded to the nearest multiple.
+
+    Args:
+        config: the model to fit; its own ``d_ff`` does not matter.
+        wanted: total FLOPs of a forward pass of the model to compare with, see ``forward_flops``.
+        sequences: of the batch that both are counted for.
+        inputs: L.
+        targets: M.
+        multiple: of which the width is one.
+        tolerance: largest difference of the FLOPs, as a share of ``wanted``.
+
+    Raises:
+        ValueError: no width of that multiple is near enough, as where the rest of the model alone has more FLOPs.
+    """
+    fields = {field.name: getattr(config, field.name) for field in documented_fields()}
+
+    def total(width: int) -> int:
+        sized = StMoeConfig(**fields | {"d_ff": width})
+        return forward_flops(sized, sequences, inputs, targets).total
+
+    one, two = total(2 * multiple), total(4 * multiple)
+    slope = Fraction(two - one, 2 * multiple)
+    exact = 2 * multiple + (Fraction(wanted) - one) / slope
+    width = max(1, round(exact / multiple)) * multiple
+    found = total(width)
+    if abs(found - wanted) > tolerance * wanted:
+        raise ValueError(
+            f"no model.d_ff that is a multiple of {multiple} gives {wanted:.4g} FLOPs within {tolerance:.0%}: the "
+            f"nearest, {width}, gives {found:.4g}"
+        )
+    return width

@@ -5,15 +5,17 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.files import acquire_lock
 from common.ports import free_port
 from common.text import counted
+from studies.runner.follow_up import NOTHING, FollowUp
 from studies.runner.launcher import Local, Slurm
 from studies.runner.runs import Run
 from training.config.errors import ConfigError
@@ -24,23 +26,25 @@ GRACE_SECONDS = 60  # more than the 30 s after which the deepspeed launcher kill
 
 @dataclass
 class Job:
-    """A run in training."""
+    """A program of a run: its training, or what follows it."""
 
     run: Run
     slot: int
     process: subprocess.Popen[bytes]
     started: float
+    training: bool
 
 
-def run_locally(runs: list[Run], launcher: Local, minutes: float | None) -> None:
+def run_locally(runs: list[Run], launcher: Local, minutes: float | None, follow_up: FollowUp = NOTHING) -> None:
     """Train the unfinished runs; report a run that fails, and continue with the next.
 
     Args:
         runs: the study's runs, in the order in which to start them.
         launcher: how to start a run, and how many at a time.
         minutes: start no further run after this time; None: no limit.
+        follow_up: what is done with a run that is trained, in its slot.
     """
-    waiting = deque(run for run in runs if run.result().status == "unfinished")
+    waiting = deque(run for run in runs if not follow_up.is_done(run))
     total, done = len(runs), len(runs) - len(waiting)
     if done:
         print(f"already finished: {done} of {counted(total, 'run')}", flush=True)
@@ -58,36 +62,57 @@ def run_locally(runs: list[Run], launcher: Local, minutes: float | None) -> None
         while waiting or jobs:
             in_time = minutes is None or time.monotonic() - began < 60 * minutes
             while waiting and in_time and len(jobs) < launcher.jobs:
+                run = waiting.popleft()
+                if follow_up.is_done(run):  # by now, as by a study on another machine
+                    done += 1
+                    print(f"[{done}/{total}] {run.name} was finished by another study", flush=True)
+                    continue
                 slot = min(set(range(launcher.jobs)) - {job.slot for job in jobs})
-                jobs.append(_start(waiting.popleft(), slot, launcher))
-                print(f"started {jobs[-1].run.name}, logging to {jobs[-1].run.log}", flush=True)
+                job = _start(run, slot, launcher, follow_up)
+                if job is not None:
+                    jobs.append(job)
+                    print(f"started {run.name}, logging to {run.log}", flush=True)
+                else:
+                    follow_up.finish(run)
+                    done += 1
             if not jobs:
                 break
             time.sleep(POLL_SECONDS)
             for job in [job for job in jobs if job.process.poll() is not None]:
                 jobs.remove(job)
+                trained = job.training and job.run.result().status != "unfinished"
+                following = _start(job.run, job.slot, launcher, follow_up) if trained else None
+                if following is not None:
+                    jobs.append(replace(following, started=job.started))
+                    continue
                 taken = time.monotonic() - job.started
+                outcome = _describe(job, taken, follow_up)
                 done, seconds = done + 1, [*seconds, taken]
                 left = sum(seconds) / len(seconds) * (total - done) / launcher.jobs
-                print(f"[{done}/{total}] {_describe(job, taken)}; {left / 60:.0f} min left", flush=True)
+                print(f"[{done}/{total}] {outcome}; {left / 60:.0f} min left", flush=True)
     if waiting:
         print(f"{counted(len(waiting), 'run')} left: repeat the command to continue", flush=True)
 
 
-def submit(runs: list[Run], launcher: Slurm) -> None:
-    """Submit a Slurm job for every unfinished run.
+def submit(runs: list[Run], launcher: Slurm, follow_up: FollowUp = NOTHING) -> None:
+    """Submit a Slurm job for every unfinished run, and finish those whose jobs have ended.
 
     Raises:
         ConfigError: ``sbatch`` is not installed, or rejects a job.
     """
     if shutil.which("sbatch") is None:
         raise ConfigError("--launcher slurm: sbatch is not installed here; submit from a login node, or add --dry-run")
-    waiting = [run for run in runs if run.result().status == "unfinished"]
+    waiting = []
+    for run in (run for run in runs if not follow_up.is_done(run)):
+        if run.result().status != "unfinished" and follow_up.program(run) is None:
+            follow_up.finish(run)
+        else:
+            waiting.append(run)
     for run in waiting:
         script = launcher.script_path(run)
         script.parent.mkdir(parents=True, exist_ok=True)
         run.log.parent.mkdir(parents=True, exist_ok=True)
-        script.write_text(launcher.script(run), encoding="utf-8")
+        script.write_text(launcher.script(run, follow_up.program(run, planned=True)), encoding="utf-8")
         answer = subprocess.run(launcher.command(run), capture_output=True, text=True)  # noqa: S603
         if answer.returncode:
             raise ConfigError(f"sbatch rejected {script}: {' '.join(answer.stderr.split())}")
@@ -118,32 +143,40 @@ def alone_in(out: Path) -> Iterator[None]:
         yield
 
 
-def _start(run: Run, slot: int, launcher: Local) -> Job:
-    run.clear_the_way()
+def _start(run: Run, slot: int, launcher: Local, follow_up: FollowUp) -> Job | None:
+    """Start what is next for a run, its training or what follows it; None if nothing is."""
+    training = run.result().status == "unfinished"
+    if training:
+        run.clear_the_way()
+        command = launcher.command(run, slot, free_port())
+    else:
+        program = follow_up.program(run)
+        if program is None:
+            return None
+        command = [sys.executable, *program]
     run.log.parent.mkdir(parents=True, exist_ok=True)
-    port = free_port()
     with run.log.open("ab") as log:
         process = subprocess.Popen(  # noqa: S603
-            launcher.command(run, slot, port),
-            env=os.environ | launcher.environment(),
+            command,
+            env=os.environ | launcher.environment() | ({} if training else launcher.device(slot)),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             close_fds=False,  # the run inherits the folder's lock, and keeps it if this process is killed
             start_new_session=True,
         )
-    return Job(run, slot, process, time.monotonic())
+    return Job(run, slot, process, time.monotonic(), training)
 
 
-def _describe(job: Job, seconds: float) -> str:
-    result = job.run.result()
-    if result.status == "unfinished":
-        return f"{job.run.name} failed with exit code {job.process.returncode}: {last_words(job.run.log)}"
+def _describe(job: Job, seconds: float, follow_up: FollowUp) -> str:
+    """Finish a run whose last program has ended, and say how it went."""
+    run, result = job.run, job.run.result()
+    if result.status == "unfinished" or (not job.training and job.process.returncode):
+        return f"{run.name} failed with exit code {job.process.returncode}: {last_words(run.log)}"
+    follow_up.finish(run)
     if result.status == "diverged":
-        return (
-            f"{job.run.name} diverged at step {result.verdict.diverged_at} ({result.verdict.reason}), {seconds:.0f} s"
-        )
-    return f"{job.run.name} stable, quality {result.quality:.4f}, {seconds:.0f} s"
+        return f"{run.name} diverged at step {result.verdict.diverged_at} ({result.verdict.reason}), {seconds:.0f} s"
+    return f"{run.name} stable, quality {result.quality:.4f}, {seconds:.0f} s"
 
 
 def last_words(log: Path) -> str:

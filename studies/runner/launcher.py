@@ -3,9 +3,11 @@
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from studies.runner.follow_up import NOTHING, FollowUp
 from studies.runner.runs import Run
 
 
@@ -51,14 +53,21 @@ class Local:
         threads = os.environ.get("OMP_NUM_THREADS", threads)
         return {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": threads}
 
-    def describe(self, runs: list[Run]) -> str:
+    def device(self, slot: int) -> dict[str, str]:
+        """Return the variables that give a program of one process the first GPU of a slot."""
+        return {"CUDA_VISIBLE_DEVICES": str(slot * self.ranks)} if self.gpus else {}
+
+    def describe(self, runs: list[Run], follow_up: FollowUp = NOTHING) -> str:
         """Format all command lines, for ``--dry-run``; the real port is chosen when a run starts."""
         settings = [f"{key}={shlex.quote(value)}" for key, value in self.environment().items()]
-        return "\n\n".join(
-            f"# {run.name} > {shlex.quote(str(run.log))}\n"
-            + " ".join([*settings, shlex.join(self.command(run, index % self.jobs, 29500))])
-            for index, run in enumerate(runs)
-        )
+        blocks = []
+        for index, run in enumerate(runs):
+            programs = [self.command(run, index % self.jobs, 29500)]
+            program = follow_up.program(run, planned=True)
+            programs += [] if program is None else [["python", *program]]
+            lines = [" ".join([*settings, shlex.join(words)]) for words in programs]
+            blocks.append("\n".join([f"# {run.name} > {shlex.quote(str(run.log))}", *lines]))
+        return "\n\n".join(blocks)
 
 
 @dataclass(frozen=True)
@@ -77,8 +86,8 @@ class Slurm:
     time: str | None
     options: tuple[str, ...]
 
-    def script(self, run: Run) -> str:
-        """Return the job script of a run.
+    def script(self, run: Run, program: Sequence[str] | None = None) -> str:
+        """Return the job script of a run: its training and, on one GPU, the program of Python that follows it.
 
         The job resumes from the run's newest checkpoint, so it may be requeued or submitted again. Two jobs of one run
         execute one after the other (``singleton``), and a job of a finished run exits at once.
@@ -101,6 +110,7 @@ class Slurm:
             "--rdzv-backend", "c10d",
         ]  # fmt: skip
         train = shlex.join(["train.py", *train_arguments(run, resume=False)])
+        alone = ["srun", "--nodes=1", "--ntasks=1", "--gpus-per-task=1", "python"]
         return "\n".join(
             [
                 "#!/usr/bin/env bash",
@@ -108,12 +118,14 @@ class Slurm:
                 "set -euo pipefail",
                 "[ ! -f .venv/bin/activate ] || source .venv/bin/activate",
                 f"run={quote(folder.path)} summary={quote(folder.summary_file)} latest={quote(folder.latest_file)}",
-                '[ ! -f "$summary" ] || exit 0',
-                "resume=()",
-                'if [ -f "$latest" ]; then resume=(--resume); else rm -rf -- "$run"; fi',
-                'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
-                f'{shlex.join(torchrun)} --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$head:29500" \\',
-                f'  {train} "${{resume[@]}}"',
+                'if [ ! -f "$summary" ]; then',
+                "  resume=()",
+                '  if [ -f "$latest" ]; then resume=(--resume); else rm -rf -- "$run"; fi',
+                '  head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+                f'  {shlex.join(torchrun)} --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$head:29500" \\',
+                f'    {train} "${{resume[@]}}"',
+                "fi",
+                *([] if program is None else [shlex.join([*alone, *program])]),
                 "",
             ]
         )
@@ -126,10 +138,12 @@ class Slurm:
         """Return the command line that submits the job."""
         return ["sbatch", str(self.script_path(run))]
 
-    def describe(self, runs: list[Run]) -> str:
+    def describe(self, runs: list[Run], follow_up: FollowUp = NOTHING) -> str:
         """Format all job scripts and the commands that submit them, for ``--dry-run``."""
         return "\n".join(
-            f"# {self.script_path(run)}\n{self.script(run)}\n{shlex.join(self.command(run))}\n" for run in runs
+            f"# {self.script_path(run)}\n{self.script(run, follow_up.program(run, planned=True))}\n"
+            f"{shlex.join(self.command(run))}\n"
+            for run in runs
         )
 
 

@@ -12,6 +12,7 @@ from common.exit_codes import USER_ERROR
 from common.paths import check_can_write, path_argument, path_text_argument
 from common.text import counted
 from studies.runner.execute import alone_in, run_locally, submit
+from studies.runner.follow_up import NOTHING, FollowUp
 from studies.runner.launcher import Local, Slurm
 from studies.runner.runs import Result, Run, make_run
 from training.config.checks import check_layout
@@ -120,6 +121,7 @@ def execute_plan(
     launcher: Local | Slurm,
     common: Sequence[str],
     plan: Sequence[tuple[str, int, dict[str, Any]]],
+    follow_up: FollowUp = NOTHING,
 ) -> list[tuple[Run, Result]] | None:
     """Execute the unfinished runs of a plan and read the results of all.
 
@@ -128,6 +130,7 @@ def execute_plan(
         launcher: see ``make_launcher``.
         common: ``key=value`` arguments of all runs.
         plan: variant, seed and overrides of each run.
+        follow_up: what is done with each run that is trained.
 
     Returns:
         Each run with its result, in the order of the plan; None after ``--dry-run``.
@@ -137,15 +140,15 @@ def execute_plan(
     """
     runs = [make_run(arguments.config, common, name, seed, arguments.out, overrides) for name, seed, overrides in plan]
     if arguments.dry_run:
-        print(launcher.describe(runs))
+        print(launcher.describe(runs, follow_up))
         return None
     for run in runs:
         run.check_same()
     with alone_in(arguments.out):
         if isinstance(launcher, Slurm):
-            submit(runs, launcher)
+            submit(runs, launcher, follow_up)
         else:
-            run_locally(runs, launcher, arguments.minutes)
+            run_locally(runs, launcher, arguments.minutes, follow_up)
         return [(run, run.result()) for run in runs]
 
 

@@ -131,6 +131,13 @@ CLIPPED_FRACTION = Column(
 
 TOKENS_PER_SECOND = Column("tokens_per_second", "tokens/s", "over all ranks, since the last row", TRAIN)
 STEP_SECONDS = Column("step_seconds", "s", "mean time of a step since the last row, on rank 0", TRAIN)
+PROCESSOR_SECONDS = Column(
+    "processor_seconds",
+    "s",
+    "processor time of rank 0's process per step, all its threads together; unlike step_seconds it hardly grows when "
+    "other programs use the cores",
+    TRAIN,
+)
 DATA_SECONDS = Column("data_seconds", "s", "time per step that the host waited for data", TRAIN)
 FORWARD_SECONDS = Column(
     "forward_seconds",

@@ -28,7 +28,7 @@ class Throughput(PassiveMonitor):
 
     def restart(self) -> None:
         """Start a new window, so that time spent outside of steps does not count."""
-        self.started = time.monotonic()
+        self.started, self.used = time.monotonic(), time.process_time()
         self.steps = self.tokens = 0
         self.clock.restart()
 
@@ -53,6 +53,7 @@ class Throughput(PassiveMonitor):
         row = {
             "tokens_per_second": self.tokens / seconds,
             "step_seconds": self.step_seconds,
+            "processor_seconds": (time.process_time() - self.used) / self.steps,
             **{f"{phase}_seconds": of_phases.get(phase, 0.0) / self.steps for phase in PHASES},
             "checkpoint_seconds": self._saving / self._steps_since_row,
             "all_to_all_bytes": all_to_all_bytes / self.steps,

@@ -42,7 +42,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         "health",
         "report",
     ),
-    "studies": ("runner", "stability"),
+    "studies": ("runner", "stability", "design_space"),
 }
 # Modules of a room that its packages may import: the foundations. All others lie above the packages.
 FOUNDATIONS: dict[str, tuple[str, ...]] = {

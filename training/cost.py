@@ -1,5 +1,6 @@
 """What a run costs, from its configuration alone: parameters, and FLOPs of an example and of a token."""
 
+import contextlib
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,6 +9,8 @@ from data.span_corruption import raw_and_target_lengths
 from model.flops import equal_flops_width, forward_flops
 from model.size import count_parameters
 from training.config.run import RunConfig
+
+MULTIPLES = (8, 4, 2)  # of widths of equal FLOPs, the best for matrix products first
 
 
 @dataclass(frozen=True)
@@ -48,14 +51,18 @@ def cost_of(config: RunConfig) -> Cost:
     return Cost(inputs, targets, flops.total / sequences, flops.training() / sequences, total, active)
 
 
-def width_of_equal_flops(config: RunConfig, reference: RunConfig, *, multiple: int = 8) -> int:
+def width_of_equal_flops(config: RunConfig, reference: RunConfig) -> int:
     """Return the ``model.d_ff`` with which an example costs a run as many FLOPs as it costs a reference, within 1 %.
+
+    It is a multiple of 8 or, where none is near enough, of 4 or 2.
 
     Raises:
         ValueError: see ``model.flops.equal_flops_width``.
     """
     sequences = config.training.micro_batch_size
     wanted = cost_of(reference).forward_flops * sequences
-    return equal_flops_width(
-        config.st_moe_config(), wanted, sequences, *example_lengths(config.data), multiple=multiple
-    )
+    lengths = example_lengths(config.data)
+    for multiple in MULTIPLES[:-1]:
+        with contextlib.suppress(ValueError):
+            return equal_flops_width(config.st_moe_config(), wanted, sequences, *lengths, multiple=multiple)
+    return equal_flops_width(config.st_moe_config(), wanted, sequences, *lengths, multiple=MULTIPLES[-1])

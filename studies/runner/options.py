@@ -22,13 +22,14 @@ from training.config.run import RunConfig, load_config
 DEFAULT_STEPS = 250
 
 
-def make_parser(name: str, description: str, out: str) -> Parser:
+def make_parser(name: str, description: str, out: str, steps: int | None = DEFAULT_STEPS) -> Parser:
     """Make a parser with the options that every study has.
 
     Args:
         name: of the study's module.
         description: text of ``--help``.
         out: default of ``--out``.
+        steps: default of ``--steps``; None: the study's own.
     """
     parser = Parser(
         prog=f"python -m {name}",
@@ -43,7 +44,8 @@ def make_parser(name: str, description: str, out: str) -> Parser:
         default="configs/tiny.yaml",
         help="base configuration of all runs (%(default)s)",
     )
-    add("--steps", type=int, default=DEFAULT_STEPS, help="steps of each run; a decay ends there (%(default)s)")
+    default = "those of --config" if steps is None else steps
+    add("--steps", type=int, default=steps, help=f"steps of each run; a decay ends there ({default})")
     add("--out", type=path_argument, default=Path(out), help="folder for the runs and the results (%(default)s)")
     add(
         "--launcher", choices=("local", "slurm"), default="local", help="this machine, or one job per run (%(default)s)"

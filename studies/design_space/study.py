@@ -1,0 +1,124 @@
+"""The design-space study (Zoph et al. 2022, section 5): quality, dropped tokens, time and memory of each choice.
+
+python -m studies.design_space --config configs/tiny.yaml --steps 250 --dry-run
+python -m studies.design_space --config configs/tiny.yaml --steps 250 --only baseline dense top1_cf1.25
+python -m studies.design_space --config configs/tiny.yaml --steps 250 --measure
+python -m studies.design_space --config configs/tiny.yaml --steps 250 --report
+
+Each finished run is a line of the file of rows, and is not trained again by any later call, here or elsewhere.
+"""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from common.paths import check_can_write, path_argument
+from studies.design_space.costs import format_costs
+from studies.design_space.machine import processor_name
+from studies.design_space.record import Recorder
+from studies.design_space.report import show_results, write_section
+from studies.design_space.rows import read_rows
+from studies.design_space.trials import Trial, trials_of
+from studies.runner.launcher import Local, Slurm
+from studies.runner.options import common_arguments, execute_plan, make_launcher, make_parser, report_user_error
+from training.config.checks import check_layout
+from training.config.run import load_config
+
+ROWS = Path("docs/design_space/rows.jsonl")
+DOCUMENT = Path("docs/design_space.md")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = make_parser("studies.design_space", __doc__, "runs/design_space", steps=None)
+    add = parser.add_argument
+    add("--only", nargs="+", default=[], metavar="NAME", help="variants to run, of those that --dry-run names (all)")
+    add("--seeds", type=seeds_argument, default=(0,), metavar="0,1", help="seeds, each after the one before (0)")
+    add("--rows", type=path_argument, default=ROWS, help="file of results, read and appended to (%(default)s)")
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument(
+        "--measure",
+        action="store_true",
+        help="train nothing: time the steps of all variants in turn, for a quiet machine",
+    )
+    way.add_argument(
+        "--report", action="store_true", help="train nothing: write tables and picture into --document from the rows"
+    )
+    add("--document", type=path_argument, default=DOCUMENT, help="document that --report writes into (%(default)s)")
+    add("--rounds", type=int, default=3, help="with --measure: turns of each variant (%(default)s)")
+    return parser.parse_intermixed_args()
+
+
+def seeds_argument(text: str) -> tuple[int, ...]:
+    """Parse ``0,1,2``. Raises ArgumentTypeError."""
+    try:
+        seeds = tuple(dict.fromkeys(int(word) for word in text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds, such as 0,1") from None
+    if min(seeds) < 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: a seed is 0 or greater")
+    return seeds
+
+
+def main() -> int:
+    """Execute the runs that have no row yet, and show the results so far; return the exit code."""
+    arguments = parse_arguments()
+    if "CUDA_VISIBLE_DEVICES" in os.environ and not os.environ["CUDA_VISIBLE_DEVICES"]:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    try:
+        return _main(arguments)
+    except ValueError as error:
+        return report_user_error(error)
+
+
+def _main(arguments: argparse.Namespace) -> int:
+    if arguments.steps is None:
+        arguments.steps = load_config(arguments.config, arguments.overrides).training.steps
+    arguments.out /= f"{Path(arguments.config).stem}-{arguments.steps}"
+    launcher = make_launcher(arguments)
+    common, config = common_arguments(arguments, launcher)
+    trials, impossible = trials_of(config, arguments.only)
+    ranks = launcher.ranks if isinstance(launcher, Local) else launcher.nodes * launcher.gpus_per_node
+    for trial in trials:
+        check_layout(trial.config, ranks)
+    if not arguments.only:
+        for name, reason in impossible.items():
+            print(f"left out: {name}: {reason}")
+    if arguments.report:
+        return write_section(arguments, trials)
+    check_can_write(arguments.rows.parent, "--rows")
+    if arguments.dry_run:
+        print(format_costs(trials), flush=True)
+    if arguments.measure:
+        from studies.design_space.measure import measure_all  # imports torch
+
+        return 0 if arguments.dry_run else measure_all(trials, arguments.config, arguments.rows, arguments.rounds)
+    recorder = Recorder(arguments.rows, {t.name: t for t in trials}, arguments.config, surroundings(launcher, ranks))
+    outcome = execute_plan(arguments, launcher, common, plan(trials, arguments.seeds), recorder)
+    if outcome is None:
+        return 0
+    lacking = [run.name for run, _ in outcome if not recorder.is_done(run)]
+    show_results(trials, read_rows(arguments.rows), arguments.out)
+    if lacking:
+        print(f"without a row: {', '.join(lacking)}")
+    return int(bool(lacking) and isinstance(launcher, Local) and arguments.minutes is None)
+
+
+def plan(trials: list[Trial], seeds: tuple[int, ...]) -> list[tuple[str, int, dict[str, Any]]]:
+    """Return variant, seed and overrides of every run, seed by seed; a run keeps its newest checkpoint only."""
+    kept = {"training.keep_checkpoints": 1}
+    return [(trial.name, seed, trial.overrides | kept) for seed in seeds for trial in trials]
+
+
+def surroundings(launcher: Local | Slurm, ranks: int) -> dict[str, Any]:
+    """Return what a row says about how its run was started."""
+    if isinstance(launcher, Slurm):
+        return {"ranks": ranks, "jobs": 1, "threads": None, "device": None}
+    device = processor_name()
+    if launcher.gpus:
+        import torch
+
+        device = torch.cuda.get_device_name()
+    threads = launcher.environment().get("OMP_NUM_THREADS")
+    return {"ranks": ranks, "jobs": launcher.jobs, "threads": threads and int(threads), "device": device}

@@ -1,0 +1,101 @@
+"""The trials of a study: the different configurations among those of the variants, each trained once per seed."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from common.strict_json import to_json
+from studies.design_space.variants import VARIANTS, with_overrides
+from training.config.errors import ConfigError
+from training.config.run import RunConfig
+
+# Settings with which a run computes the same, or nearly: where it lies, how it is spread, how it is watched.
+PLACE = {
+    "training": {
+        "name", "output_dir", "seed", "deepspeed_config", "log_every", "eval_every", "save_every", "save_in_background",
+        "keep_checkpoints", "keep_every", "on_save_error", "monitor", "profile", "timeout_seconds",
+        "silence_timeout_seconds", "start_timeout_seconds",
+    },
+    "data": {"num_workers", "prefetch_batches", "retries", "retry_seconds", "remote_block_bytes", "on_other_text"},
+    "optimizer": {"non_finite"},
+    "parallel": {"expert_parallel_size"},
+    "guard": {"spike_threshold"},
+}  # fmt: skip
+HASH_DIGITS = 12
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A configuration that stands for one or more variants.
+
+    Args:
+        names: of the variants, in their order; the first is that of the runs.
+        overrides: of the base configuration.
+        config: the result; seed and place are set by ``make_run``.
+        key: identifies the settings on which a run's numbers depend, on any machine.
+        factors: capacity factors at which its runs are evaluated besides the configuration's own.
+    """
+
+    names: tuple[str, ...]
+    overrides: dict[str, Any]
+    config: RunConfig
+    key: str
+    factors: tuple[float, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of the first variant."""
+        return self.names[0]
+
+
+def config_key(config: RunConfig) -> str:
+    """Return a hash of the settings on which a run's numbers depend, without those that have their default value.
+
+    A later version of this project that adds a setting, and keeps what was as its default, gives the same key.
+    """
+    values = config.model_dump(exclude_defaults=True, exclude=PLACE)
+    return hashlib.sha256(to_json({k: v for k, v in sorted(values.items()) if v}).encode()).hexdigest()[:HASH_DIGITS]
+
+
+def trials_of(config: RunConfig, only: Sequence[str] = ()) -> tuple[list[Trial], dict[str, str]]:
+    """Return the trials of a base configuration, and the variants that it cannot have, with the reason.
+
+    Args:
+        config: the base configuration.
+        only: names of variants; none: all.
+
+    Raises:
+        ConfigError: the base is dense, a name is not known, or a named variant cannot be.
+    """
+    if not config.architecture().num_experts:
+        raise ConfigError("model.num_experts = 0: the study is of sparse models; set 2 or more")
+    for name in only:
+        if name not in VARIANTS:
+            hint = "; put key=value before --only" if "=" in name else f"; choose from {', '.join(VARIANTS)}"
+            raise ConfigError(f"--only {name}: no such variant{hint}")
+    grouped: dict[str, list[tuple[str, dict[str, Any], RunConfig]]] = {}
+    impossible: dict[str, str] = {}
+    for name, variant in VARIANTS.items():
+        try:
+            overrides = variant.change(config)
+            changed = with_overrides(config, overrides)
+        except ValueError as error:
+            impossible[name] = str(error)
+        else:
+            grouped.setdefault(config_key(changed), []).append((name, overrides, changed))
+    for name in only:
+        if name in impossible:
+            raise ConfigError(f"--only {name}: {impossible[name]}")
+    trials = []
+    for key, same in grouped.items():
+        names = tuple(name for name, *_ in same)
+        if only and not set(names) & set(only):
+            continue
+        _, overrides, changed = same[0]
+        own = float(changed.architecture().eval_capacity_factor)
+        factors = {factor for name in names for factor in VARIANTS[name].factors} - {own}
+        if not changed.architecture().num_experts:
+            factors = set()
+        trials.append(Trial(names, overrides, changed, key, tuple(sorted(factors))))
+    return trials, impossible

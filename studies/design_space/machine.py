@@ -31,6 +31,6 @@ def circumstances() -> dict[str, Any]:
     """Return when and how a row was made: date, commit, and what else the machine was doing."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
-        "commit": code_version()["git_commit"],
+        "git_commit": code_version()["git_commit"],
         "load_average": round(os.getloadavg()[0], 2),
     }

@@ -94,11 +94,10 @@ def make_row(run: Run, trial: Trial, base: str, surroundings: Mapping[str, Any])
         "tokens_per_step": summary["tokens"] / summary["steps"] if summary else None,
         "peak_memory_bytes": training[-1].get(PEAK_MEMORY_BYTES) if training else None,
         **cost.as_row(),
-        "git_commit": summary.get("git_commit"),
-        "versions": summary.get("versions"),
         **surroundings,
         "device": evaluated["device"] or surroundings.get("device"),
         **circumstances(),
+        **{key: summary[key] for key in ("git_commit", "versions") if key in summary},
     }
 
 

@@ -85,7 +85,7 @@ def _describe(results: Results) -> str:
     return (
         f"{len(runs)} runs of {first['steps']:,} steps ({len(results.unique)} configurations, seeds "
         f"{', '.join(map(str, seeds))}), {span}, on {'; '.join(where)}; load average {loads[0]:g} to {loads[-1]:g} at "
-        f"their ends; torch {first['versions']['torch'] if first['versions'] else '?'}; commits {', '.join(commits)}. "
+        f"their ends; torch {first.get('versions', {}).get('torch', 'unknown')}; commits {', '.join(commits)}. "
         "Quality is the negative log perplexity of held-out text after the last step, mean ± standard error over "
         "seeds; *against baseline* is its difference, seed by seed."
     )

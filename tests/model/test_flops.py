@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.config import StMoeConfig
-from model.flops import ForwardFlops, buffer_rows, feed_forward_flops, forward_flops
+from model.flops import ForwardFlops, buffer_rows, equal_flops_width, feed_forward_flops, forward_flops
 from model.moe.layer import SparseFeedForward
 from model.st_moe import StMoeForConditionalGeneration
 
@@ -92,3 +94,38 @@ def test_served_rows_count_and_padding_of_the_capacity_does_not():
     assert counted({}).total - served.total == (all_rows - 100) * feed_forward_flops(config)
     evaluated = buffer_rows(config, SEQUENCES, INPUTS, TARGETS, training=False)
     assert evaluated == 4 * (2 * 2 + 2 * 1) * 32
+
+
+@given(
+    st.fixed_dictionaries(
+        {
+            "d_ff": st.integers(4, 64).map(lambda eighths: 8 * eighths),
+            "num_experts": st.sampled_from([2, 4, 8]),
+            "top_n": st.sampled_from([1, 2]),
+            "train_capacity_factor": st.sampled_from([0.5, 1.0, 1.25, 2.0]),
+            "sparse_step": st.sampled_from([1, 2, 4]),
+            "extra_feed_forward": st.sampled_from(["none", "before", "after"]),
+            "feed_forward": st.sampled_from(["geglu", "relu"]),
+        }
+    )
+)
+@settings(max_examples=15, deadline=None)
+def test_a_twin_of_equal_flops(options: dict[str, Any]):
+    wanted = counted(options).total
+    twin = SIZES | options | {"num_experts": 0}
+    width = equal_flops_width(StMoeConfig(**twin), wanted, SEQUENCES, INPUTS, TARGETS, multiple=2)
+    assert width % 2 == 0
+    flops = [counted(twin | {"d_ff": width + change}).total for change in (-2, 0, 2)]
+    assert abs(flops[1] - wanted) <= min(0.01 * wanted, abs(flops[0] - wanted), abs(flops[2] - wanted))
+
+
+@pytest.mark.parametrize("twin", [{"num_experts": 0}, {"top_n": 3, "train_capacity_factor": 2.0}])
+def test_torch_counts_equal_flops_for_a_twin(twin: dict[str, Any]):
+    wanted = measured({})
+    width = equal_flops_width(StMoeConfig(**SIZES | twin), wanted, SEQUENCES, INPUTS, TARGETS, multiple=2)
+    assert measured(twin | {"d_ff": width}) == pytest.approx(wanted, rel=0.01)
+
+
+def test_no_width_is_near_enough():
+    with pytest.raises(ValueError, match=r"no model.d_ff that is a multiple of 8 gives 1000 FLOPs within 1%"):
+        equal_flops_width(StMoeConfig(**SIZES), 1000, SEQUENCES, INPUTS, TARGETS)

@@ -8,7 +8,6 @@ capacity slots alone, so the times depend on the routing, which is that of the f
 import multiprocessing
 import os
 import statistics
-import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,6 +18,7 @@ from studies.design_space.rows import TIME, Row, append_row, identity, read_rows
 from studies.design_space.trials import Trial
 from training.config.run import RunConfig, validate
 from training.cost import cost_of
+from training.timed_steps import time_steps
 
 STEPS = 5  # that a turn times
 PRELOADED = ["deepspeed", "training.engine.build", "training.engine.step", "training.inputs"]
@@ -94,7 +94,7 @@ def _row(trial: Trial, base: str, turns: Sequence[dict[str, Any]], device: str, 
 
 
 def _in_a_process(context: Any, config: RunConfig) -> dict[str, Any]:
-    """Return what ``take_turn`` returns in a new process, or ``error``."""
+    """Return what ``time_steps`` returns in a new process, or ``error``."""
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_turn, args=(theirs, config.model_dump()))
     process.start()
@@ -110,79 +110,6 @@ def _in_a_process(context: Any, config: RunConfig) -> dict[str, Any]:
 
 def _turn(pipe: Connection, values: dict[str, Any]) -> None:
     try:
-        pipe.send(take_turn(validate(values)))
+        pipe.send(time_steps(validate(values), STEPS))
     except Exception as error:
         pipe.send({"error": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"})
-
-
-def take_turn(config: RunConfig) -> dict[str, Any]:
-    """Time steps of a new model in this process, which must have no process group yet.
-
-    Returns:
-        ``step_seconds``, ``processor_seconds`` and ``tokens`` of each step; ``peak_memory_bytes``, of tensors on a GPU
-        or of the process, None where the system does not say.
-    """
-    from data.streaming.loader import PretrainingLoader
-    from data.tokenizer import Tokenizer
-    from training.config.deepspeed import accumulation_steps
-    from training.run.distributed import initialize_distributed, shut_down_distributed
-    from training.run.process import Process
-
-    device = initialize_distributed(Process(0, 0, 1, 1), config.training.timeout_seconds)
-    import torch
-
-    from training.engine.batches import to_device
-    from training.engine.build import build_engine
-    from training.engine.step import update
-
-    data = config.data.model_copy(update={"num_workers": 0})
-    tokenizer = Tokenizer(data.vocabulary)
-    loader = PretrainingLoader(data, tokenizer, batch_size=config.training.micro_batch_size, rank=0, world_size=1)
-    accumulated = accumulation_steps(config, 1)
-    batches = [[to_device(loader.next_batch(), device) for _ in range(accumulated)] for _ in range(STEPS + 1)]
-    engine = build_engine(config, 1, device)
-    _forget_peak(device)
-    wall, processor, tokens = [], [], []
-    for step, micro_batches in enumerate(batches):
-        began, used = time.perf_counter(), time.process_time()
-        _, totals = update(engine, micro_batches, 0, config.training.seed, step, 0)
-        if device != "cpu":
-            torch.cuda.synchronize()
-        wall.append(time.perf_counter() - began)
-        processor.append(time.process_time() - used)
-        tokens.append(totals.tokens)
-    peak = _peak(device)
-    loader.close()
-    shut_down_distributed()
-    return {
-        "step_seconds": wall[1:],
-        "processor_seconds": processor[1:],
-        "tokens": tokens[1:],
-        "peak_memory_bytes": peak,
-    }
-
-
-def _forget_peak(device: str) -> None:
-    """Let the peak of this process's memory begin here."""
-    import torch
-
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        return
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        return
-
-
-def _peak(device: str) -> int | None:
-    """Return the most bytes since ``_forget_peak``."""
-    import torch
-
-    if device != "cpu":
-        return int(torch.cuda.max_memory_allocated())
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)

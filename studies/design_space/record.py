@@ -67,7 +67,9 @@ def make_row(run: Run, trial: Trial, base: str, surroundings: Mapping[str, Any])
     result, rows = run.result(), run.folder.rows()
     training, summary = training_rows(rows), run.folder.summary() or {}
     steps, cost = run.config.training.steps, cost_of(run.config)
-    validation = next((r for r in reversed(rows) if split_of(r) == VALIDATION), {}) if summary else {}
+    validation: Mapping[str, Any] = (
+        next((r for r in reversed(rows) if split_of(r) == VALIDATION), {}) if summary else {}
+    )
     own = {FACTOR: float(run.config.architecture().eval_capacity_factor), **_figures(validation)}
     evaluated = read_evaluations(run.dir)
     others = [{FACTOR: e[FACTOR], **_figures(e)} for e in evaluated["evaluations"]]

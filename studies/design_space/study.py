@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from common.paths import check_can_write, path_argument
-from studies.design_space.costs import format_costs
 from studies.design_space.machine import processor_name
 from studies.design_space.record import Recorder
 from studies.design_space.report import show_results, write_section
 from studies.design_space.rows import read_rows
-from studies.design_space.trials import Trial, trials_of
+from studies.design_space.trials import Trial, format_costs, trials_of
 from studies.runner.launcher import Local, Slurm
 from studies.runner.options import common_arguments, execute_plan, make_launcher, make_parser, report_user_error
 from training.config.checks import check_layout

@@ -1,4 +1,7 @@
-"""The trials of a study: the different configurations among those of the variants, each trained once per seed."""
+"""The trials of a study: the different configurations among those of the variants, each trained once per seed.
+
+Their cost is counted, as ``--dry-run`` prints it: FLOPs, parameters, widths of equal FLOPs.
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,6 +12,7 @@ from common.strict_json import to_json
 from studies.design_space.variants import VARIANTS, with_overrides
 from training.config.errors import ConfigError
 from training.config.run import RunConfig
+from training.cost import cost_of
 
 # Settings with which a run computes the same, or nearly: where it lies, how it is spread, how it is watched.
 PLACE = {
@@ -23,6 +27,7 @@ PLACE = {
     "guard": {"spike_threshold"},
 }  # fmt: skip
 HASH_DIGITS = 12
+COST_HEADER = ("variants", "d_ff", "MFLOPs/token", "of baseline", "parameters", "active", "settings")
 
 
 @dataclass(frozen=True)
@@ -99,3 +104,28 @@ def trials_of(config: RunConfig, only: Sequence[str] = ()) -> tuple[list[Trial],
             factors = set()
         trials.append(Trial(names, overrides, changed, key, tuple(sorted(factors))))
     return trials, impossible
+
+
+def format_costs(trials: Sequence[Trial]) -> str:
+    """Format what each trial costs, for a terminal: FLOPs are of forward and backward pass, per position of encoder and decoder."""
+    costs = [cost_of(trial.config) for trial in trials]
+    first = costs[0].training_flops_of_token
+    rows = [COST_HEADER]
+    for trial, cost in zip(trials, costs, strict=True):
+        flops = cost.training_flops_of_token
+        settings = [f"{key.partition('.')[2]}={value}" for key, value in trial.overrides.items()]
+        rows.append(
+            (
+                " = ".join(trial.names),
+                str(trial.config.architecture().d_ff),
+                f"{flops / 1e6:,.3f}",
+                f"{flops / first:.4f}",
+                f"{cost.parameters_total:,}",
+                f"{cost.parameters_active:,}",
+                " ".join(settings) or "-",
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(COST_HEADER))]
+    return "\n".join(
+        "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

@@ -107,7 +107,7 @@ def trials_of(config: RunConfig, only: Sequence[str] = ()) -> tuple[list[Trial],
 
 
 def format_costs(trials: Sequence[Trial]) -> str:
-    """Format what each trial costs, for a terminal: FLOPs are of forward and backward pass, per position of encoder and decoder."""
+    """Format what each trial costs, for a terminal; FLOPs of both passes, per position of encoder and decoder."""
     costs = [cost_of(trial.config) for trial in trials]
     first = costs[0].training_flops_of_token
     rows = [COST_HEADER]

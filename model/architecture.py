@@ -98,6 +98,9 @@ class Architecture:
     initializer_scale: float | int = documented(
         0.1, "s of the truncated normal initializer: its standard deviation is sqrt(s / fan_in)."
     )
+    router_initializer_factor: float | int = documented(
+        1.0, "Factor of the routers' initial standard deviation, 0.02; above 1 for studies of large router logits."
+    )
 
     def __post_init__(self) -> None:
         self.resolve_defaults()
@@ -114,7 +117,7 @@ class Architecture:
         """Check ranges and contradictions. Raises ValueError."""
         positive = ("vocab_size", "d_model", "d_ff", "d_kv", "num_heads", "num_layers", "sparse_step", "min_capacity",
                     "group_size", "train_capacity_factor", "eval_capacity_factor", "second_threshold",
-                    "rms_norm_epsilon", "initializer_scale", "num_decoder_layers")  # fmt: skip
+                    "rms_norm_epsilon", "initializer_scale", "router_initializer_factor", "num_decoder_layers")  # fmt: skip
         for name in positive:
             value = getattr(self, name)
             if value is not None and value <= 0:

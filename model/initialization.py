@@ -2,7 +2,7 @@
 
 Matrices: normal with sigma = sqrt(initializer_scale / fan_in), truncated at two sigma (Fedus et al. 2021). Query
 projection: the same sigma times 1/sqrt(d_kv), which T5 leaves out of the attention logits. Token embedding: N(0, 1).
-Router: N(0, 0.02). Norm scales: 1.
+Router: N(0, 0.02 x router_initializer_factor). Norm scales: 1.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def _fill_for(module: nn.Module, name: str, config: StMoeConfig) -> Fill:
     if isinstance(module, HiddenBias):
         return _constant(1.0 if module.kind == "multiplicative" else 0.0)
     if isinstance(module, Router):
-        return _normal(ROUTER_STD)
+        return _normal(ROUTER_STD * config.router_initializer_factor)
     if isinstance(module, nn.Embedding):
         return _normal(1.0)
     if isinstance(module, RelativePositionBias):
@@ -77,7 +77,7 @@ def initialize_weights(model: nn.Module, config: StMoeConfig, seed: int) -> None
 
     Args:
         model: the model, or a part of it; parameter names are relative to it.
-        config: ``initializer_scale`` and the widths.
+        config: ``initializer_scale``, ``router_initializer_factor`` and the widths.
         seed: ``training.seed``.
 
     Raises:

@@ -23,7 +23,7 @@ from common.strict_json import finite_or_null, to_json
 from studies.design_space.machine import device_name
 from studies.runner.options import report_user_error
 from training.export.folders import check_has_checkpoint
-from training.reevaluate import reevaluate
+from training.reevaluate import Change, reevaluate
 
 FILE = "evaluations.json"
 FACTOR = "eval_capacity_factor"
@@ -64,7 +64,7 @@ def main() -> int:
         return 0
     try:
         check_has_checkpoint(arguments.run)
-        found = reevaluate(arguments.run, [{FACTOR: factor} for factor in factors])
+        found = reevaluate(arguments.run, [Change({FACTOR: factor}) for factor in factors])
     except ValueError as error:
         return report_user_error(error)
     before = read_evaluations(arguments.run)["evaluations"]

@@ -15,6 +15,9 @@ FILE_ENDINGS = (
 )
 
 
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
 def _check_patterns(value: Any) -> Any:
     several = value if isinstance(value, list) else [value]
     if not several or not all(isinstance(one, str) and one for one in several):
@@ -24,6 +27,24 @@ def _check_patterns(value: Any) -> Any:
 
 # What names files: a path, a folder, a glob or a URL, or several.
 FilePatterns = Annotated[UserPath | list[UserPath], BeforeValidator(_check_patterns)]
+
+
+def _check_domains(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return _check_patterns(value)
+    if not value:
+        raise ValueError("names no domain: give each domain its files, or files without domains")
+    for name, files in value.items():
+        if not isinstance(name, str) or not re.fullmatch(NAME_PATTERN, name):
+            raise ValueError(f"{name!r} cannot name a domain: use letters, digits, '.', '_' and '-' alone")
+        _check_patterns(files)
+    return value
+
+
+# The same, or of each of several domains by its name.
+DomainFiles = Annotated[
+    UserPath | list[UserPath] | dict[str, UserPath | list[UserPath]], BeforeValidator(_check_domains)
+]
 # A fix for missing text or vocabulary, for error messages.
 RUN_PREPARE = (
     "run `bash launch/quickstart.sh`, or `python -m data.prepare --vocab-size N` with N + 100 <= model.vocab_size "
@@ -37,6 +58,8 @@ def key_beside(key: str, name: str) -> str:
     ``data.train_files = 'x'`` and ``text_column`` give ``data.text_column``; ``--files`` gives ``--text-column``.
     """
     setting = key.partition(" = ")[0]
+    if setting.endswith("]"):  # data.validation_files[code]
+        setting = setting.rpartition("[")[0]
     if setting.startswith("--"):
         return f"--{name.replace('_', '-')}"
     section = setting.rpartition(".")[0]
@@ -113,9 +136,7 @@ class TextSource:
 class MixtureSource(SourceKeys):
     """One source of a mixture."""
 
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Unique name of the source in metrics and messages."
-    )
+    name: str = Field(pattern=NAME_PATTERN, description="Unique name of the source in metrics and messages.")
     weight: float | int = Field(gt=0, description="Share of the raw tokens; the weights need not add up to 1.")
     files: FilePatterns | None = Field(
         default=None, description="Shards, in the form of train_files, when source is 'files'."
@@ -138,10 +159,11 @@ class DataConfig(SourceKeys):
         "hf, …), or a list of them ([a.jsonl,b/*.parquet]), with {00000..01023} for a range of numbers and {a,b} for a "
         f"choice. Formats by file ending: {FILE_ENDINGS}.",
     )
-    validation_files: FilePatterns = Field(
+    validation_files: DomainFiles = Field(
         default="runs/data/wikipedia/validation/*.json.gz",
-        description="Validation shards, in the same form, read in file order. With source 'hub' the split "
-        "'validation' is read.",
+        description="Validation shards, in the same form, read in file order; or a mapping of domains to such shards "
+        "({code: a.jsonl, prose: [b/, c/]}), of which each evaluation takes equally many examples and reports the "
+        "cross-entropy of each. With source 'hub' the split 'validation' is read.",
     )
     mixture: list[MixtureSource] = Field(
         default=[],
@@ -233,6 +255,15 @@ class DataConfig(SourceKeys):
         return mixture
 
     @model_validator(mode="after")
+    def _check_domains_are_files(self) -> Self:
+        if self.source == "hub" and isinstance(self.validation_files, dict):
+            raise ValueError(
+                "data.validation_files names files of domains, but data.source = hub reads the Hub's split: set "
+                "data.source=files (a mixture may still take its training text from the Hub)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_buffer_holds_complete_packs(self) -> Self:
         if self.shuffle_buffer % self.documents_per_pack:
             above = -(-self.shuffle_buffer // self.documents_per_pack) * self.documents_per_pack
@@ -259,7 +290,16 @@ class DataConfig(SourceKeys):
             for i, item in enumerate(self.mixture)
         ]
 
-    def validation_source(self) -> TextSource:
-        """Return the source of the validation text."""
+    def validation_domains(self) -> list[str]:
+        """Return the names of the domains whose cross-entropy is reported; none if the validation text is one."""
+        return list(self.validation_files) if isinstance(self.validation_files, dict) else []
+
+    def validation_sources(self) -> list[TextSource]:
+        """Return the sources of the validation text: the single one, or those of the domains."""
+        if isinstance(self.validation_files, dict):
+            return [
+                TextSource(name, 1.0, f"data.validation_files[{name}]", files, self, "validation")
+                for name, files in self.validation_files.items()
+            ]
         setting = "data.hub_dataset" if self.source == "hub" else "data.validation_files"
-        return TextSource("validation", 1.0, setting, self.validation_files, self, "validation")
+        return [TextSource("validation", 1.0, setting, self.validation_files, self, "validation")]

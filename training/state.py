@@ -11,6 +11,7 @@ class Evaluation(NamedTuple):
 
     step: int
     cross_entropy: float  # nats per target token
+    domains: dict[str, float] = {}  # the same of each domain that is reported
 
 
 @dataclass
@@ -24,7 +25,9 @@ class TrainState:
     def restore(self, saved: SavedState) -> None:
         """Restore the progress at which a checkpoint was written."""
         self.step, self.tokens = saved.step, saved.tokens
-        self.evaluated = None if saved.evaluated is None else Evaluation(int(saved.evaluated[0]), saved.evaluated[1])
+        self.evaluated = None
+        if saved.evaluated is not None:
+            self.evaluated = Evaluation(int(saved.evaluated[0]), saved.evaluated[1], saved.evaluated_domains)
 
     @property
     def is_evaluated(self) -> bool:

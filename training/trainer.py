@@ -227,7 +227,8 @@ class Trainer:
         self.watchdog.enter("evaluating", state.step)
         with self.examples.watching() as examples:
             terms = evaluate(self.engine, self.validation, self.pad_id, self.config.training.seed, self.process.rank)
-        values = terms.reduce(self.model_config)
+        domains = self.config.data.validation_domains()
+        values = terms.reduce(self.model_config, domains)
         self.metrics.write({"split": "validation", "step": state.step, "tokens": state.tokens, **values})
         routing = self.monitors.routing_row()
         if routing:
@@ -236,7 +237,8 @@ class Trainer:
             self.metrics.write_example({"step": state.step, **example})
         self.progress.validation(state.step, values)
         self.health.check_validation(state.step, values)
-        state.evaluated = Evaluation(state.step, values["cross_entropy"])
+        of_domains = {name: values[f"cross_entropy/{name}"] for name in domains}
+        state.evaluated = Evaluation(state.step, values["cross_entropy"], of_domains)
         self.throughput.restart()
 
     def save(self) -> None:
@@ -249,7 +251,8 @@ class Trainer:
             tokens=state.tokens,
             data=self.inputs.loader.state_dict(),
             guard=self.health.guard.state_dict(),
-            evaluated=None if state.evaluated is None else list(state.evaluated),
+            evaluated=None if state.evaluated is None else [state.evaluated.step, state.evaluated.cross_entropy],
+            evaluated_domains={} if state.evaluated is None else state.evaluated.domains,
             metrics_bytes=self.metrics.nbytes,
             code=code_version(),
             seconds=self._seconds(),
@@ -322,6 +325,7 @@ class Trainer:
             steps=self.state.step,
             tokens=self.state.tokens,
             validation_cross_entropy=self.state.evaluated.cross_entropy,
+            validation_cross_entropy_of=self.state.evaluated.domains,
             unigram_cross_entropy=unigram,
             mfu_peak=str(self.monitors.efficiency.peak),
             wall_seconds=self._seconds(),

@@ -23,8 +23,7 @@ def training_command(out: Path, description: dict[str, Any]) -> str:
     settings = {
         "training.name": out.name,
         "parallel.expert_parallel_size": 1,
-        "data.train_files": f"{out}/train/*.json.gz",
-        "data.validation_files": f"{out}/validation/*.json.gz",
+        **_files(out, list(description.get("domains", {}))),
         "data.vocabulary": f"{out}/vocabulary",
         "data.num_streams": min(description["recipe"]["shards"], MOST_STREAMS),
         "model.vocab_size": -(-needed // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE,
@@ -36,8 +35,29 @@ def training_command(out: Path, description: dict[str, Any]) -> str:
     return f"python train.py --config {CONFIG} {' '.join(map(shlex.quote, words))}"
 
 
+def _files(out: Path, domains: list[str]) -> dict[str, str]:
+    """Return the settings that select the text: of domains, as much of each."""
+    if not domains:
+        return {
+            "data.train_files": f"{out}/train/*.json.gz",
+            "data.validation_files": f"{out}/validation/*.json.gz",
+        }
+    sources = (f"{{name: {name}, weight: 1, files: {out}/train/{name}/}}" for name in domains)
+    held_out = (f"{name}: {out}/validation/{name}/" for name in domains)
+    return {
+        "data.mixture": f"[{', '.join(sources)}]",
+        "data.validation_files": f"{{{', '.join(held_out)}}}",
+    }
+
+
 def validation_examples(description: dict[str, Any]) -> int | None:
-    """Return how many examples the held-out text gives at least; None for a dataset that does not say."""
-    tokens = description.get("validation_tokens")
+    """Return how many examples the held-out text gives at least; None for a dataset that does not say.
+
+    Of domains, an evaluation takes as many of each.
+    """
     raw_length, _ = raw_and_target_lengths(INPUTS_LENGTH, 0.15, 3.0)
+    domains = description.get("domains", {})
+    if domains:
+        return min(domain["validation"]["tokens"] // raw_length for domain in domains.values()) * len(domains)
+    tokens = description.get("validation_tokens")
     return None if tokens is None else tokens // raw_length

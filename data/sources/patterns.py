@@ -136,7 +136,7 @@ def _nothing_found(setting: str, pattern: str) -> str:
     fix = f"set {setting} to a file, a folder, a pattern or a list of them"
     if "," in pattern and "{" not in pattern:
         fix = f"for several, give a list ({setting}=[{pattern}])" if setting[:2] != "--" else "separate files by blanks"
-    elif setting == "data.train_files" or setting == "data.validation_files":
+    elif setting == "data.train_files" or setting.startswith("data.validation_files"):
         fix = f"{RUN_PREPARE}, or {fix}"
     where = searched(_local(pattern))
     return f"{setting} = {pattern!r} matches no file{where}: {fix}"

@@ -16,6 +16,9 @@ from data.tokenizer import Tokenizer
 logger = get_logger(__name__)
 
 
+DOMAIN = "domain"
+
+
 def validation_batches(
     config: DataConfig,
     tokenizer: Tokenizer,
@@ -28,8 +31,10 @@ def validation_batches(
 ) -> list[Batch]:
     """Return this rank's share of the first num_batches * world_size * batch_size examples of the validation split.
 
-    The split is read as one stream in file order with masks fixed by ``data.seed``: every call returns the same
-    examples, and all ranks together hold the same set at any world size. Example n belongs to rank n % world_size.
+    The split, or that of each domain, is read as one stream in file order with masks fixed by ``data.seed``: every call
+    returns the same examples, and all ranks together hold the same set at any world size. Example n belongs to rank
+    n % world_size. With several domains it comes from domain (n + n // domains) % domains: equally many of each, mixed
+    within a batch as in training, and on every rank.
 
     Args:
         config: the ``data`` section.
@@ -37,45 +42,64 @@ def validation_batches(
         rank, world_size: this rank and the number of data-parallel ranks.
         batch_size: examples per rank and batch.
         num_batches: batches per rank.
-        source: shards to read in place of the configured ones.
+        source: shards to read in place of the configured ones, which must be of a single source.
 
     Returns:
         Batches in the form of ``PretrainingLoader.next_batch``: num_batches or, with a notice, as many as the split
-        fills on every rank.
+        fills on every rank. If ``data.validation_files`` names domains, they also hold ``DOMAIN``, int64 [batch]: the
+        index in ``config.validation_domains()``.
 
     Raises:
-        ValueError: the split does not fill one batch on every rank.
+        ValueError: the split does not fill one batch on every rank, or there are fewer examples than domains.
         DataError: see ``ExampleStream.next_example``.
     """
     check_ranks(rank, world_size, batch_size)
-    corpus = Corpus(source or open_shards(config, config.validation_source()), 1, config.seed, shuffled=False)
     objective = make_objective(config, tokenizer)
-    stream = ExampleStream(corpus, tokenizer, objective, 0, config, VALIDATION_MASK, shuffle_buffer=0)
-    examples = []
+    sources = [source] if source else [open_shards(config, text) for text in config.validation_sources()]
+    corpora = [Corpus(shards, 1, config.seed, shuffled=False, number=number) for number, shards in enumerate(sources)]
+    streams = [
+        ExampleStream(corpus, tokenizer, objective, 0, config, VALIDATION_MASK, shuffle_buffer=0) for corpus in corpora
+    ]
+    examples: list[Example] = []
+    domains: list[int] = []
     global_batch_size = world_size * batch_size
     wanted = num_batches * global_batch_size
     for n in range(wanted):
-        example = stream.next_example()
+        domain = (n + n // len(streams)) % len(streams)
+        example = streams[domain].next_example()
         if example.epoch > 0:
-            used = n // global_batch_size * global_batch_size
-            if not used:
-                raise ValueError(
-                    f"{corpus.source.key} has {n} examples, too few for one batch of {global_batch_size} "
-                    "(training.micro_batch_size x ranks): add validation text, or set a smaller "
-                    "training.micro_batch_size"
-                )
-            logger.warning(
-                f"training.eval_examples = {wanted}, but {corpus.source.key} has {n} examples: {used} are used"
-            )
-            wanted = used
+            wanted = _fewer(n, wanted, global_batch_size, corpora[domain].source.key, len(streams))
             break
         if n % world_size == rank:
             examples.append(example)
-    return [_batch(examples[i : i + batch_size]) for i in range(0, wanted // world_size, batch_size)]
+            domains.append(domain)
+    if wanted < len(streams):
+        raise ValueError(
+            f"training.eval_examples = {wanted} is less than the {len(streams)} domains of data.validation_files: set "
+            f"training.eval_examples={-(-len(streams) // global_batch_size) * global_batch_size}"
+        )
+    named = bool(config.validation_domains())
+    starts = range(0, wanted // world_size, batch_size)
+    return [_batch(examples[i : i + batch_size], domains[i : i + batch_size] if named else None) for i in starts]
 
 
-def _batch(examples: list[Example]) -> Batch:
-    return {
+def _fewer(found: int, wanted: int, global_batch_size: int, key: str, domains: int) -> int:
+    """Return how many examples are used where one domain has no more, with a notice. Raises ValueError: none."""
+    used = found // global_batch_size * global_batch_size
+    has = f"{key} has {found // domains} examples"
+    if not used:
+        raise ValueError(
+            f"{has}, too few for one batch of {global_batch_size} (training.micro_batch_size x ranks): add validation "
+            "text, or set a smaller training.micro_batch_size"
+        )
+    share = f", as many of each of the {domains} domains" if domains > 1 else ""
+    logger.warning(f"training.eval_examples = {wanted}, but {has}: {used} are used{share}")
+    return used
+
+
+def _batch(examples: list[Example], domains: list[int] | None) -> Batch:
+    batch = {
         "input_ids": np.stack([example.inputs for example in examples]).astype(np.int64),
         "labels": np.stack([example.labels for example in examples]).astype(np.int64),
     }
+    return batch if domains is None else batch | {DOMAIN: np.array(domains, np.int64)}

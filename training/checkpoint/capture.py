@@ -38,6 +38,7 @@ class Moment:
     code: dict[str, str | None]
     seconds: float = 0.0
     routing: dict[str, list[float]] = field(default_factory=dict)
+    evaluated_domains: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

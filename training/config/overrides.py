@@ -94,14 +94,23 @@ def _inside(target: Any, part: str | int, above: Sequence[str | int], text: str)
 
 def _read(typed: str, annotation: Any, key: str) -> Any:
     kinds = kinds_of(annotation)
-    listed = list in kinds and _is_yaml_list(typed)
-    if str in kinds and not listed and not QUOTED.fullmatch(typed):
+    structured = (list in kinds and _is_yaml_list(typed)) or (dict in kinds and _is_yaml_mapping(typed))
+    if str in kinds and not structured and not QUOTED.fullmatch(typed):
         return read_plain(typed, annotation, key)
     try:
         node, loader = compose(typed.encode())
     except ConfigError as error:
         raise ConfigError(f"{key} = {typed}: {error}") from None
     return None if node is None else read_node(loader, node, annotation, key)
+
+
+def _is_yaml_mapping(text: str) -> bool:
+    """Return whether text is ``{name: value, …}``; braces are also part of patterns of files, as ``{a,b}``."""
+    try:
+        node = yaml.compose(text, yaml.SafeLoader)
+    except yaml.YAMLError:
+        return False
+    return isinstance(node, yaml.MappingNode) and bool(node.flow_style) and all(value.value for _, value in node.value)
 
 
 def _is_yaml_list(text: str) -> bool:

@@ -80,8 +80,9 @@ def read_node(loader: yaml.SafeLoader, node: yaml.Node, annotation: Any, key: st
     if isinstance(node, yaml.MappingNode):
         fields = annotation.model_fields if isinstance(annotation, type) and issubclass(annotation, BaseModel) else {}
         known = {name: field.annotation for name, field in fields.items()}
+        value_of = value_annotation(annotation)
         return {
-            name: read_node(loader, value, known.get(name), f"{key}.{name}")
+            name: read_node(loader, value, known.get(name, value_of), f"{key}.{name}")
             for name, value in _entries(loader, node, f"{key}.")
         }
     if isinstance(node, yaml.SequenceNode):
@@ -156,6 +157,16 @@ def item_of(annotation: Any) -> Any:
         return arguments[0]
     if origin in (types.UnionType, typing.Union, typing.Annotated):
         return next((item for part in arguments if (item := item_of(part)) is not None), None)
+    return None
+
+
+def value_annotation(annotation: Any) -> Any:
+    """Return the annotation of a mapping's values; None if it is no mapping."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is dict:
+        return arguments[1]
+    if origin in (types.UnionType, typing.Union, typing.Annotated):
+        return next((found for part in arguments if (found := value_annotation(part)) is not None), None)
     return None
 
 

@@ -47,7 +47,7 @@ class StepTotals:
 
 
 def to_device(batch: dict[str, np.ndarray], device: str) -> dict[str, Tensor]:
-    """Return ``input_ids [B, L]`` and ``labels [B, M]``, int64, as tensors on ``device``."""
+    """Return ``input_ids [B, L]``, ``labels [B, M]`` and what else a batch has, int64, as tensors on ``device``."""
     tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
     return {name: _moved(tensor, device) for name, tensor in tensors.items()}
 

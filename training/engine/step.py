@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data.streaming.validation import DOMAIN
 from training.engine.batches import StepTotals, total_over_ranks
 from training.engine.clock import Clock
 from training.engine.loss_terms import LossTerms
@@ -57,12 +58,23 @@ def update(
 
 @torch.no_grad()
 def evaluate(engine: Any, batches: list[dict[str, Tensor]], pad_id: int, *key: int | str) -> LossTerms:
-    """Return the objective's terms on held-out batches, with evaluation capacity and no dropout; collective."""
+    """Return the objective's terms on held-out batches, with evaluation capacity and no dropout; collective.
+
+    Args:
+        engine: the DeepSpeed engine.
+        batches: ``input_ids``, ``labels`` and, where domains are reported, ``DOMAIN``, int64 [B].
+        pad_id: of the inputs.
+        key: what the randomness depends on; the micro-batch is appended.
+    """
     divisors = total_over_ranks(batches, pad_id).divisors
     terms = LossTerms()
     engine.eval()
     for micro, batch in enumerate(batches):
         seed_everything("validation", *key, micro)
-        terms.add(engine(**batch, loss_divisors=divisors))
+        fields = {name: tensor for name, tensor in batch.items() if name != DOMAIN}
+        output = engine(**fields, loss_divisors=divisors)
+        terms.add(output)
+        if DOMAIN in batch:
+            terms.add_domains(output, batch["labels"], batch[DOMAIN])
     engine.train()
     return terms

@@ -1,7 +1,7 @@
 """The columns of ``metrics.jsonl``, declared once: ``python -m training.monitoring.columns`` prints docs/metrics.md.
 
 A column is the key of a row, so ``row[CROSS_ENTROPY]`` reads it; ``<…>`` in its name stands for a family of parameters,
-or for a source of text.
+or for a source or domain of text.
 """
 
 import re
@@ -59,6 +59,13 @@ TOKENS = Column("tokens", "tokens", "real tokens trained on, encoder and decoder
 
 LOSS = Column("loss", "nats per target token", "the objective, all weighted terms together", *_LOSS)
 CROSS_ENTROPY = Column("cross_entropy", "nats per target token", "L_CE over the global batch", *_LOSS)
+CROSS_ENTROPY_OF_DOMAIN = Column(
+    "cross_entropy/<domain>",
+    "nats per target token",
+    "L_CE of the examples of a domain, if `data.validation_files` names domains; weighted by their target tokens, the "
+    "domains average to `cross_entropy`",
+    VALIDATION,
+)
 PERPLEXITY = Column("perplexity", "", "exp(cross_entropy)", *_LOSS)
 LOAD_BALANCE_LOSS = Column("load_balance_loss", "", "L_B, unweighted, mean over sparse layers; 1 is uniform", *_LOSS)
 ROUTER_Z_LOSS = Column("router_z_loss", "nats²", "L_Z, unweighted: mean (logsumexp of the router logits)²", *_LOSS)

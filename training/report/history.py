@@ -72,9 +72,9 @@ class History:
         """Return the columns that any row of a split has."""
         return {key for row in self.of(split) for key in row}
 
-    def layers(self, statistic: str) -> list[str]:
-        """Return the layers of which rows of training have a statistic, encoder first."""
-        names = [key.partition("/")[2] for key in self.columns() if key.startswith(f"{statistic}/")]
+    def layers(self, statistic: str, split: str = TRAIN) -> list[str]:
+        """Return the layers, or domains, of which rows of a split have a statistic; layers of the encoder first."""
+        names = [key.partition("/")[2] for key in self.columns(split) if key.startswith(f"{statistic}/")]
         return sorted(names, key=layer_order)
 
     def points(self, column: str, split: str, position: "Position") -> Points:
@@ -197,6 +197,10 @@ def final_figures(history: History) -> dict[str, float]:
         "steps": history.last_step or number(summary.get("steps")),
         "tokens": history.last(TOKENS),
         "validation cross-entropy, nats": history.last(CROSS_ENTROPY, VALIDATION),
+        **{
+            f"validation cross-entropy of {domain}, nats": history.last(f"{CROSS_ENTROPY}/{domain}", VALIDATION)
+            for domain in history.layers(CROSS_ENTROPY, VALIDATION)
+        },
         "validation perplexity": math.exp(min(history.last(CROSS_ENTROPY, VALIDATION), 700.0)),
         "unigram cross-entropy, nats": number(summary.get("unigram_cross_entropy")),
         "training cross-entropy, nats": history.last(CROSS_ENTROPY),

@@ -92,9 +92,9 @@ def _legend(histories: Sequence[History]) -> str:
 def _figures(histories: Sequence[History]) -> str:
     found = [final_figures(history) for history in histories]
     rows = [
-        [name, *(_number(figures[name]) for figures in found)]
-        for name in found[0]
-        if any(math.isfinite(figures[name]) for figures in found)
+        [name, *(_number(figures.get(name, math.nan)) for figures in found)]
+        for name in dict.fromkeys(name for figures in found for name in figures)
+        if any(math.isfinite(figures.get(name, math.nan)) for figures in found)
     ]
     commits = [str(history.summary.get("git_commit") or "")[:12] for history in histories]
     if any(commits):

@@ -31,14 +31,15 @@ class Chart:
     """A quantity over the course of the runs.
 
     Attributes:
-        column: of rows of training; with ``of_layers`` the statistic before ``/<layer>``.
+        column: with ``of_layers`` the statistic before ``/<layer>`` or ``/<domain>``.
         title: with the unit.
         factor: of the values.
         log: whether y is logarithmic.
         sparse: whether only sparse models have it.
-        of_layers: whether each sparse layer has a panel.
+        of_layers: whether each sparse layer, or domain, has a panel.
         marks: whether checkpoints and the guard's decisions are marked.
         validation: whether evaluations are drawn over training.
+        split: whose rows have the column.
     """
 
     column: str
@@ -49,6 +50,7 @@ class Chart:
     of_layers: bool = False
     marks: bool = False
     validation: bool = False
+    split: str = TRAIN
 
 
 CHARTS = (
@@ -63,6 +65,9 @@ CHARTS = (
     Chart("peak_memory_bytes", "Peak memory, GiB", factor=2**-30),
 )
 LAYER_CHARTS = (
+    Chart(
+        "cross_entropy", "Validation cross-entropy of each domain, nats per target", of_layers=True, split=VALIDATION
+    ),
     Chart("router_entropy", "Router entropy, nats", sparse=True, of_layers=True),
     Chart("expert_load_cv", "Coefficient of variation of expert load", sparse=True, of_layers=True),
     Chart("dead_experts", "Dead experts (load below 1 % of the mean)", sparse=True, of_layers=True),
@@ -97,7 +102,7 @@ def lacking(chart: Chart, histories: Sequence[History]) -> list[History]:
     found = []
     for history in histories:
         keys = history.layers(chart.column) if chart.of_layers else history.columns() & {chart.column}
-        if not keys and (is_sparse(history) or not chart.sparse):
+        if not keys and chart.split == TRAIN and (is_sparse(history) or not chart.sparse):
             found.append(history)
     return found
 
@@ -122,7 +127,9 @@ def draw(chart: Chart, histories: Sequence[History], positions: Sequence[Positio
         drawn = sum([_lines(axes, chart, chart.column, *run) for run in shown])
         _finish(axes, chart, chart.title, axis)
         return _svg(figure) if drawn else None
-    layers = list(dict.fromkeys(layer for _, history, _ in shown for layer in history.layers(chart.column)))
+    layers = list(
+        dict.fromkeys(layer for _, history, _ in shown for layer in history.layers(chart.column, chart.split))
+    )
     if not layers:
         return None
     rows, columns = math.ceil(len(layers) / PANELS_IN_A_ROW), min(len(layers), PANELS_IN_A_ROW)
@@ -166,7 +173,7 @@ def draw_loads(history: History) -> str | None:
 
 def _lines(axes: Any, chart: Chart, column: str, index: int, history: History, position: Position) -> bool:
     """Draw a run's lines; return whether there was anything to draw."""
-    xs, ys = thinned(*history.points(column, TRAIN, position))
+    xs, ys = thinned(*history.points(column, chart.split, position))
     shade = color(index)
     single = "o" if len(xs) == 1 else ""
     axes.plot(

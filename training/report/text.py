@@ -29,6 +29,8 @@ def describe(run_dir: Path) -> str:
     later = checkpoint.removeprefix("step_").isdecimal() and int(checkpoint.removeprefix("step_")) > summary["steps"]
     seconds = summary.get("wall_seconds")  # older runs know the time of their last session only
     excess = summary["validation_cross_entropy"] - summary["unigram_cross_entropy"]
+    found = summary.get("validation_cross_entropy_of") or {}  # older runs lack it
+    of_domains = ", ".join(f"{name} {nats:.3f}" for name, nats in found.items())
     side = "above" if excess > 0 else "below"
     return "\n".join(
         (
@@ -38,6 +40,7 @@ def describe(run_dir: Path) -> str:
             f"{'' if seconds is None else f', in {seconds:.0f} s'}.",
             f"Validation cross-entropy {summary['validation_cross_entropy']:.3f} nats per target, {abs(excess):.3f} "
             f"{side} the unigram baseline ({summary['unigram_cross_entropy']:.3f}).",
+            *([f"Of each domain: {of_domains}."] if of_domains else []),
             f"  run         {run_dir}/  (config.yaml, metrics.jsonl, summary.json)",
             f"  checkpoint  {folder.checkpoints / checkpoint}/"
             f"{'  (later than these figures: the run went on, and has not finished)' if later else ''}",

@@ -146,7 +146,7 @@ def test_a_mixture_is_read_from_the_file_with_its_own_keys(tmp_path: Path):
     web, wiki = config.data.train_sources()
     assert (web.name, web.weight, web.setting, web.keys.hub_config) == ("web", 2.0, "data.mixture[0].hub_dataset", "de")
     assert (wiki.name, wiki.weight, wiki.setting) == ("wiki", 0.5, "data.mixture[1].files")
-    assert config.data.validation_source().setting == "data.validation_files"
+    assert config.data.validation_sources()[0].setting == "data.validation_files"
     OmegaConf.save(OmegaConf.create(config.model_dump()), tmp_path / "again.yaml")
     assert load_config(tmp_path / "again.yaml") == config
 

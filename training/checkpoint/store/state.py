@@ -38,6 +38,9 @@ class SavedState:
     code: dict[str, str | None]  # version and commit
     seconds: float = 0.0  # of training until then, over all sessions; older checkpoints lack it
     routing: dict[str, list[float]] = field(default_factory=dict)  # sums for the next row of ``routing``; lacking, too
+    evaluated_domains: dict[str, float] = field(
+        default_factory=dict
+    )  # cross-entropies of that evaluation; lacking, too
     format: int = FORMAT
 
     @property

@@ -20,6 +20,7 @@ def _both(column: str) -> list[str]:
 LAYOUT: dict[str, dict[str, list[str]]] = {
     "Health of the run": {
         "cross-entropy": _both("cross_entropy"),
+        "validation cross-entropy of each domain": ["validation/cross_entropy/.+"],
         "load-balance loss L_B (1 is uniform)": _both("load_balance_loss"),
         "router z-loss L_Z": _both("router_z_loss"),
         "output z-loss": _both("output_z_loss"),

@@ -82,8 +82,14 @@ class Progress:
 
     def validation(self, step: int, row: Mapping[str, float]) -> None:
         """Show an evaluation."""
+        prefix = f"{CROSS_ENTROPY}/"
+        of_domains = [f"{key.removeprefix(prefix)} {row[key]:.4f}" for key in row if key.startswith(prefix)]
         logger.info(
-            "step %d  validation cross-entropy %.4f, perplexity %.2f", step, row[CROSS_ENTROPY], row[PERPLEXITY]
+            "step %d  validation cross-entropy %.4f, perplexity %.2f%s",
+            step,
+            row[CROSS_ENTROPY],
+            row[PERPLEXITY],
+            f" ({', '.join(of_domains)})" if of_domains else "",
         )
 
     def close(self) -> None:

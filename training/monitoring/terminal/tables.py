@@ -77,6 +77,7 @@ def end_table(folder: RunFolder, summary: dict[str, Any]) -> str:
             "done": f"{counted(steps, 'step')}, {counted(tokens, 'token')}, in {duration(summary['wall_seconds'])}",
             "reached": f"validation cross-entropy {cross_entropy:.4f} nats per target, {abs(excess):.4f} {side} the "
             "unigram baseline",
+            "domains": ", ".join(f"{name} {nats:.4f}" for name, nats in summary["validation_cross_entropy_of"].items()),
             "skipped": f"data lines: {skipped}" if skipped else "",
             "files": f"{folder.path}/, newest checkpoint {folder.checkpoints / (folder.latest() or '')}",
             "report": f"python -m training.report {run}",

@@ -22,7 +22,7 @@ from studies.design_space.trials import Trial, format_costs, trials_of
 from studies.runner.launcher import Local, Slurm
 from studies.runner.options import common_arguments, execute_plan, make_launcher, make_parser, report_user_error
 from training.config.checks import check_layout
-from training.config.run import load_config
+from training.config.run import RunConfig, load_config
 
 ROWS = Path("docs/design_space/rows.jsonl")
 DOCUMENT = Path("docs/design_space.md")
@@ -94,7 +94,7 @@ def _main(arguments: argparse.Namespace) -> int:
 
         return 0 if arguments.dry_run else measure_all(trials, arguments.config, arguments.rows, arguments.rounds)
     recorder = Recorder(arguments.rows, {t.name: t for t in trials}, arguments.config, surroundings(launcher, ranks))
-    outcome = execute_plan(arguments, launcher, common, plan(trials, arguments.seeds), recorder)
+    outcome = execute_plan(arguments, launcher, common, plan(trials, arguments.seeds, config), recorder)
     if outcome is None:
         return 0
     lacking = [run.name for run, _ in outcome if not recorder.is_done(run)]
@@ -104,9 +104,12 @@ def _main(arguments: argparse.Namespace) -> int:
     return int(bool(lacking) and isinstance(launcher, Local) and arguments.minutes is None)
 
 
-def plan(trials: list[Trial], seeds: tuple[int, ...]) -> list[tuple[str, int, dict[str, Any]]]:
-    """Return variant, seed and overrides of every run, seed by seed; a run keeps its newest checkpoint only."""
-    kept = {"training.keep_checkpoints": 1}
+def plan(trials: list[Trial], seeds: tuple[int, ...], config: RunConfig) -> list[tuple[str, int, dict[str, Any]]]:
+    """Return variant, seed and overrides of every run, seed by seed.
+
+    A run keeps its newest checkpoint only, and is evaluated as often as ``config`` says, for curves.
+    """
+    kept = {"training.keep_checkpoints": 1, "training.eval_every": config.training.eval_every}
     return [(trial.name, seed, trial.overrides | kept) for seed in seeds for trial in trials]
 
 

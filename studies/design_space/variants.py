@@ -19,7 +19,7 @@ BASELINE, DENSE = "baseline", "dense"
 EVALUATED = (0.75, 1.0, 1.25, 2.0, 3.0)  # capacity factors at which each model of the capacity table is evaluated
 
 CAPACITY, PRIORITIES, EXPERTS, EXTRA = "capacity", "priorities", "experts", "extra"
-BIAS, REQUESTS, FREQUENCY, EQUAL = "bias", "requests", "frequency", "equal"
+BIAS, REQUESTS, FREQUENCY, EQUAL, LOSS = "bias", "requests", "frequency", "equal", "loss"
 TABLES: Mapping[str, str] = {
     CAPACITY: "Capacity factors and number of choices (section 5, tables 9-11)",
     EXPERTS: "Number of experts (section 5)",
@@ -29,6 +29,7 @@ TABLES: Mapping[str, str] = {
     REQUESTS: "Requests for an expert after the best (appendix H)",
     FREQUENCY: "Frequency of sparse layers",
     EQUAL: "Equal FLOPs: the feed-forwards of each are as wide as the baseline's FLOPs allow",
+    LOSS: "Router z-loss (section 3)",
 }
 
 
@@ -86,6 +87,15 @@ def with_overrides(config: RunConfig, overrides: Overrides) -> RunConfig:
     return validate(values)
 
 
+def _twice_as_long(change: Change) -> Change:
+    """Train a variant for twice as many steps; a decay of the learning rate ends with them."""
+
+    def changed(config: RunConfig) -> Overrides:
+        return change(config) | {"training.steps": 2 * config.training.steps}
+
+    return changed
+
+
 def _choices(top_n: int, factor: float, paper: Mapping[float | None, float]) -> Variant:
     change = _set(top_n=top_n, train_capacity_factor=factor)
     return Variant(f"Top-{top_n}, train CF {factor:g}", CAPACITY, change, EVALUATED, paper)
@@ -101,6 +111,8 @@ def _prioritized(factor: float, paper: float, *, batch_prioritized: bool) -> Var
 VARIANTS: Mapping[str, Variant] = {
     BASELINE: Variant("Baseline", CAPACITY, _set(), EVALUATED, {2.0: -1.369}),
     DENSE: Variant("Dense", EQUAL, _at_equal_flops(_set(num_experts=0)), (), {None: -1.474}),
+    "z_loss_none": Variant("Without", LOSS, _set(router_z_coefficient=0.0)),
+    "dense_twice": Variant("Dense, twice the steps", EQUAL, _twice_as_long(_at_equal_flops(_set(num_experts=0)))),
     "top1_cf1.25": _choices(1, 1.25, {1.25: -1.378, 2.0: -1.373}),
     "experts_64": Variant("64 experts", EXPERTS, _set(num_experts=64)),
     "experts_4": Variant("4 experts", EXPERTS, _set(num_experts=4)),

@@ -132,7 +132,7 @@ def make_run(
         variant: name of the variant.
         seed: ``training.seed``.
         out: output folder of the study.
-        overrides: settings of the variant.
+        overrides: settings of the variant; where the study would set the same key, this one stands.
 
     Raises:
         ConfigError: the resulting configuration is not valid.
@@ -149,7 +149,7 @@ def make_run(
         "training.output_dir": str(out / "runs"),
         "training.name": f"{variant}-{seed}",
     }
-    arguments += to_arguments(own)
+    arguments += to_arguments({key: value for key, value in own.items() if key not in overrides})
     return Run(variant, seed, config_file, tuple(arguments), load_config(config_file, arguments))
 
 

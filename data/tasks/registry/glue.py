@@ -1,4 +1,4 @@
-"""GLUE (Wang et al. 2018), in T5's formats; sst2 is among the tasks of packages."""
+"""GLUE (Wang et al. 2018), in T5's formats. ``sst2`` is the task that trains on a package's rows."""
 
 from data.tasks.answers import class_answers, similarity_answers
 from data.tasks.formats.keyed import keyed_text, similarity
@@ -8,6 +8,7 @@ from data.tasks.sources.hub import TRAIN_VALIDATION_TEST, HubRows
 from data.tasks.task import Metric, Task
 
 SENTENCES = ("sentence1", "sentence2")
+SST2_LABELS = ("negative", "positive")
 NLI_LABELS = ("entailment", "neutral", "contradiction")
 MNLI_SPLITS = {"train": "train", "validation": "validation_matched", "test": "test_matched"}
 MNLI_MISMATCHED_SPLITS = {"validation": "validation_mismatched", "test": "test_mismatched"}
@@ -28,6 +29,7 @@ def _classes(name: str, rows: HubRows, prefix: str, columns: tuple[str, ...], la
 
 GLUE = (
     _classes("cola", glue_rows("cola"), "cola", ("sentence",), ("unacceptable", "acceptable"), matthews),
+    _classes("glue_sst2", glue_rows("sst2"), "sst2", ("sentence",), SST2_LABELS, accuracy),
     _classes("mrpc", glue_rows("mrpc"), "mrpc", SENTENCES, ("not_equivalent", "equivalent"), f1, accuracy),
     Task("stsb", glue_rows("stsb"), similarity(), similarity_answers(), (correlations,)),
     _classes(

@@ -20,11 +20,11 @@ def read_rows(file: Path) -> list[Row]:
         OSError: the file cannot be read.
     """
     rows: list[Row] = []
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                row = json.loads(line)
-            except ValueError as error:
+                row = json.loads(line.decode("utf-8"))
+            except ValueError as error:  # UnicodeDecodeError is one, too
                 raise DataError(f"{file}: line {number} is not valid JSON ({error}): mend or remove it") from None
             if not isinstance(row, dict):
                 raise DataError(f"{file}: line {number} is no JSON object: mend or remove it")

@@ -1,0 +1,1 @@
+"""Rows of tasks out of archives that package clients download: training sets, and evaluation splits."""

@@ -1,6 +1,7 @@
 """Reads files out of a Debian package in memory: an ``ar`` archive that holds a compressed tar archive."""
 
 import io
+import lzma
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,7 @@ def read_deb(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
                     file = archive.extractfile(member)
                     assert file is not None, name
                     found[name] = file.read()
-    except tarfile.TarError as error:
+    except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
         raise ValueError(f"{path} is not a Debian package: {error}") from error
     return dict(sorted(found.items()))
 
@@ -36,7 +37,10 @@ def _data_archive(content: bytes) -> bytes:
     """Return the member ``data.tar.*`` of an ``ar`` archive."""
     position = len(AR_MAGIC)
     while content.startswith(AR_MAGIC) and position + AR_HEADER <= len(content):
-        name, size = content[position : position + 16].strip(), int(content[position + 48 : position + 58])
+        name, size_field = content[position : position + 16].strip(), content[position + 48 : position + 58].strip()
+        if not size_field.isdigit():
+            break
+        size = int(size_field)
         position += AR_HEADER
         if name.startswith(b"data.tar"):
             return content[position : position + size]

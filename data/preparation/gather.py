@@ -108,8 +108,9 @@ def _split(name: str, units: list[Unit], recipe: Recipe, excluded: Collection[st
     left_out = sum(map(len, rest)) - len(train)
     if len(train) < recipe.shards:
         where = f" of domain {name}" if name else ""
+        more = "raise --domain-megabytes" if name else "give more documents (a line of a .txt file is one)"
         raise ValueError(
             f"--shards {recipe.shards} is more than the {len(train)} training documents{where}: set --shards to at "
-            f"most {max(1, len(train))}, or give more documents (a line of a .txt file is one)"
+            f"most {max(1, len(train))}, or {more}"
         )
     return Part(name, train, validation, left_out, facts)

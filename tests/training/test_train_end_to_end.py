@@ -1,5 +1,6 @@
 """The real train.py on real files: under the real deepspeed launcher, and as forks that are its ranks."""
 
+import glob
 import json
 import re
 import time
@@ -13,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE
 from tensorboard.plugins.hparams.metadata import SESSION_END_INFO_TAG, parse_session_end_info_plugin_data
 
+from tests.support.corpus import sentences
 from tests.support.forks import script
 from tests.support.launch import launch, rows, train
 from tests.support.small import small_config
@@ -34,9 +36,12 @@ SUMMARY_KEYS = {
 
 
 def write(tmp_path: Path, corpus: dict[str, Any], zero_stage: int) -> Path:
+    """Write the configuration of a run whose validation text has two domains."""
+    (file,) = glob.glob(corpus["validation_files"])
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences(40, seed=3)))
     config = small_config(
         tmp_path,
-        data=corpus,
+        data=corpus | {"validation_files": {"plain": file, "other": [str(tmp_path / "other.jsonl")]}},
         zero_stage=zero_stage,
         parallel={"expert_parallel_size": 2},
         optimizer={"min_dim_size_to_factor": 16},  # so that Adafactor has some of both kinds of state
@@ -103,6 +108,9 @@ def _check_run_folder(run_dir: Path, output: str) -> None:
     assert (summary["world_size"], summary["expert_parallel_size"], summary["zero_stage"]) == (2, 2, 1)
     assert summary["steps"] == 8
     assert summary["validation_cross_entropy"] == validation[-1]["cross_entropy"]
+    domains = {name: validation[-1][f"cross_entropy/{name}"] for name in ("plain", "other")}
+    assert summary["validation_cross_entropy_of"] == domains
+    assert min(domains.values()) < summary["validation_cross_entropy"] < max(domains.values())
     experts = 2 * 4 * 3 * 32 * 48  # stacks x experts x matrices x d_model x d_ff
     assert summary["parameters_total"] - summary["parameters_active_per_token"] == experts // 2
     assert yaml.safe_load((run_dir / "config.yaml").read_text())["training"]["name"] == "whole"
@@ -112,6 +120,7 @@ def _check_run_folder(run_dir: Path, output: str) -> None:
     scalars = [(e.step, e.value) for e in events.Scalars("train/cross_entropy")]
     assert scalars == [(row["step"], pytest.approx(row["cross_entropy"])) for row in train]
     assert [e.step for e in events.Scalars("validation/cross_entropy")] == [4, 8]
+    assert [e.step for e in events.Scalars("validation/cross_entropy/other")] == [4, 8]
     # rank 0 alone speaks, in lines
     assert output.count("step 8/8") == 1
     assert output.count("step 8  validation cross-entropy") == 1

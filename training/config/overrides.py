@@ -110,7 +110,7 @@ def _is_yaml_mapping(text: str) -> bool:
         node = yaml.compose(text, yaml.SafeLoader)
     except yaml.YAMLError:
         return False
-    return isinstance(node, yaml.MappingNode) and bool(node.flow_style) and all(value.value for _, value in node.value)
+    return isinstance(node, yaml.MappingNode) and bool(node.flow_style) and all(v.value != "" for _, v in node.value)
 
 
 def _is_yaml_list(text: str) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data.config import DataConfig
@@ -84,6 +85,55 @@ def test_a_small_split_gives_all_its_complete_batches_with_a_notice(
 def test_a_split_without_one_batch_is_an_error(config: DataConfig, tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match=r"^data\.validation_files = .* too few for one batch of 5000"):
         validation_batches(config, tokenizer, rank=0, world_size=1, batch_size=5000, num_batches=1)
+
+
+@pytest.fixture
+def domains(
+    tmp_path: Path, make_config: Callable[..., DataConfig], make_texts: Callable[..., list[str]],
+    write_shards: Callable[..., str],
+) -> DataConfig:  # fmt: skip
+    """Three domains; the second is far smaller than the others."""
+    files = {
+        name: write_shards(tmp_path / name, [make_texts(n, seed=n)]) for name, n in zip("abc", (40, 4, 30), strict=True)
+    }
+    return make_config(validation_files=files)
+
+
+def test_domains_are_mixed_evenly_in_the_same_order_at_every_world_size(
+    domains: DataConfig, tokenizer: Tokenizer, make_config: Callable[..., DataConfig]
+) -> None:
+    assert isinstance(domains.validation_files, dict)
+    single = take(domains, tokenizer, world_size=1, batch_size=6, num_batches=1)
+    for world_size, batch_size in ((2, 3), (3, 2), (6, 1)):
+        sizes: dict[str, Any] = {"world_size": world_size, "batch_size": batch_size, "num_batches": 1}
+        assert take(domains, tokenizer, **sizes) == single
+        of_ranks = [
+            validation_batches(domains, tokenizer, rank=rank, **sizes)[0]["domain"] for rank in range(world_size)
+        ]
+        assert np.stack(of_ranks, 1).flatten().tolist() == [0, 1, 2, 1, 2, 0]
+    alone = make_config(validation_files=domains.validation_files["a"])
+    assert take(alone, tokenizer, world_size=1, batch_size=2, num_batches=1) == [single[0], single[5]]
+
+
+def test_a_single_split_has_no_domains(config: DataConfig, tokenizer: Tokenizer) -> None:
+    (batch,) = validation_batches(config, tokenizer, rank=0, world_size=1, batch_size=2, num_batches=1)
+    assert batch.keys() == {"input_ids", "labels"} and config.validation_domains() == []
+
+
+def test_the_smallest_domain_limits_the_others_with_a_notice(
+    domains: DataConfig, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    batches = validation_batches(domains, tokenizer, rank=0, world_size=1, batch_size=1, num_batches=999)
+    counts = np.bincount([batch["domain"][0] for batch in batches])
+    assert max(counts) - min(counts) <= 1 and len(batches) == sum(counts)
+    assert re.search(
+        r"data\.validation_files\[b\] = .* has (\d+) examples: (\d+) are used, as many of each", caplog.text
+    )
+
+
+def test_fewer_examples_than_domains_are_an_error(domains: DataConfig, tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match=r"^training.eval_examples = 2 is less than the 3 domains .*eval_examples=4$"):
+        validation_batches(domains, tokenizer, rank=0, world_size=2, batch_size=1, num_batches=1)
 
 
 def test_missing_files_name_their_key(make_config: Callable[..., DataConfig], tokenizer: Tokenizer) -> None:

@@ -1,5 +1,6 @@
 """Mistakes in a configuration: one line that names key, value and fix."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,42 @@ def test_a_mixture_is_read_from_the_file_with_its_own_keys(tmp_path: Path):
     assert config.data.validation_sources()[0].setting == "data.validation_files"
     OmegaConf.save(OmegaConf.create(config.model_dump()), tmp_path / "again.yaml")
     assert load_config(tmp_path / "again.yaml") == config
+
+
+def test_domains_of_validation_text_are_a_mapping_in_the_file_and_on_the_command_line(tmp_path: Path):
+    """Also in what a run writes out; braces of a pattern stay a pattern."""
+    text = Path(TINY).read_text()
+    text = re.sub("  validation_files: .*", "  validation_files: {code: 010/, no: [a.jsonl, b.jsonl]}", text)
+    (tmp_path / "domains.yaml").write_text(text)
+    config = load_config(tmp_path / "domains.yaml")
+    assert config.data.validation_files == {"code": "010/", "no": ["a.jsonl", "b.jsonl"]}
+    assert [source.setting for source in config.data.validation_sources()] == [
+        "data.validation_files[code]", "data.validation_files[no]"
+    ]  # fmt: skip
+    OmegaConf.save(OmegaConf.create(config.model_dump()), tmp_path / "again.yaml")
+    assert load_config(tmp_path / "again.yaml") == config
+    assert load_config(TINY, ["data.validation_files={code: 010/, no: [a.jsonl, b.jsonl]}"]).data == config.data
+    assert load_config(TINY, ["data.validation_files={en,de}"]).data.validation_files == "{en,de}"
+    assert load_config(TINY, ["data.validation_files=[a.jsonl,b.jsonl]"]).data.validation_domains() == []
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.validation_files={a/b: x.jsonl}", "'a/b' cannot name a domain"),
+        ("data.validation_files={code: {more: x}}", "{'more': 'x'} is not a file"),
+        ("data.validation_files={code: []}", "[] is not a file"),
+    ],
+)
+def test_mistakes_in_domains_are_one_line(override: str, words: str):
+    with pytest.raises(ConfigError, match=r"^data\.validation_files[^\n]*$") as caught:
+        load_config(TINY, [override])
+    assert words in str(caught.value)
+
+
+def test_domains_are_not_of_the_hub():
+    with pytest.raises(ConfigError, match=r"^data.validation_files names files of domains, but data.source = hub"):
+        load_config(TINY, ["data.source=hub", "data.validation_files={code: x.jsonl}"])
 
 
 def test_files_that_are_no_config(tmp_path: Path):

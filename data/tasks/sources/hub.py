@@ -54,6 +54,8 @@ class HubRows:
             rows: Sequence[Row] = import_datasets().load_dataset(
                 self.dataset, self.config, split=self.split_names[split], revision=self.revision
             )
+        except (ValueError, FileNotFoundError) as error:
+            raise DataError(f"{where} is not on the Hugging Face Hub at {self.revision} ({reason(error)})") from error
         except Exception as error:
             raise DataError(
                 f"{where} cannot be had from the Hugging Face Hub: check the network and HF_TOKEN, or put its rows in "

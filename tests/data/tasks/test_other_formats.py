@@ -145,6 +145,20 @@ CASES: list[tuple[str, Row, list[tuple[str, str]]]] = [
          [(f"translate English to French: {english}", french)])
         for french, english in (("C'est bon.", "That is good."), ("é", " b "), ("", "c"))
     ),
+    *(
+        ("wiki_topic", {"title": "T", "text": text, "label": label}, [(f"wiki_topic text: {text}", target)])
+        for text, label, target in (("Ma  thematics is.", 5, "Mathematics"), ("a\nb", 1, "Biology and health sciences"),
+                                    ("", -1, "<unk>"))
+    ),
+    *(
+        ("hypernym", {"word": "w", "gloss": gloss, "hypernyms": words}, [(f"hypernym gloss: {gloss}", words[0])])
+        for gloss, words in (("an entity that is", ["entity"]), ("a; b", ["living thing", "being"]), ("(x) y", ["z"]))
+    ),
+    *(
+        ("synopsis", {"package": "p", "source": "s", "description": text, "synopsis": line},
+         [(f"summarize: {text}", line)])
+        for text, line in (("A tool. It is good.", "does things"), ("a", "b"), (" c ", "d"))
+    ),
 ]  # fmt: skip
 
 

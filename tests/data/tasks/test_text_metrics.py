@@ -69,11 +69,11 @@ def drawn_answers(seed: int) -> tuple[list[str], list[list[str]]]:
 @pytest.mark.parametrize(
     ("name", "normal"),
     [("natural_questions", squad_normal), ("web_questions", squad_normal), ("trivia_qa", trivia_qa_normal),
-     ("trivia_qa_wikipedia", trivia_qa_normal), ("trivia_qa_documents", trivia_qa_normal)],
+     ("trivia_qa_wikipedia", trivia_qa_normal), ("trivia_qa_documents", trivia_qa_normal), ("hypernym", squad_normal)],
 )  # fmt: skip
 def test_the_best_over_answers(name: str, normal: Any) -> None:
     said, right = drawn_answers(seed=len(name))
-    rows = [{"answer": {"aliases": a} if name.startswith("trivia") else a, "answers": a} for a in right]
+    rows = [{"answer": {"aliases": a} if name.startswith("trivia") else a, "answers": a, "hypernyms": a} for a in right]
     found = get(name).metrics(said, rows)
     assert 20 < found["em"] < found["f1"] < 90
     assert found == pytest.approx(best(said, right, normal), rel=1e-12)
@@ -176,7 +176,9 @@ def rouge_l_sum(said: str, right: str) -> float:
     return f_measure(hits, *sizes)
 
 
-@pytest.mark.parametrize(("name", "column"), [("xsum", "summary"), ("cnn_dailymail", "highlights")])
+@pytest.mark.parametrize(
+    ("name", "column"), [("xsum", "summary"), ("cnn_dailymail", "highlights"), ("synopsis", "synopsis")]
+)
 def test_rouge_is_the_mean_of_f_measures(name: str, column: str) -> None:
     random = np.random.default_rng(len(name))
 

@@ -166,8 +166,8 @@ def test_a_mistake_is_one_line_and_code_2(
 def test_dry_run_on_a_cluster_prints_costs_and_jobs_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    options = ["--config", "configs/st_moe_l.yaml", "--launcher", "slurm", "--nodes", "8", "--dry-run", "--seeds", "0,1",
-               "--only", "dense", "baseline", "experts_4", "--out", str(tmp_path)]  # fmt: skip
+    options = ["--config", "configs/st_moe_l.yaml", "--launcher", "slurm", "--nodes", "8", "--dry-run",
+               "--seeds", "0,1", "--only", "dense", "baseline", "experts_4", "--out", str(tmp_path)]  # fmt: skip
     options += ["--rows", str(tmp_path / "rows.jsonl")]
     monkeypatch.setattr("sys.argv", ["study", *options])
     assert main() == 0

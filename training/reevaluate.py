@@ -104,7 +104,7 @@ def reevaluate(run_dir: Path, changes: Sequence[Change]) -> list[dict[str, float
             cast = torch.autocast(device.partition(":")[0], torch.bfloat16) if low else contextlib.nullcontext()
             with cast, _without_experts(model, change.without):
                 terms = evaluate(model, batches, int(changed_config.pad_token_id or 0), t.seed, 0)
-            found.append(terms.reduce(changed_config))
+            found.append(terms.reduce(changed_config, config.data.validation_domains()))
         return found
     finally:
         shut_down_distributed()

@@ -24,6 +24,7 @@ from studies.runner.options import common_arguments, execute_plan, make_launcher
 from training.config.checks import check_layout
 from training.config.run import RunConfig, load_config
 
+CONFIG = "configs/laboratory_cpu.yaml"  # in which experts matter
 ROWS = Path("docs/design_space/rows.jsonl")
 DOCUMENT = Path("docs/design_space.md")
 
@@ -31,6 +32,7 @@ DOCUMENT = Path("docs/design_space.md")
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = make_parser("studies.design_space", __doc__, "runs/design_space", steps=None)
+    parser.set_defaults(config=CONFIG)
     add = parser.add_argument
     add("--only", nargs="+", default=[], metavar="NAME", help="variants to run, of those that --dry-run names (all)")
     add("--seeds", type=seeds_argument, default=(0,), metavar="0,1", help="seeds, each after the one before (0)")

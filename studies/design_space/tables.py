@@ -82,9 +82,10 @@ def points(results: Results) -> dict[str, list[Point]]:
         panels[f"{label} time per token in training, µs"] = []
     for device in sorted(measured):
         panels[f"fastest measured step per token, µs ({device})"] = []
+    steps = results.unique[0].config.training.steps if results.unique else 0
     for trial in results.unique:
         quality = mean_of(list(results.qualities(trial.name).values()))
-        if quality is None:
+        if quality is None or trial.config.training.steps != steps:  # a longer run has another cost altogether
             continue
         rows = [row for row in results.of(trial.name) if row["status"] == "stable"]
 

@@ -18,7 +18,8 @@ from training.timed_steps import time_steps
 def config_of(corpus: dict[str, Any], tmp_path: Path) -> RunConfig:
     model = {"train_capacity_factor": 1.0, "min_capacity": 1}
     training = {"eval_examples": 16, "steps": 3, "eval_every": 3, "save_every": 3, "log_every": 1}
-    data = corpus | {"num_workers": 0}
+    files = corpus["validation_files"]
+    data = corpus | {"num_workers": 0, "validation_files": {"one": files, "other": files}}
     return small_config(tmp_path, model=model, data=data, optimizer={"warmup_steps": 1}, training=training)
 
 
@@ -33,7 +34,14 @@ def test_the_weights_of_a_run_at_other_capacity_factors(corpus: dict[str, Any], 
     assert done.returncode == 0, done.stderr
     found = json.loads((config.run_dir / FILE).read_text())
     small, own, large = found["evaluations"]
-    for key in ("cross_entropy", "dropped_fraction", "router_z_loss", "loss", "max_router_logit"):
+    for key in (
+        "cross_entropy",
+        "dropped_fraction",
+        "router_z_loss",
+        "loss",
+        "max_router_logit",
+        "cross_entropy/other",
+    ):
         assert own[key] == pytest.approx(measured[key], rel=1e-6, abs=1e-6), key  # the run's own evaluation again
     assert small["dropped_fraction"] > own["dropped_fraction"] >= large["dropped_fraction"] == 0
     assert small["cross_entropy"] != large["cross_entropy"]

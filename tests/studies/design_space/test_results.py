@@ -14,14 +14,18 @@ from studies.design_space.tables import Results, format_tables, points
 from studies.design_space.trials import Trial, trials_of
 from studies.runner.runs import Run, make_run
 from tests.studies.conftest import write_rows
-from training.config.run import load_config
+from training.config.run import RunConfig, load_config
 
 AROUND = {"ranks": 1, "jobs": 2, "threads": 1, "device": "a processor"}
 
 
 @pytest.fixture
 def trials(config_file: str) -> list[Trial]:
-    return trials_of(load_config(config_file, ["training.steps=10"]))[0]
+    return trials_of(base(config_file))[0]
+
+
+def base(config_file: str) -> RunConfig:
+    return load_config(config_file, ["training.steps=10"])
 
 
 def row_of(trial: Trial, seed: int, quality: float, **more: Any) -> dict[str, Any]:
@@ -41,7 +45,7 @@ def row_of(trial: Trial, seed: int, quality: float, **more: Any) -> dict[str, An
 
 def a_run(config_file: str, trials: list[Trial], name: str, out: Path) -> tuple[Run, Trial]:
     (trial,) = [trial for trial in trials if name in trial.names]
-    (planned,) = [p for p in plan(trials, (0,)) if p[0] == trial.name]
+    (planned,) = [p for p in plan(trials, (0,), base(config_file)) if p[0] == trial.name]
     return make_run(config_file, ["training.steps=10"], *planned[:2], out, planned[2]), trial
 
 

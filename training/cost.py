@@ -54,14 +54,13 @@ def cost_of(config: RunConfig) -> Cost:
 def width_of_equal_flops(config: RunConfig, reference: RunConfig) -> int:
     """Return the ``model.d_ff`` with which an example costs a run as many FLOPs as it costs a reference, within 1 %.
 
-    It is a multiple of 8 or, where none is near enough, of 4 or 2.
+    Both are counted for the examples of ``config``. It is a multiple of 8 or, where none is near enough, of 4 or 2.
 
     Raises:
         ValueError: see ``model.flops.equal_flops_width``.
     """
-    sequences = config.training.micro_batch_size
-    wanted = cost_of(reference).forward_flops * sequences
-    lengths = example_lengths(config.data)
+    sequences, lengths = config.training.micro_batch_size, example_lengths(config.data)
+    wanted = forward_flops(reference.st_moe_config(), sequences, *lengths).total
     for multiple in MULTIPLES[:-1]:
         with contextlib.suppress(ValueError):
             return equal_flops_width(config.st_moe_config(), wanted, sequences, *lengths, multiple=multiple)

@@ -117,7 +117,8 @@ class Architecture:
         """Check ranges and contradictions. Raises ValueError."""
         positive = ("vocab_size", "d_model", "d_ff", "d_kv", "num_heads", "num_layers", "sparse_step", "min_capacity",
                     "group_size", "train_capacity_factor", "eval_capacity_factor", "second_threshold",
-                    "rms_norm_epsilon", "initializer_scale", "router_initializer_factor", "num_decoder_layers")  # fmt: skip
+                    "rms_norm_epsilon", "initializer_scale", "router_initializer_factor",
+                    "num_decoder_layers")  # fmt: skip
         for name in positive:
             value = getattr(self, name)
             if value is not None and value <= 0:

@@ -69,7 +69,10 @@ class Trainer:
         resume = self._agree_on_resume()
         if resume is not None:
             self.state.restore(resume.state)
-        weights = None if inputs.init_from is None else open_source(inputs.init_from, config)
+        weights = None
+        if inputs.init_from is not None:
+            key = f"training.init_from = {config.training.init_from}"
+            weights = open_source(inputs.init_from, config.st_moe_config(), key)
         self.watchdog.enter("building the model", self.state.step)
         self.model_config = config.st_moe_config()
         self.pad_id = int(self.model_config.pad_token_id or 0)

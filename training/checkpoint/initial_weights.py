@@ -5,7 +5,7 @@ Nothing else is taken over: optimizer, schedule, position in the text and step a
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from common.logs import get_logger
 from common.paths import searched
@@ -17,6 +17,9 @@ from training.checkpoint.store.state import read_folder
 from training.config.errors import ConfigError
 from training.config.run import RunConfig
 from training.run.folder import RunFolder
+
+if TYPE_CHECKING:
+    from model.config import StMoeConfig
 
 EXPORTED = "model.safetensors"
 # Keys of the model section that always change the shape of some parameter. ``open_source`` compares all shapes.
@@ -34,7 +37,13 @@ class Source(NamedTuple):
 
 
 class Reader(Protocol):
-    """Reads weights, whatever layout they were written at."""
+    """Reads weights, whatever layout they were written at.
+
+    Attributes:
+        folder: of the checkpoint or export.
+    """
+
+    folder: Path
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -57,7 +66,7 @@ def find_source(config: RunConfig, tokenizer: Tokenizer) -> Source | None:
     if not folder.is_dir():
         raise ConfigError(f"{key}: no such folder{searched(folder)}: name a run, a checkpoint or an export")
     try:
-        source, fingerprint, model = _look_into(folder)
+        source, fingerprint, model = look_into(folder)
     except (DamagedError, KeyError) as error:
         raise ConfigError(f"{key}: {error}") from None
     if source is None:
@@ -79,8 +88,13 @@ def find_source(config: RunConfig, tokenizer: Tokenizer) -> Source | None:
     return source
 
 
-def _look_into(folder: Path) -> tuple[Source | None, str | None, dict[str, Any]]:
-    """The weights of a folder, the fingerprint of their vocabulary, and the model section of a checkpoint's run."""
+def look_into(folder: Path) -> tuple[Source | None, str | None, dict[str, Any]]:
+    """Return the weights of a folder, the fingerprint of their vocabulary, the model section of a checkpoint's run.
+
+    Raises:
+        ConfigError: the folder is a run without an intact checkpoint.
+        DamagedError: it is a checkpoint that cannot be read.
+    """
     if RunFolder(folder).has_checkpoint():
         checkpoint = read_checkpoint(folder, contents=False)
         state, source = checkpoint.state, Source(checkpoint.folder, folder, False)
@@ -94,23 +108,27 @@ def _look_into(folder: Path) -> tuple[Source | None, str | None, dict[str, Any]]
     return None, None, {}
 
 
-def open_source(source: Source, config: RunConfig) -> Reader:
+def open_source(source: Source, config: "StMoeConfig", key: str) -> Reader:
     """Check a source, and return its reader; collective over all ranks.
+
+    Args:
+        source: of the weights.
+        config: of the model that is to have them.
+        key: setting and value that name the source, for messages.
 
     Raises:
         ConfigError: it is damaged, or its parameters are not those of the model; on all ranks.
     """
-    key = f"training.init_from = {config.training.init_from}"
     reader: Reader
     if source.run_dir is None:
-        reader = _Export(source.folder)
+        reader = ExportWeights(source.folder, key)
     else:
         from training.checkpoint.agreement import agree_on_checkpoint
 
         agreed = agree_on_checkpoint(source.run_dir, first=source.folder)
         if source.chosen and agreed.folder.resolve() != source.folder.resolve():
             raise ConfigError(f"{key} is damaged: name another checkpoint")
-        reader = _Checkpoint(agreed.folder)
+        reader = CheckpointWeights(agreed.folder)
     _check_shapes(reader.shapes, config, key)
     return reader
 
@@ -133,14 +151,14 @@ def load_weights(engine: Any, reader: Reader, config: RunConfig) -> None:
     refresh_weights(engine)
 
 
-def _check_shapes(shapes: dict[str, tuple[int, ...]], config: RunConfig, key: str) -> None:
+def _check_shapes(shapes: dict[str, tuple[int, ...]], config: "StMoeConfig", key: str) -> None:
     """Raise ConfigError at the first parameter that is not the model's."""
     import torch
 
     from model.st_moe import StMoeForConditionalGeneration
 
     with torch.device("meta"):
-        model = StMoeForConditionalGeneration(config.st_moe_config())
+        model = StMoeForConditionalGeneration(config)
     wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     for name in [*wanted, *shapes]:
         there, here = shapes.get(name), wanted.get(name)
@@ -152,45 +170,58 @@ def _check_shapes(shapes: dict[str, tuple[int, ...]], config: RunConfig, key: st
             )
 
 
-class _Checkpoint:
-    """The weights of a checkpoint."""
+class CheckpointWeights:
+    """The weights of a checkpoint; a ``Reader``."""
 
     def __init__(self, folder: Path):
         from training.checkpoint.store.index import TensorReader
 
-        self.reader = TensorReader(folder)
+        self.folder, self.reader = folder, TensorReader(folder)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
+        """See ``Reader``."""
         return {name: parameter.shape for name, parameter in self.reader.index.parameters.items()}
 
     def weight(self, name: str, start: int, stop: int) -> Any:
+        """See ``Reader``."""
         from training.checkpoint.store.index import WEIGHT
 
         return self.reader.read(name, WEIGHT, start, stop)
 
 
-class _Export:
-    """The weights of a Hugging Face folder. Raises ConfigError: a file is missing or damaged."""
+class ExportWeights:
+    """The weights of a Hugging Face folder; a ``Reader``.
 
-    def __init__(self, folder: Path):
+    Args:
+        folder: of the export.
+        key: setting and value that name it, for messages.
+
+    Raises:
+        ConfigError: a file is missing or damaged.
+    """
+
+    def __init__(self, folder: Path, key: str):
         from safetensors import SafetensorError, safe_open
 
+        self.folder = folder
         index = folder / f"{EXPORTED}.index.json"
         try:
             weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index.is_file() else {}
             names = sorted(set(weight_map.values())) or [EXPORTED]
             self.files = [safe_open(folder / name, framework="pt") for name in names]
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise ConfigError(f"training.init_from = {folder} cannot be read: {error}") from None
+            raise ConfigError(f"{key} cannot be read: {error}") from None
         self.file_of = {key: file for file in self.files for key in file.keys()}  # noqa: SIM118
         self.last: tuple[str, Any] = ("", None)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
+        """See ``Reader``."""
         return {name: tuple(file.get_slice(name).get_shape()) for name, file in self.file_of.items()}
 
     def weight(self, name: str, start: int, stop: int) -> Any:
+        """See ``Reader``."""
         if self.last[0] != name:
             self.last = name, self.file_of[name].get_tensor(name).view(-1)
         return self.last[1][start:stop]

@@ -8,9 +8,13 @@ import torch
 from common.files import write_atomically
 from common.strict_json import to_json
 from model.config import StMoeConfig
+from model.moe.layer import SparseFeedForward
 from model.st_moe import StMoeForConditionalGeneration
+from model.transformer import SparseFactory
+from training.checkpoint.initial_weights import CheckpointWeights, Reader
 from training.checkpoint.store.index import WEIGHT, TensorReader, chunks
 from training.checkpoint.store.tensor_file import TensorFileWriter
+from training.engine.parameters import model_parameter_specs
 
 MAX_FILE_BYTES = 5 * 10**9  # as transformers splits large models; a larger tensor has a file of its own
 WEIGHTS_FILE = "model.safetensors"
@@ -44,15 +48,30 @@ def write_weights(checkpoint: Path, folder: Path, dtype: torch.dtype) -> None:
 
 def read_model(checkpoint: Path, config: StMoeConfig) -> StMoeForConditionalGeneration:
     """Return the model of a checkpoint, with all experts, in float32 on the CPU and in evaluation mode."""
-    reader = TensorReader(checkpoint)
+    return build_from(CheckpointWeights(checkpoint), config)
+
+
+def build_from(
+    reader: Reader, config: StMoeConfig, make_sparse: SparseFactory = SparseFeedForward, device: str = "cpu"
+) -> StMoeForConditionalGeneration:
+    """Return a model with the weights of a checkpoint or an export, in float32 and in evaluation mode.
+
+    Args:
+        reader: of the weights.
+        config: of the model.
+        make_sparse: builds the sparse layers; where they are split over ranks, each reads the experts that it holds.
+        device: of the weights.
+    """
     with torch.device("meta"):
-        model = StMoeForConditionalGeneration(config)
-    model.to_empty(device="cpu")
+        model = StMoeForConditionalGeneration(config, make_sparse)
+    model.to_empty(device=device)
+    specs = model_parameter_specs(model)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            flat = parameter.view(-1)
-            for start, stop in chunks(0, parameter.numel()):
-                flat[start:stop] = reader.read(name, WEIGHT, start, stop)
+        for parameter in model.parameters():
+            spec, flat = specs[parameter], parameter.view(-1)
+            first = spec.first_element
+            for start, stop in chunks(first, first + parameter.numel()):
+                flat[start - first : stop - first] = reader.weight(spec.name, start, stop)
     return model.eval()
 
 

@@ -3,22 +3,18 @@
 The predictions are those of the evaluation itself: each target piece from the true ones before it. So they cost no
 forward pass and no collective call, whatever the layout, and change nothing. ``fill.py`` generates freely.
 
-Shape suffixes: B = sequences of a micro-batch, L = positions of a stack, M = decoder positions, N = choices of a token.
+Shape suffixes: B = sequences of a micro-batch, L = encoder positions, M = decoder positions.
 """
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 
 from data.tokenizer import Tokenizer
 from model.losses import IGNORED_LABEL
-from model.moe.layer import SparseFeedForward
-from model.moe.routing import Routing
+from training.monitoring.routers import RouterObserver
 
 Example = dict[str, Any]
 
@@ -34,13 +30,8 @@ class HeldOutExamples:
 
     def __init__(self, count: int, module: nn.Module, tokenizer: Tokenizer):
         self.count, self.module, self.tokenizer = count, module, tokenizer
-        self.layers = {
-            f"{found[1]}_{found[2]}": layer
-            for name, layer in module.named_modules()
-            if isinstance(layer, SparseFeedForward) and (found := re.search(r"(encoder|decoder)\.blocks\.(\d+)", name))
-        }
+        self.routers = RouterObserver(module)
         self.taken: list[Example] = []
-        self._routings: dict[str, Routing] = {}
 
     @contextmanager
     def watching(self) -> Iterator[list[Example]]:
@@ -54,19 +45,13 @@ class HeldOutExamples:
         hooks = []
         if self.count:
             hooks.append(self.module.register_forward_hook(self._take, with_kwargs=True))
-            for name, layer in self.layers.items():
-                layer.observer = partial(self._routings.__setitem__, name)
+            self.routers.start()
         try:
             yield self.taken
         finally:
             for hook in hooks:
                 hook.remove()
-            self._stop()
-
-    def _stop(self) -> None:
-        for layer in self.layers.values():
-            layer.observer = None
-        self._routings.clear()
+            self.routers.stop()
 
     def _take(self, _module: nn.Module, _args: Any, batch: dict[str, Any], output: Any) -> None:
         """Take what is still wanted of a micro-batch, and stop observing when that is all."""
@@ -75,7 +60,8 @@ class HeldOutExamples:
             return
         inputs_BL, labels_BM = batch["input_ids"], batch["labels"]
         predicted_BM = output.logits[:wanted].argmax(-1)
-        experts = {name: _experts(routing, len(inputs_BL), wanted) for name, routing in self._routings.items()}
+        sequences = len(inputs_BL)
+        experts = {name: seen.serving_experts(sequences, wanted) for name, seen in self.routers.seen.items()}
         starts_BM = self.module.shift_right(labels_BM)[:wanted]  # type: ignore[operator]
         rows = zip(
             *(tensor.tolist() for tensor in (inputs_BL[:wanted], labels_BM[:wanted], predicted_BM, starts_BM)),
@@ -85,7 +71,7 @@ class HeldOutExamples:
             of = {name: layer[row] for name, layer in experts.items()}
             self.taken.append(self._example(inputs, labels, predicted, starts, of))
         if len(self.taken) >= self.count:
-            self._stop()
+            self.routers.stop()
 
     def _example(
         self, inputs: list[int], labels: list[int], predicted: list[int], starts: list[int], experts: dict[str, Any]
@@ -107,10 +93,3 @@ class HeldOutExamples:
             },
             "experts": {name: [of[p] for p in kept[name.partition("_")[0]]] for name, of in experts.items()},
         }
-
-
-def _experts(routing: Routing, sequences: int, wanted: int) -> list[list[list[int]]]:
-    """Return, by sequence and position, the experts that process a token."""
-    chosen_NGS = torch.where(routing.kept_NGS, routing.expert_NGS, -1)
-    chosen_BLN = chosen_NGS.view(len(chosen_NGS), sequences, -1)[:, :wanted].movedim(0, -1)
-    return [[[expert for expert in token if expert >= 0] for token in sequence] for sequence in chosen_BLN.tolist()]

@@ -1,1 +1,1 @@
-"""What the experts of a trained model learn: which tokens the routers send to which expert (Zoph et al. 2022, section 7)."""
+"""What the experts of a trained model learn: which token goes to which expert (Zoph et al. 2022, section 7)."""

@@ -193,9 +193,7 @@ def _stability(trace: Trace, other: Trace, words: Words, weights_RX: Array) -> S
         parts |= {name: class_T == number for number, name in enumerate(CLASSES) if (class_T == number).any()}
         found[layer] = {}
         for name, part_T in parts.items():
-            one = agreement(
-                first_T[part_T], other_T[part_T], tokens.example_T[part_T], trace.num_experts, weights_RX
-            )
+            one = agreement(first_T[part_T], other_T[part_T], tokens.example_T[part_T], trace.num_experts, weights_RX)
             found[layer][name] = {
                 "tokens": one.tokens, "same": _estimate(one.same), "chance": one.chance, "kappa": one.kappa
             }  # fmt: skip

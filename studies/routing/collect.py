@@ -71,9 +71,7 @@ def _record(observer: RouterObserver, trained: Trained, batch: dict[str, torch.T
     for layer, seen in observer.seen.items():
         decisions = seen.by_token(len(inputs_BL), CHOICES)
         real_BL = real_of[stack_of(layer)]
-        recorded[layer] = {
-            name: part[real_BL].cpu().numpy() for name, part in zip(MEMBERS, decisions, strict=True)
-        }
+        recorded[layer] = {name: part[real_BL].cpu().numpy() for name, part in zip(MEMBERS, decisions, strict=True)}
         recorded[layer]["expert_TN"] = recorded[layer]["expert_TN"].astype(np.int16)
     return recorded
 

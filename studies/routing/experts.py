@@ -62,7 +62,10 @@ def specific_words(
         found.append(
             [
                 Word(
-                    texts[word], int(counts_EW[expert, word]), float(counts_EW[expert, word] / counts_W[word]), z_of[word]
+                    texts[word],
+                    int(counts_EW[expert, word]),
+                    float(counts_EW[expert, word] / counts_W[word]),
+                    z_of[word],
                 )
                 for word in best.tolist()
                 if z_of[word] > limit

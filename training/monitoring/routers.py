@@ -1,7 +1,7 @@
 """What the routers decide for single tokens: the routing of every sparse layer, as a forward pass leaves it.
 
-Shape suffixes: N = choices of a token, G = groups, S = tokens of a group, E = experts, B = sequences, L = positions of a
-stack, so that G * S = B * L tokens.
+Shape suffixes: N = choices of a token, G = groups, S = tokens of a group, E = experts, B = sequences, L = positions of
+a stack; G * S = B * L.
 """
 
 import re

@@ -24,9 +24,8 @@ from model.moe.statistics import router_statistics
 class SparseFeedForward(nn.Module):
     """Mixture-of-experts feed-forward (Zoph et al. 2022, section 2); ``parallel.layer`` splits it over ranks."""
 
-    observer: Callable[[Routing, Tensor], None] | None = (
-        None  # called with the routing of each forward pass, and logits
-    )
+    # called with the routing and the router logits ``[G, S, E]`` of each forward pass
+    observer: Callable[[Routing, Tensor], None] | None = None
 
     def __init__(self, config: StMoeConfig, *, decoder: bool = False):
         # Not super().__init__(): the expert-parallel layer also derives from a DeepSpeed class whose __init__ it skips.

@@ -5,8 +5,8 @@ python -m studies.routing exported/tiny --config configs/tiny.yaml --data news=n
 python -m studies.routing runs/tiny --against 400
 deepspeed --num_gpus 2 --module studies.routing runs/tiny
 
-Writes trace.safetensors, statistics.json, tables.md and routing.html. Named in place of a run, the folder with a trace is
-analyzed again, without the model.
+Writes trace.safetensors, statistics.json, tables.md and routing.html. A folder with a trace, in place of a run, is
+analyzed again without the model.
 """
 
 from common.exit_codes import end_quietly_on_interrupt
@@ -41,11 +41,6 @@ EXAMPLES = 1024
 TIMEOUT_SECONDS = 1800.0  # of a collective: rank 0 reads the experts' weights for their similarity
 WAIT_FOR_RANK_0_SECONDS = 10
 NAMED = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)", re.DOTALL)
-SERVED = {
-    "dropless": "Every token is served by the experts that it chooses.",
-    "trained": "Routed as in training, with its capacity and its draws.",
-    "exported": "Routed as it was exported.",
-}
 
 logger = get_logger("routing")
 
@@ -53,30 +48,56 @@ logger = get_logger("routing")
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = Parser(
-        prog="python -m studies.routing", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m studies.routing",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-    )  # fmt: skip
-    add = parser.add_argument
-    add("model", type=path_argument, help="run folder, such as runs/tiny, one of its checkpoints, an exported folder, or "
-        "a folder with a trace")  # fmt: skip
-    add("--data", action="append", metavar="[NAME=]FILES", type=path_text_argument, default=None,
-        help="held-out text, in the form of data.validation_files; repeated: several domains; default: the run's own")  # fmt: skip
+    )
+    parser.add_argument(
+        "model",
+        type=path_argument,
+        help="run folder, such as runs/tiny, one of its checkpoints, an exported folder, or a folder with a trace",
+    )
+    add = parser.add_argument_group("what is traced").add_argument
+    add(
+        "--data",
+        action="append",
+        metavar="[NAME=]FILES",
+        type=path_text_argument,
+        help="held-out text in the form of data.validation_files; repeated: several domains; default: the run's own",
+    )
     add("--config", type=path_text_argument, metavar="FILE", help="of an export: the configuration it was trained with")
-    add("--checkpoint", type=int, metavar="STEP", help="of the run; default: the newest")
-    add("--against", metavar="STEP or FOLDER", help="another checkpoint of the run, or a run that began with its "
-        "weights: how many tokens keep their expert")  # fmt: skip
+    add("--checkpoint", type=int, metavar="STEP", help="of the run (default: the newest)")
+    add(
+        "--against",
+        metavar="STEP",
+        help="another checkpoint of the run, or the folder of a model that began with its weights: how many tokens "
+        "keep their expert",
+    )
     add("--examples", type=positive, metavar="N", help=f"of all domains together (default: {EXAMPLES})")
-    add("--batch-size", type=positive, metavar="N", help="sequences (default: the run's training.micro_batch_size)")
-    add("--routing", choices=("dropless", "trained"), help="of a run: dropless (default): every token is served, so that "
-        "its experts depend on no other text; trained: capacity and random choices as in training")  # fmt: skip
+    add("--batch-size", type=positive, metavar="N", help="sequences (default: training.micro_batch_size of the run)")
+    add(
+        "--routing",
+        choices=("dropless", "trained"),
+        help="of a run: dropless (default): every token is served, so that its experts depend on no other text; "
+        "trained: capacity and random choices as in training",
+    )
     add("--vocabulary", type=path_argument, metavar="FOLDER", help="of the run's spiece.model, if the run has no copy")
+    add = parser.add_argument_group("statistics and page").add_argument
     add("--permutations", type=positive, default=200, metavar="N", help="of each test (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of permutations and resamples (default: %(default)s)")
+    add("--seed", type=natural, default=0, metavar="N", help="of permutations and resamples (default: %(default)s)")
     add("--shown", type=positive, default=12, metavar="N", help="examples with text on the page (default: %(default)s)")
     add("--out", type=path_argument, metavar="FOLDER", help="for the results (default: routing in the model's folder)")
     # added by the deepspeed launcher and, with a dash, by torch.distributed.launch
     add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def natural(text: str) -> int:
+    """Parse a number of 0 or more. Raises ArgumentTypeError otherwise."""
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 0")
+    return int(text)
 
 
 def texts(given: list[str] | None) -> dict[str, str]:
@@ -147,10 +168,8 @@ def collect_all(arguments: argparse.Namespace, process: Process, out: Path) -> t
     traces = []
     for one in (found, other):
         if one is not None:
-            routing = arguments.routing or "dropless"
-            served = SERVED["exported" if one.config is None else routing]
-            trained = load_trained(one, routing, process.world_size, device)
-            traces.append(collect(one, trained, batches, served))
+            trained = load_trained(one, arguments.routing or "dropless", process.world_size, device)
+            traces.append(collect(one, trained, batches))
             del trained
     shut_down_distributed()
     trace, against = traces[0], traces[1] if len(traces) > 1 else None

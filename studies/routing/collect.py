@@ -29,14 +29,13 @@ Recorded = dict[str, dict[str, Array]]  # of a batch: arrays of each stack and l
 
 
 @torch.no_grad()
-def collect(found: Found, trained: Trained, batches: Batches, routing: str) -> Trace | None:
+def collect(found: Found, trained: Trained, batches: Batches) -> Trace | None:
     """Return the trace on rank 0, None on others; collective over all ranks.
 
     Args:
         found: the model's folder.
         trained: the model.
         batches: the same on all ranks, which share them.
-        routing: in words, for the trace.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     observer = RouterObserver(trained.model)
@@ -56,7 +55,7 @@ def collect(found: Found, trained: Trained, batches: Batches, routing: str) -> T
     if gathered is None:
         return None
     of_batch = {number: recorded for part in gathered for number, recorded in part.items()}
-    return _assemble(found, trained, batches, [of_batch[number] for number in range(len(batches))], routing)
+    return _assemble(found, trained, batches, [of_batch[number] for number in range(len(batches))])
 
 
 def _record(observer: RouterObserver, trained: Trained, batch: dict[str, torch.Tensor]) -> Recorded:
@@ -76,7 +75,7 @@ def _record(observer: RouterObserver, trained: Trained, batch: dict[str, torch.T
     return recorded
 
 
-def _assemble(found: Found, trained: Trained, batches: Batches, recorded: list[Recorded], routing: str) -> Trace:
+def _assemble(found: Found, trained: Trained, batches: Batches, recorded: list[Recorded]) -> Trace:
     size = len(batches[0][1]["input_ids"])
     for number, of_batch in enumerate(recorded):
         for stack in ("encoder", "decoder"):
@@ -93,7 +92,7 @@ def _assemble(found: Found, trained: Trained, batches: Batches, recorded: list[R
         source=str(found.name),
         step=trained.step,
         num_experts=trained.config.num_experts,
-        routing=routing,
+        routing=describe_routing(trained.config),
         domains=domains,
         domain_X=np.repeat([domains.index(name) for name, _ in batches], size).astype(np.int16),
         pieces=dict(zip(ids.tolist(), found.tokenizer.pieces(ids), strict=True)),
@@ -117,6 +116,19 @@ def _cosines(gram_EE: torch.Tensor) -> Array:
     norm_E = gram_EE.diagonal().clamp(min=torch.finfo(torch.float64).tiny).sqrt()
     cosines: Array = (gram_EE / norm_E[:, None] / norm_E).float().numpy()
     return cosines
+
+
+def describe_routing(config: Any) -> str:
+    """Return in words how a model of this config serves tokens."""
+    served = "every token is served by the experts that it chooses"
+    if config.capacity != "dropless":
+        served = f"capacity factor {config.eval_capacity_factor}, as in evaluations"
+    stacks = {stack: config.stack_gating(decoder=stack == "decoder") for stack in ("encoder", "decoder")}
+    gatings = list(dict.fromkeys(stacks.values()))
+    named = (
+        gatings[0] if len(gatings) == 1 else ", ".join(f"{gating} in the {stack}" for stack, gating in stacks.items())
+    )
+    return f"Gating {named}; {served}."
 
 
 def describe(batches: Batches, world_size: int) -> str:

@@ -1,8 +1,8 @@
 """The entropy of the experts to which the tokens of a class go, as in tables 13-15 of the paper, with error bars.
 
-For the tokens of a class, the entropy of the shares of their first experts, nats: ln(experts) if all experts get as many,
-0 if one gets all. A finite number T of tokens gives too little by about (K - 1) / (2 T), K experts that occur; that much
-is added (Miller 1955), at most up to ln(experts).
+For the tokens of a class, the entropy of the shares of their first experts, nats: ln(experts) if all experts get as
+many, 0 if one gets all. A finite number T of tokens gives too little by about (K - 1) / (2 T), K experts that occur;
+that much is added (Miller 1955), at most up to ln(experts).
 
 Errors are standard deviations over bootstrap resamples of whole examples, since the tokens of an example are no
 independent draws. All layers and classes share the resamples, so that differences have their errors too.
@@ -97,7 +97,7 @@ def class_entropies(
 
 
 def corrected_entropy(counts_E: Array) -> Array:
-    """Return the entropies of relative frequencies over the last axis, nats, with Miller's correction; NaN of nothing."""
+    """Return entropies of relative frequencies over the last axis, nats, with Miller's correction; NaN of nothing."""
     total = counts_E.sum(-1)
     with np.errstate(invalid="ignore", divide="ignore"):
         n_log_n = np.where(counts_E > 0, counts_E * np.log(np.where(counts_E > 0, counts_E, 1)), 0.0).sum(-1)

@@ -54,6 +54,7 @@ def specific_words(
     if not len(considered):
         return [[] for _ in counts_E]
     z_EW = adjusted_residuals(counts_EW)[:, considered]
+    of_word_EW = counts_EW / np.maximum(counts_W, 1)
     limit = NormalDist().inv_cdf(1 - level / (len(considered) * len(counts_E)))
     found: list[list[Word]] = []
     for expert in range(len(counts_E) if total else 0):
@@ -61,12 +62,7 @@ def specific_words(
         z_of = dict(zip(considered.tolist(), z_EW[expert].tolist(), strict=True))
         found.append(
             [
-                Word(
-                    texts[word],
-                    int(counts_EW[expert, word]),
-                    float(counts_EW[expert, word] / counts_W[word]),
-                    z_of[word],
-                )
+                Word(texts[word], int(counts_EW[expert, word]), float(of_word_EW[expert, word]), z_of[word])
                 for word in best.tolist()
                 if z_of[word] > limit
             ]

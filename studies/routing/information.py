@@ -1,13 +1,13 @@
 """Mutual information between the first expert of a token and what the token is, in nats, with a permutation test.
 
-I(E; F) = sum over experts e and values f of p(e, f) ln(p(e, f) / (p(e) p(f))), of the relative frequencies. From finitely
-many tokens that comes out above 0 even if nothing depends on anything: by about (K_ef - K_e - K_f + 1) / (2 T) nats, with
-K the numbers of cells, experts and values that occur (Miller 1955). ``corrected`` has this much less.
+I(E; F) = sum over experts e and values f of p(e, f) ln(p(e, f) / (p(e) p(f))), of the relative frequencies. From
+finitely many tokens that comes out above 0 even if nothing depends on anything: by about (K_ef - K_e - K_f + 1) / (2 T)
+nats, with K the numbers of cells, experts and values that occur (Miller 1955). ``corrected`` has this much less.
 
-The test shuffles the values and counts how often I comes out at least as large: p = (1 + count) / (1 + permutations), so
-that 200 permutations give no p below 0.005. Tokens of one example are no independent draws. So values are shuffled among
-the tokens of their own example; the domain, which is the same within an example, is shuffled among examples. ``chance``
-is the mean I of the shuffled values: where examples differ from each other it is above 0 for any number of tokens.
+The test shuffles the values and counts how often I comes out at least as large: p = (1 + count) / (1 + permutations),
+so that 200 permutations give no p below 0.005. Tokens of one example are no independent draws. So values are shuffled
+among the tokens of their own example; the domain, the same within an example, is shuffled among examples. ``chance`` is
+the mean I of the shuffled values: where examples differ from each other it is above 0 for any number of tokens.
 
 Shape suffixes: T = tokens of a stack, X = examples, E = experts, F = values of a factor.
 """

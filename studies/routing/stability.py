@@ -1,7 +1,7 @@
 """How many tokens keep their first expert from one checkpoint to another.
 
-Experts are compared by their number. A run keeps its experts' identity, so that no matching is needed; between runs that
-began from different weights numbers mean nothing, and the comparison does not either.
+Experts are compared by their number. A run keeps its experts' identity, so that no matching is needed; between runs
+that began from different weights numbers mean nothing, and the comparison does not either.
 
 Shape suffixes: T = tokens, X = examples, E = experts, R = resamples.
 """

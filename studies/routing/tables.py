@@ -70,7 +70,8 @@ def verdict(found: Statistics) -> str:
     return (
         f"Sentinels, mean over layers: decoder {measured(decoder)}, encoder {measured(encoder)} nats; the decoder's is "
         f"{'' if clear else 'not clearly '}{side} the encoder's, by {measured(size)}. "
-        f"The paper: encoder {', '.join(map(str, PAPER['encoder']))}, decoder {PAPER['decoder'][0]} in all six, of 3.47."
+        f"The paper: encoder {', '.join(map(str, PAPER['encoder']))}, decoder {PAPER['decoder'][0]} in all six layers, "
+        "of 3.47."
     )
 
 

@@ -25,14 +25,17 @@ CLASSES = ("sentinel", "special", "punctuation", "number", "function word", "nam
 SENTINEL, SPECIAL, PUNCTUATION, NUMBER, FUNCTION, NAME, VERB, OTHER = range(len(CLASSES))
 SPACE = "▁"  # SentencePiece's
 ENDS = (".", "!", "?")
-SURROUNDS = frozenset("\"'`()[]{}“”‘’«»*_")  # may stand between the end of a sentence and the next
+SURROUNDS = frozenset(
+    "\"'`()[]{}“”\N{LEFT SINGLE QUOTATION MARK}\N{RIGHT SINGLE QUOTATION MARK}«»*_"
+)  # may stand between the end of a sentence and the next
 
 
 def _listed(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-FUNCTION_WORDS = _listed("""a an the this that these those my your his her its our their whose i you he she it we they me him us them mine
+FUNCTION_WORDS = _listed("""
+    a an the this that these those my your his her its our their whose i you he she it we they me him us them mine
     yours hers ours theirs myself yourself himself herself itself ourselves yourselves themselves who whom which what
     whoever whatever one's someone somebody something anyone anybody anything everyone everybody everything no nobody
     nothing none each every either neither both all some any much many more most few fewer less least several other
@@ -47,10 +50,12 @@ FUNCTION_WORDS = _listed("""a an the this that these those my your his her its o
     there here then now also too very just only even still again ever never always often quite rather almost already
     perhaps else
     s t d m re ve ll don didn doesn isn wasn aren weren won wouldn couldn shouldn hasn haven hadn""")
-NUMBERS = _listed("""zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+NUMBERS = _listed("""
+    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
     eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred hundreds thousand thousands million
     millions billion billions dozen first second third fourth fifth sixth seventh eighth ninth tenth""")
-VERBS = _listed("""say says said make makes made go goes went gone take takes took taken come comes came become becomes became see
+VERBS = _listed("""
+    say says said make makes made go goes went gone take takes took taken come comes came become becomes became see
     sees saw seen know knows knew known get gets got gotten give gives gave given find finds found think thinks thought
     tell tells told leave leaves left feel feels felt put bring brings brought begin begins began begun keep keeps kept
     hold holds held write writes wrote written stand stands stood hear hears heard let mean means meant set meet meets
@@ -63,7 +68,9 @@ VERBS = _listed("""say says said make makes made go goes went gone take takes to
     allows require requires provide provides serve serves believe believes live lives love loves want wants try tries
     tried follow follows occur occurs exist exists use uses refer refers belong belongs produce produces describe
     describes consider considers continue continues die dies died receive receives""")
-NO_VERBS = _listed("""thing things king kings nothing something anything everything during morning evening spring string hundred
+NO_VERBS = _listed("""
+
+    thing things king kings nothing something anything everything during morning evening spring string hundred
     hundreds building buildings ceiling wedding sibling siblings sacred naked wicked rugged aged breed speed indeed
     exceed proceed succeed agreed wise otherwise likewise rise exercise promise premise precise noise praise size prize
     viking sterling shilling pudding herring darling earring being beings weed greed steed bleed creed""")

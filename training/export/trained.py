@@ -15,13 +15,13 @@ from training.checkpoint.store.state import candidates, read_folder, step_of
 from training.config.errors import ConfigError
 from training.config.run import RunConfig, validate
 from training.export.folders import check_source
-from training.export.serving import Routing
 from training.run.folder import RunFolder
 from training.run.kept_inputs import vocabulary_of
 
 if TYPE_CHECKING:
     from model.config import StMoeConfig
     from model.st_moe import StMoeForConditionalGeneration
+    from training.export.serving import Routing
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _checkpoint_of_step(run_dir: Path, step: int) -> Path:
     return here[0]
 
 
-def load_trained(found: Found, routing: Routing, world_size: int, device: str) -> Trained:
+def load_trained(found: Found, routing: "Routing", world_size: int, device: str) -> Trained:
     """Read a model, its experts split over as many ranks as divide them and the world size; collective over all ranks.
 
     Args:

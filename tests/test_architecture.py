@@ -42,7 +42,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         "health",
         "report",
     ),
-    "studies": ("runner", "stability", "design_space"),
+    "studies": ("runner", "stability", "design_space", "routing"),
 }
 # Modules of a room that its packages may import: the foundations. All others lie above the packages.
 FOUNDATIONS: dict[str, tuple[str, ...]] = {

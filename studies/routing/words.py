@@ -69,7 +69,6 @@ VERBS = _listed("""
     tried follow follows occur occurs exist exists use uses refer refers belong belongs produce produces describe
     describes consider considers continue continues die dies died receive receives""")
 NO_VERBS = _listed("""
-
     thing things king kings nothing something anything everything during morning evening spring string hundred
     hundreds building buildings ceiling wedding sibling siblings sacred naked wicked rugged aged breed speed indeed
     exceed proceed succeed agreed wise otherwise likewise rise exercise promise premise precise noise praise size prize

@@ -33,9 +33,9 @@ def launch(config: Path, *arguments: str, ranks: int = 2) -> Completed:
     return run([*start, "--config", str(config), *arguments])
 
 
-def python(*command: str) -> Completed:
-    """Run ``python *command`` in a fork; the first word is a file or ``-m``."""
-    return _ended(list(command), [{}])
+def python(*command: str, ranks: int = 1) -> Completed:
+    """Run ``python *command`` in a fork, or as ranks that a launcher would start; the first word is a file or ``-m``."""
+    return _ended(list(command), rank_environments(ranks) if ranks > 1 else [{}])
 
 
 def train(config: Path, *arguments: str, ranks: int = 1) -> Completed:

@@ -34,7 +34,7 @@ def launch(config: Path, *arguments: str, ranks: int = 2) -> Completed:
 
 
 def python(*command: str, ranks: int = 1) -> Completed:
-    """Run ``python *command`` in a fork, or as ranks that a launcher would start; the first word is a file or ``-m``."""
+    """Run ``python *command`` in a fork, or in one for each rank of a launcher; the first word is a file or ``-m``."""
     return _ended(list(command), rank_environments(ranks) if ranks > 1 else [{}])
 
 

@@ -129,7 +129,7 @@ def test_a_dependence_is_found_and_independence_is_not():
 
 
 def test_tokens_of_an_example_are_not_taken_for_independent_draws():
-    """Each example has an expert and a domain of its own, drawn independently: single tokens would show a dependence."""
+    """Each example has an expert and a domain of its own, drawn independently; single tokens seem to depend."""
     rng = np.random.default_rng(5)
     example_T = np.repeat(np.arange(20), 50)
     expert_T, domain_T = rng.integers(0, 4, 20)[example_T], rng.integers(0, 2, 20)[example_T]

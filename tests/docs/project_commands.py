@@ -19,6 +19,7 @@ from training.config.run import load_config
 
 GPUS_OF_A_HOST = (1, 2, 4, 8)  # of the machines on which a command may start one rank per GPU
 INTERNAL_PROGRAMS = ("data.streaming.worker",)  # started by other programs, with arguments that only these know
+STUDIES_OF_A_MODEL = ("studies.routing",)  # that train nothing, and so have no --dry-run
 RESTART_OPTIONS = ("--max-restarts", "--backoff", "--crash-loop")
 #: Options of pytest, and whether a value follows.
 PYTEST_OPTIONS = {
@@ -55,6 +56,8 @@ def check_deepspeed(page: Page, arguments: list[str]) -> None:
         options = runner.parse_args(arguments)
     if options.include or options.exclude or options.num_nodes != -1:
         raise unknown("deepspeed --include, --exclude or --num_nodes")
+    if options.module:
+        return check_program(page, options.user_script, options.user_args)
     if options.user_script != "train.py":
         raise unknown(f"deepspeed starts {options.user_script}")
     layouts = [(gpus, gpus) for gpus in GPUS_OF_A_HOST]
@@ -62,7 +65,7 @@ def check_deepspeed(page: Page, arguments: list[str]) -> None:
         layouts = [(options.num_gpus, options.num_gpus)]
     elif options.hostfile != runner.DLTS_HOSTFILE:
         layouts = [hostfile_layout(options.hostfile)]
-    check_train(page, options.user_args, layouts)
+    return check_train(page, options.user_args, layouts)
 
 
 def check_srun(page: Page, arguments: list[str]) -> None:
@@ -110,11 +113,13 @@ def check_program(page: Page, module: str, arguments: list[str]) -> None:
         return None
     package = (page.root / module.replace(".", "/") / "__main__.py").is_file()
     program = importlib.import_module(f"{module}.__main__" if package else module)
-    if module.startswith("studies."):
+    if module.startswith("studies.") and module not in STUDIES_OF_A_MODEL:
         return check_study(program, arguments)
     options = parse(program, module, arguments)
     if options is None:
         return None
+    if module == "studies.routing":
+        return check_routing(page, options)
     if module == "data.prepare":
         check_prepare(page, options)
     elif module == "training.report":
@@ -128,6 +133,18 @@ def check_program(page: Page, module: str, arguments: list[str]) -> None:
         for folder in (options.before, options.after):
             page.run(str(folder))
     return None
+
+
+def check_routing(page: Page, options: argparse.Namespace) -> None:
+    """A model that the page trains or exports, or what the study has made of it; the text is not looked for."""
+    folder = str(options.model).removesuffix("/routing")
+    page.run(folder.replace("exported/", "runs/", 1))
+    if options.config is not None:
+        load_config(page.config_file(options.config))
+    require(
+        folder.startswith("exported/") == (options.config is not None) or folder != str(options.model),
+        f"{folder}: an export needs --config, a run has its own",
+    )
 
 
 def is_program(root: Path, module: str) -> bool:

@@ -1,5 +1,8 @@
 """The fixed validation examples."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 
 from common.logs import get_logger
@@ -15,8 +18,19 @@ from data.tokenizer import Tokenizer
 
 logger = get_logger(__name__)
 
-
 DOMAIN = "domain"
+
+
+class Settings(NamedTuple):
+    """What the user has set the numbers and the text with, for messages."""
+
+    examples: str = "training.eval_examples"
+    batch: str = "training.micro_batch_size"
+    ranks: str = " x ranks"
+    domains: str = "data.validation_files"
+
+
+CONFIGURED = Settings()
 
 
 def validation_batches(
@@ -27,7 +41,8 @@ def validation_batches(
     world_size: int,
     batch_size: int,
     num_batches: int,
-    source: ShardSource | None = None,
+    sources: Sequence[ShardSource] | None = None,
+    settings: Settings = CONFIGURED,
 ) -> list[Batch]:
     """Return this rank's share of the first num_batches * world_size * batch_size examples of the validation split.
 
@@ -42,7 +57,8 @@ def validation_batches(
         rank, world_size: this rank and the number of data-parallel ranks.
         batch_size: examples per rank and batch.
         num_batches: batches per rank.
-        source: shards to read in place of the configured ones, which must be of a single source.
+        sources: shards to read in place of the configured ones, one item for each of ``config.validation_sources()``.
+        settings: for messages.
 
     Returns:
         Batches in the form of ``PretrainingLoader.next_batch``: num_batches or, with a notice, as many as the split
@@ -55,7 +71,7 @@ def validation_batches(
     """
     check_ranks(rank, world_size, batch_size)
     objective = make_objective(config, tokenizer)
-    sources = [source] if source else [open_shards(config, text) for text in config.validation_sources()]
+    sources = sources or [open_shards(config, text) for text in config.validation_sources()]
     corpora = [Corpus(shards, 1, config.seed, shuffled=False, number=number) for number, shards in enumerate(sources)]
     streams = [
         ExampleStream(corpus, tokenizer, objective, 0, config, VALIDATION_MASK, shuffle_buffer=0) for corpus in corpora
@@ -68,32 +84,32 @@ def validation_batches(
         domain = (n + n // len(streams)) % len(streams)
         example = streams[domain].next_example()
         if example.epoch > 0:
-            wanted = _fewer(n, wanted, global_batch_size, corpora[domain].source.key, len(streams))
+            wanted = _fewer(n, wanted, global_batch_size, corpora[domain].source.key, len(streams), settings)
             break
         if n % world_size == rank:
             examples.append(example)
             domains.append(domain)
     if wanted < len(streams):
         raise ValueError(
-            f"training.eval_examples = {wanted} is less than the {len(streams)} domains of data.validation_files: set "
-            f"training.eval_examples={-(-len(streams) // global_batch_size) * global_batch_size}"
+            f"{settings.examples} = {wanted} is less than the {len(streams)} domains of {settings.domains}: set "
+            f"{settings.examples}={-(-len(streams) // global_batch_size) * global_batch_size}"
         )
     named = bool(config.validation_domains())
     starts = range(0, wanted // world_size, batch_size)
     return [_batch(examples[i : i + batch_size], domains[i : i + batch_size] if named else None) for i in starts]
 
 
-def _fewer(found: int, wanted: int, global_batch_size: int, key: str, domains: int) -> int:
+def _fewer(found: int, wanted: int, global_batch_size: int, key: str, domains: int, settings: Settings) -> int:
     """Return how many examples are used where one domain has no more, with a notice. Raises ValueError: none."""
     used = found // global_batch_size * global_batch_size
     has = f"{key} has {found // domains} examples"
     if not used:
         raise ValueError(
-            f"{has}, too few for one batch of {global_batch_size} (training.micro_batch_size x ranks): add validation "
-            "text, or set a smaller training.micro_batch_size"
+            f"{has}, too few for one batch of {global_batch_size} ({settings.batch}{settings.ranks}): add validation "
+            f"text, or set a smaller {settings.batch}"
         )
     share = f", as many of each of the {domains} domains" if domains > 1 else ""
-    logger.warning(f"training.eval_examples = {wanted}, but {has}: {used} are used{share}")
+    logger.warning(f"{settings.examples} = {wanted}, but {has}: {used} are used{share}")
     return used
 
 

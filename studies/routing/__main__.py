@@ -17,6 +17,7 @@ if __name__ == "__main__":
 import argparse
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -36,11 +37,24 @@ from training.run.process import Process
 
 AGAINST_FILE = "trace_against.safetensors"
 STATISTICS_FILE, TABLES_FILE, PAGE_FILE = "statistics.json", "tables.md", "routing.html"
-OF_COLLECTION = ("data", "config", "checkpoint", "against", "examples", "batch_size", "routing", "vocabulary")
+OF_COLLECTION = (
+    "data",
+    "text_column",
+    "config",
+    "checkpoint",
+    "against",
+    "examples",
+    "batch_size",
+    "routing",
+    "vocabulary",
+)
 EXAMPLES = 1024
 TIMEOUT_SECONDS = 1800.0  # of a collective: rank 0 reads the experts' weights for their similarity
 WAIT_FOR_RANK_0_SECONDS = 10
-NAMED = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)", re.DOTALL)
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NAMED = re.compile(rf"({NAME.pattern})=(.+)", re.DOTALL)
+
+Files = str | list[str]
 
 logger = get_logger("routing")
 
@@ -66,6 +80,7 @@ def parse_arguments() -> argparse.Namespace:
         type=path_text_argument,
         help="held-out text in the form of data.validation_files; repeated: several domains; default: the run's own",
     )
+    add("--text-column", metavar="NAME", help="JSON key or Parquet column of --data (default: data.text_column)")
     add("--config", type=path_text_argument, metavar="FILE", help="of an export: the configuration it was trained with")
     add("--checkpoint", type=int, metavar="STEP", help="of the run (default: the newest)")
     add(
@@ -100,15 +115,29 @@ def natural(text: str) -> int:
     return int(text)
 
 
-def texts(given: list[str] | None) -> dict[str, str]:
-    """Return the files of each domain that ``--data`` names. Raises ConfigError: two have the same name."""
-    found: dict[str, str] = {}
+def texts(given: list[str] | None, own: Mapping[str, Files]) -> dict[str, Files]:
+    """Return the files of each domain that ``--data`` names.
+
+    Args:
+        given: ``NAME=FILES``, ``FILES``, or the name of one of the run's own domains.
+        own: files of the run's domains.
+
+    Raises:
+        ConfigError: two have the same name, or one is neither a file nor a domain.
+    """
+    found: dict[str, Files] = {}
     for text in given or []:
         match = None if Path(text).exists() else NAMED.fullmatch(text)
-        name, files = (match[1], match[2]) if match else (name_of(text), text)
+        files: Files
+        if text in own:
+            name, files = text, own[text]
+        else:
+            name, files = (match[1], match[2]) if match else (name_of(text), text)
+            if match is None and own and NAME.fullmatch(text) and not Path(text).exists():
+                raise ConfigError(f"--data {text}: neither a file nor a domain of the run, which has {', '.join(own)}")
         if name in found:
             raise ConfigError(
-                f"--data {text}: another text is named {name}: write --data NAME={files} with its own name"
+                f"--data {text}: another text is named {name}: write --data NAME={files}, with another NAME"
             )
         found[name] = files
     return found
@@ -150,11 +179,14 @@ def collect_all(arguments: argparse.Namespace, process: Process, out: Path) -> t
     check_sparse(found)
     other = other_model(arguments, found)
     data, size = found.data(None if arguments.config is None else load_config(arguments.config))
+    if arguments.text_column is not None:
+        data = data.model_copy(update={"text_column": arguments.text_column})
+    own = data.validation_files
     check_can_write(out, "--out")
-    batches = held_out_batches(
+    held_out = held_out_batches(
         data,
         found.tokenizer,
-        texts(arguments.data),
+        texts(arguments.data, own if isinstance(own, dict) else {}),
         examples=arguments.examples or EXAMPLES,
         batch_size=arguments.batch_size or size,
     )
@@ -164,12 +196,12 @@ def collect_all(arguments: argparse.Namespace, process: Process, out: Path) -> t
     device = initialize_distributed(process, TIMEOUT_SECONDS)
     from studies.routing.collect import collect, describe
 
-    logger.info("%s: %s", found.name, describe(batches, process.world_size))
+    logger.info("%s: %s", found.name, describe(held_out, process.world_size))
     traces = []
     for one in (found, other):
         if one is not None:
             trained = load_trained(one, arguments.routing or "dropless", process.world_size, device)
-            traces.append(collect(one, trained, batches))
+            traces.append(collect(one, trained, held_out))
             del trained
     shut_down_distributed()
     trace, against = traces[0], traces[1] if len(traces) > 1 else None

@@ -7,7 +7,6 @@ Shape suffixes: B = sequences of a batch, L = positions of a stack, T = tokens o
 experts, P = weights of an expert.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,33 +17,34 @@ from common.text import counted
 from studies.routing.trace import Array, LayerTrace, Similarity, Tokens, Trace, stack_of
 from training.engine.batches import to_device
 from training.engine.randomness import seed_everything
+from training.export.held_out import HeldOut
 from training.export.trained import Found, Trained
 from training.monitoring.routers import RouterObserver
 
 CHOICES = 2  # recorded of each token, first ones first; a third choice is left out
 MEMBERS = ("expert_TN", "kept_TN", "gate_TN", "entropy_T", "logsumexp_T")
 
-Batches = Sequence[tuple[str, dict[str, Array]]]  # with the name of their text
 Recorded = dict[str, dict[str, Array]]  # of a batch: arrays of each stack and layer
 
 
 @torch.no_grad()
-def collect(found: Found, trained: Trained, batches: Batches) -> Trace | None:
+def collect(found: Found, trained: Trained, held_out: HeldOut) -> Trace | None:
     """Return the trace on rank 0, None on others; collective over all ranks.
 
     Args:
         found: the model's folder.
         trained: the model.
-        batches: the same on all ranks, which share them.
+        held_out: the same on all ranks, which share the batches.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
+    batches = held_out.batches
     observer = RouterObserver(trained.model)
     own: dict[int, Recorded] = {}
     observer.start()
     for first in range(0, len(batches), world_size):
         # Experts on other ranks wait for a call of each rank: one without a batch of its own repeats the last.
         number = min(first + rank, len(batches) - 1)
-        batch = to_device(batches[number][1], trained.device)
+        batch = to_device(batches[number], trained.device)
         seed_everything("routing", number)
         trained.model(**batch)
         if first + rank < len(batches):
@@ -55,7 +55,7 @@ def collect(found: Found, trained: Trained, batches: Batches) -> Trace | None:
     if gathered is None:
         return None
     of_batch = {number: recorded for part in gathered for number, recorded in part.items()}
-    return _assemble(found, trained, batches, [of_batch[number] for number in range(len(batches))])
+    return _assemble(found, trained, held_out, [of_batch[number] for number in range(len(batches))])
 
 
 def _record(observer: RouterObserver, trained: Trained, batch: dict[str, torch.Tensor]) -> Recorded:
@@ -75,8 +75,8 @@ def _record(observer: RouterObserver, trained: Trained, batch: dict[str, torch.T
     return recorded
 
 
-def _assemble(found: Found, trained: Trained, batches: Batches, recorded: list[Recorded]) -> Trace:
-    size = len(batches[0][1]["input_ids"])
+def _assemble(found: Found, trained: Trained, held_out: HeldOut, recorded: list[Recorded]) -> Trace:
+    size = len(held_out.batches[0]["input_ids"])
     for number, of_batch in enumerate(recorded):
         for stack in ("encoder", "decoder"):
             of_batch[stack]["example_T"] += number * size
@@ -84,7 +84,6 @@ def _assemble(found: Found, trained: Trained, batches: Batches, recorded: list[R
         name: {key: np.concatenate([of_batch[name][key] for of_batch in recorded]) for key in members}
         for name, members in recorded[0].items()
     }
-    domains = list(dict.fromkeys(name for name, _ in batches))
     stacks = {stack: Tokens(**joined[stack]) for stack in ("encoder", "decoder")}
     layers = found.sparse_layers()
     ids = np.unique(np.concatenate([tokens.token_T for tokens in stacks.values()]))
@@ -93,8 +92,8 @@ def _assemble(found: Found, trained: Trained, batches: Batches, recorded: list[R
         step=trained.step,
         num_experts=trained.config.num_experts,
         routing=describe_routing(trained.config),
-        domains=domains,
-        domain_X=np.repeat([domains.index(name) for name, _ in batches], size).astype(np.int16),
+        domains=held_out.domains,
+        domain_X=np.concatenate(held_out.domain_NB).astype(np.int16),
         pieces=dict(zip(ids.tolist(), found.tokenizer.pieces(ids), strict=True)),
         stacks=stacks,
         layers={layer: LayerTrace(**joined[layer]) for layer in layers},
@@ -131,8 +130,7 @@ def describe_routing(config: Any) -> str:
     return f"Gating {named}; {served}."
 
 
-def describe(batches: Batches, world_size: int) -> str:
+def describe(held_out: HeldOut, world_size: int) -> str:
     """Return in words what is run."""
-    size = len(batches[0][1]["input_ids"])
-    texts = ", ".join(dict.fromkeys(name for name, _ in batches))
-    return f"{counted(size * len(batches), 'example')} of {texts}, on {counted(world_size, 'rank')}"
+    examples = sum(map(len, held_out.domain_NB))
+    return f"{counted(examples, 'example')} of {', '.join(held_out.domains)}, on {counted(world_size, 'rank')}"

@@ -1,53 +1,70 @@
 """Held-out examples of one or several texts, as evaluations make them, for what looks at a trained model."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.config import DataConfig, TextSource
+import numpy as np
+from numpy.typing import NDArray
+
+from data.config import DataConfig, FilePatterns
 from data.sources.open import open_shards
 from data.streaming.loader import Batch
-from data.streaming.validation import validation_batches
+from data.streaming.validation import DOMAIN, Settings, validation_batches
 from data.tokenizer import Tokenizer
 
-OWN = "validation"  # the name of the run's own text
+OWN = "validation"  # the name of a run's own text without domains
+OPTIONS = Settings("--examples", "--batch-size", "", "--data")
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out examples.
+
+    Attributes:
+        domains: names of the texts.
+        batches: ``input_ids [B, L]`` and ``labels [B, M]``, int64.
+        domain_NB: of each batch, the index in ``domains`` of each example.
+    """
+
+    domains: list[str]
+    batches: list[Batch]
+    domain_NB: list[NDArray[np.int64]]
 
 
 def held_out_batches(
-    config: DataConfig, tokenizer: Tokenizer, texts: Mapping[str, str], *, examples: int, batch_size: int
-) -> list[tuple[str, Batch]]:
-    """Return batches of each text, which do not depend on the number of ranks: all ranks get all of them.
+    config: DataConfig, tokenizer: Tokenizer, texts: Mapping[str, FilePatterns], *, examples: int, batch_size: int
+) -> HeldOut:
+    """Return the batches of an evaluation on one rank, equally many examples of each text.
 
     Args:
         config: the ``data`` section that makes examples of text.
         tokenizer: the vocabulary.
-        texts: files of each text by name, as ``--data`` takes them; none: the run's own validation text.
-        examples: of all texts together, each gives an equal share, in whole batches.
+        texts: files of each text by name, as ``--data`` names them; none: the validation text of ``config``.
+        examples: of all texts together, rounded down to whole batches, at least one.
         batch_size: sequences of a batch.
 
-    Returns:
-        The text's name and ``input_ids``, ``labels`` of each batch, text by text.
-
     Raises:
-        ValueError: a text is not there or does not fill a batch.
+        ValueError: a text is not there, or there are too few examples for a batch or for all texts.
         DataError: it cannot be read.
     """
-    own = [config.validation_source()]
-    files = config.model_copy(update={"source": "files"})
-    sources = [TextSource(name, 1.0, f"--data {name}", given, files, OWN) for name, given in texts.items()] or own
-    of_each = max(1, examples // len(sources) // batch_size)
-    batches = []
-    for source in sources:
-        made = validation_batches(
-            config,
-            tokenizer,
-            rank=0,
-            world_size=1,
-            batch_size=batch_size,
-            num_batches=of_each,
-            source=open_shards(files if texts else config, source),
-        )
-        batches += [(source.name, batch) for batch in made]
-    return batches
+    sources = None
+    if texts:
+        config = config.model_copy(update={"source": "files", "validation_files": dict(texts)})
+        named = [replace(text, setting=f"--data {text.name}") for text in config.validation_sources()]
+        sources = [open_shards(config, text) for text in named]
+    batches = validation_batches(
+        config,
+        tokenizer,
+        rank=0,
+        world_size=1,
+        batch_size=batch_size,
+        num_batches=max(1, examples // batch_size),
+        sources=sources,
+        settings=OPTIONS,
+    )
+    domain_NB = [batch.pop(DOMAIN, np.zeros(batch_size, np.int64)) for batch in batches]
+    return HeldOut(config.validation_domains() or [OWN], batches, domain_NB)
 
 
 def name_of(files: str) -> str:

@@ -165,8 +165,8 @@ def test_batches_and_resume_equal_those_of_the_files(
     assert streamed.epoch >= 1
     sizes: dict[str, Any] = {"rank": 0, "world_size": 1, "batch_size": 2, "num_batches": 3}
     np.testing.assert_equal(
-        validation_batches(make_config(), tokenizer, source=stream(train_files), **sizes),
-        validation_batches(make_config(), tokenizer, source=open_files(train_files), **sizes),
+        validation_batches(make_config(), tokenizer, sources=[stream(train_files)], **sizes),
+        validation_batches(make_config(), tokenizer, sources=[open_files(train_files)], **sizes),
     )
 
 

@@ -140,6 +140,7 @@ def test_an_export_of_several_texts_and_a_trace_analyzed_again(trained: Path, ex
     assert done.returncode == 0, done.stderr[-3000:]
     trace = load_trace(out / FILE)
     assert (trace.domains, trace.step, np.bincount(trace.domain_X).tolist()) == (["own", "news"], None, [8, 8])
+    assert trace.domain_X[:8].tolist() == [0, 1, 1, 0, 0, 1, 1, 0]
     before = {name: (out / name).read_bytes() for name in ("statistics.json", "tables.md", "routing.html")}
     again = python(*STUDY, str(out), "--permutations", "2")
     assert again.returncode == 0, again.stderr[-3000:]
@@ -185,13 +186,15 @@ def test_models_that_cannot_be_traced(trained: Path, exported: Path, tmp_path: P
 
 def test_texts_by_name(trained: Path, tmp_path: Path):
     (tmp_path / "a=b.txt").touch()
-    assert texts(["law=x/*.gz", f"{tmp_path}/a=b.txt", "x/news.jsonl.gz", "y/val/*.gz"]) == {
-        "law": "x/*.gz", "a=b": f"{tmp_path}/a=b.txt", "news": "x/news.jsonl.gz", "val": "y/val/*.gz"
+    assert texts(["own", "law=x/*.gz", f"{tmp_path}/a=b.txt", "x/news.jsonl.gz", "y/val/*.gz"], {"own": ["o/*"]}) == {
+        "own": ["o/*"], "law": "x/*.gz", "a=b": f"{tmp_path}/a=b.txt", "news": "x/news.jsonl.gz", "val": "y/val/*.gz"
     }  # fmt: skip
     with pytest.raises(ConfigError, match="another text is named news"):
-        texts(["x/news.txt", "y/news.txt"])
+        texts(["x/news.txt", "y/news.txt"], {})
+    with pytest.raises(ConfigError, match="--data lwa: neither a file nor a domain of the run, which has law, own"):
+        texts(["lwa"], {"law": "x", "own": "y"})
     config = load_config(trained / "config.yaml")
-    with pytest.raises(ValueError, match="too few for one batch"):
+    with pytest.raises(ValueError, match=r"too few for one batch of 9000 \(--batch-size\)"):
         held_out_batches(config.data, Tokenizer(config.data.vocabulary), {}, examples=9000, batch_size=9000)
 
 

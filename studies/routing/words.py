@@ -7,7 +7,7 @@ decoder's tokens after a sentinel stand where the encoder has it. The rules, the
 2. *punctuation*: a piece without letter or digit. It also ends a word, so that ``well-known`` are two.
 3. All other pieces belong to a word, which begins with a space; every piece has its word's class.
    *number*: has a digit, or is in NUMBERS. *function word*: is in FUNCTION_WORDS, which are English, French and
-   Spanish, less those that are an English noun (``son``, ``car``). *name*: begins with a capital and not
+   Spanish, less nouns of English (``son``, ``car``) and single letters (``y``). *name*: begins with a capital and not
    a sentence; so ``American`` and ``NATO`` count, and the first word of a sentence never does. *verb*: is in VERBS, or
    has at least five letters and ends in -ed, -ing, -ize or -ise, and is not in NO_VERBS; participles that serve as
    adjectives or nouns count, and present forms that are nouns too (``work``) do not, nor do the verbs of other
@@ -54,8 +54,8 @@ FUNCTION_WORDS = _listed("""
     s t d m re ve ll don didn doesn isn wasn aren weren won wouldn couldn shouldn hasn haven hadn
     le la les un une des du au aux de et ou où ni mais donc que qui quoi dont quel quelle ce cet cette ces il elle ils
     elles nous vous je tu lui leur leurs sa ses mes tes nos vos notre votre dans par avec sans sous sur vers chez entre
-    depuis pendant est sont était étaient été être avoir ont avait eu ne pas très aussi comme si y en se l c j n qu
-    el los las una unos unas del al e o u pero porque cuando donde quien quienes cual cuales cuyo cuya este esta estos
+    depuis pendant est sont était étaient été être avoir ont avait eu ne pas très aussi comme si en se qu
+    el los las una unos unas del al pero porque cuando donde quien quienes cual cuales cuyo cuya este esta estos
     estas ese esa esos esas aquel aquella yo tú él ella ellos ellas nosotros le les lo su sus mi mis tu tus nuestro
     nuestra para por con según sobre desde hasta hacia entre es fue ser estar está están han había haber no ya muy
     más también como se si ni que""")

@@ -24,7 +24,7 @@ from studies.routing.experts import (
     overlap,
     specific_words,
 )
-from studies.routing.information import BINS, frequent, informations, positions_in_bins
+from studies.routing.information import BINS, frequent, information_of_layers, positions_in_bins
 from studies.routing.stability import agreement, check_comparable
 from studies.routing.trace import Array, Trace
 from studies.routing.words import CLASSES, Words, label
@@ -63,7 +63,7 @@ def analyze(trace: Trace, other: Trace | None, *, permutations: int, seed: int) 
         "seed": seed,
         "classes": list(CLASSES),
         "layers": {layer: _layer(trace, layer, words, entropies[layer]) for layer in trace.layers},
-        "information": _informations(trace, words, permutations, seed),
+        "information": _information(trace, words, permutations, seed),
         "decoder_above_encoder": {
             name: _decoder_above_encoder({layer: of_classes[number] for layer, of_classes in entropies.items()})
             for number, name in enumerate(CLASSES)
@@ -160,11 +160,11 @@ def _matrix(matrix_EE: Array) -> Statistics:
     }
 
 
-def _informations(trace: Trace, words: Words, permutations: int, seed: int) -> Statistics:
+def _information(trace: Trace, words: Words, permutations: int, seed: int) -> Statistics:
     found: Statistics = {}
     for stack, tokens in trace.stacks.items():
         experts_of = {layer: routed.first_T for layer, routed in trace.layers.items() if layer.startswith(stack)}
-        of_layers = informations(
+        of_layers = information_of_layers(
             experts_of,
             token_factors(trace, stack, words),
             tokens.example_T,

@@ -52,7 +52,7 @@ def mutual_information(expert_T: Array, value_T: Array, experts: int, values: in
     return float(plain), float(plain - (cells - rows - columns + 1) / (2 * tokens))
 
 
-def informations(
+def information_of_layers(
     experts_of: Mapping[str, Array],
     factors: Mapping[str, Array],
     example_T: Array,

@@ -8,8 +8,8 @@ from studies.routing.trace import LayerTrace, Similarity, Tokens, Trace
 
 PIECES = {
     0: "<pad>", 1: "</s>", 2: "<unk>", 3: "▁", 4: "▁the", 5: "▁Lon", 6: "don", 7: ".", 8: "▁In", 9: "▁walk", 10: "ed",
-    11: "▁19", 12: "45", 13: ",", 14: "▁cat", 15: "s", 16: "▁and", 17: "▁seven", 18: "▁<b>", 98: "<extra_id_1>",
-    99: "<extra_id_0>",
+    11: "▁19", 12: "45", 13: ",", 14: "▁cat", 15: "s", 16: "▁and", 17: "▁seven", 18: "▁<b>", 19: "'",
+    98: "<extra_id_1>", 99: "<extra_id_0>",
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import pytest
 from studies.routing.analysis import analyze, token_factors
 from studies.routing.entropies import Estimate, class_entropies, decoder_above_encoder, mean_of_layers, resamples
 from studies.routing.experts import adjusted_residuals, count_table, overlap, specific_words
-from studies.routing.information import frequent, informations, mutual_information, positions_in_bins
+from studies.routing.information import frequent, information_of_layers, mutual_information, positions_in_bins
 from studies.routing.stability import agreement, check_comparable
 from studies.routing.words import CLASSES, label
 from tests.support.traces import drawn_trace, trace_of
@@ -116,7 +116,7 @@ def test_a_dependence_is_found_and_independence_is_not():
     example_T = np.repeat(np.arange(40), 30)
     value_T = rng.integers(0, 5, len(example_T))
     experts = {"free": rng.integers(0, 8, len(example_T)), "bound": (value_T + (rng.random(len(example_T)) < 0.5)) % 8}
-    found = informations(experts, {"value": value_T}, example_T, 8, permutations=49, seed=1)
+    found = information_of_layers(experts, {"value": value_T}, example_T, 8, permutations=49, seed=1)
     free, bound = found["free"]["value"], found["bound"]["value"]
     assert free.p_value > 0.05
     assert abs(free.corrected) < 0.01 < free.plug_in
@@ -124,7 +124,7 @@ def test_a_dependence_is_found_and_independence_is_not():
     assert bound.p_value == 1 / 50
     assert bound.corrected > 20 * bound.chance
     assert bound.of_expert > bound.plug_in
-    again = informations(experts, {"value": value_T}, example_T, 8, permutations=49, seed=1)
+    again = information_of_layers(experts, {"value": value_T}, example_T, 8, permutations=49, seed=1)
     assert again == found
 
 
@@ -134,12 +134,14 @@ def test_tokens_of_an_example_are_not_taken_for_independent_draws():
     example_T = np.repeat(np.arange(20), 50)
     expert_T, domain_T = rng.integers(0, 4, 20)[example_T], rng.integers(0, 2, 20)[example_T]
     both = {"expert": expert_T}
-    by_example = informations(both, {"domain": domain_T}, example_T, 4, constant=frozenset({"domain"}), permutations=99)
-    by_token = informations(both, {"domain": domain_T}, np.arange(len(example_T)) * 0, 4, permutations=99)
+    by_example = information_of_layers(
+        both, {"domain": domain_T}, example_T, 4, constant=frozenset({"domain"}), permutations=99
+    )
+    by_token = information_of_layers(both, {"domain": domain_T}, np.arange(len(example_T)) * 0, 4, permutations=99)
     assert by_example["expert"]["domain"].p_value > 0.05
     assert by_token["expert"]["domain"].p_value == 1 / 100
     # What is the same all over an example says nothing about the tokens in it.
-    within = informations(both, {"domain": domain_T}, example_T, 4, permutations=9)
+    within = information_of_layers(both, {"domain": domain_T}, example_T, 4, permutations=9)
     assert within["expert"]["domain"].p_value == 1.0
 
 

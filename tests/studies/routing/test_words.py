@@ -48,12 +48,18 @@ def test_the_first_word_of_a_sentence_is_no_name():
     assert kinds == ["other", "other", "other", "punctuation", "other", "other", "name", "name"]
 
 
+def test_what_an_apostrophe_has_contracted_is_a_function_word():
+    words = label(trace_of([ids("▁the", "▁cat", "'", "s", "▁cat", "s", "▁", "s", "'")], [ids("<pad>")]))
+    kinds = [CLASSES[kind] for kind in words.labels["encoder"].class_T]
+    assert kinds[2:] == ["punctuation", "function word", "other", "other", "other", "other", "punctuation"]
+
+
 @pytest.mark.parametrize(
     ("word", "kind"),
     [
         ("I", "function word"), ("said", "verb"), ("Walking", "name"), ("walking", "verb"), ("morning", "other"),
         ("red", "other"), ("B52", "number"), ("million", "number"), ("NATO", "name"), ("organize", "verb"),
-        ("king", "other"), ("s", "function word"), ("", "other"),
+        ("king", "other"), ("s", "other"), ("", "other"), ("dans", "function word"), ("y", "other"),
     ],
 )  # fmt: skip
 def test_classes_inside_a_sentence(word: str, kind: str):

@@ -6,13 +6,15 @@ decoder's tokens after a sentinel stand where the encoder has it. The rules, the
 1. *sentinel*: <extra_id_k>. *special*: start, end, unknown piece.
 2. *punctuation*: a piece without letter or digit. It also ends a word, so that ``well-known`` are two.
 3. All other pieces belong to a word, which begins with a space; every piece has its word's class.
-   *number*: has a digit, or is a number word. *function word*: is in the list of English, French and Spanish ones,
-   which lacks those that are an English noun (``son``, ``car``) or a single letter (``y``), or is the end of a contraction
-   (``s`` behind an apostrophe). *name*: begins with a capital and not a sentence; so ``American`` and ``NATO`` count,
-   and the first word of a sentence never does. *verb*: is in the list of frequent English ones, or has at least five
-   letters and ends in -ed, -ing, -ize or -ise, and is not in the list of exceptions; participles that serve as
-   adjectives or nouns count, and present forms that are nouns too (``work``) do not, nor do the verbs of other
-   languages. *other*: the rest. The lists are in ``closed_lists.json``.
+   *number*: has a digit, or is a number word.
+   *function word*: is in the list of English, French and Spanish ones, which lacks nouns of English (``son``, ``car``)
+   and single letters (``y``), or is the end of a contraction (``s`` behind an apostrophe).
+   *name*: begins with a capital and not a sentence; so ``American`` and ``NATO`` count, and the first word of a
+   sentence never does.
+   *verb*: is in the list of frequent English ones, or has at least five letters and ends in -ed, -ing, -ize or -ise,
+   and is not in the list of exceptions; participles that serve as adjectives or nouns count, and present forms that are
+   nouns too (``work``) do not, nor do the verbs of other languages.
+   *other*: the rest. The lists are in ``closed_lists.json``.
 
 A sentence begins at the first word of an example and after ``.``, ``!`` and ``?``; so it does after ``Dr.``
 """

@@ -1,7 +1,7 @@
 """What the experts of trained runs are worth: the held-out cross-entropy when they give 0, layer by layer.
 
-python -m studies.zero_experts runs/laboratory-cpu
-python -m studies.zero_experts runs/design_space/laboratory_cpu-1500/runs/baseline-* --rows docs/zero_experts.jsonl
+python -m studies.zero_experts runs/tiny
+python -m studies.zero_experts runs/tiny runs/tiny-two --rows docs/zero_experts.jsonl
 
 The tokens of a silent layer pass through its residual connection alone. Nothing is trained: the model had its experts
 while it learned, so the figures say what it relies on, not what a model without experts would reach.
@@ -38,7 +38,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", nargs="+", type=path_argument, help="folders of runs of sparse models")
+    parser.add_argument("run", nargs="+", type=path_argument, help="folders of runs of sparse models")
     parser.add_argument("--rows", type=path_argument, help="append the results to this file, a JSON object per run")
     return parser.parse_args()
 
@@ -86,7 +86,7 @@ def main() -> int:
         if arguments.rows is not None:
             check_can_write(arguments.rows.parent, "--rows")
         print(HEADER)
-        for run_dir in arguments.runs:
+        for run_dir in arguments.run:
             row = costs_of(run_dir)
             print(format_row(row), flush=True)
             if arguments.rows is not None:

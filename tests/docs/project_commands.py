@@ -19,7 +19,7 @@ from training.config.run import load_config
 
 GPUS_OF_A_HOST = (1, 2, 4, 8)  # of the machines on which a command may start one rank per GPU
 INTERNAL_PROGRAMS = ("data.streaming.worker",)  # started by other programs, with arguments that only these know
-STUDIES_OF_A_MODEL = ("studies.routing",)  # that train nothing, and so have no --dry-run
+STUDIES_OF_A_MODEL = ("studies.routing", "studies.zero_experts")  # that train nothing, and so have no --dry-run
 RESTART_OPTIONS = ("--max-restarts", "--backoff", "--crash-loop")
 #: Options of pytest, and whether a value follows.
 PYTEST_OPTIONS = {
@@ -122,7 +122,7 @@ def check_program(page: Page, module: str, arguments: list[str]) -> None:
         return check_routing(page, options)
     if module == "data.prepare":
         check_prepare(page, options)
-    elif module == "training.report":
+    elif module in ("training.report", "studies.zero_experts"):
         for run in options.run:
             page.run(str(run))
     elif module in ("convert", "fill"):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-from data.tasks.formats.keyed import similarity_text
+from data.tasks.formats.keyed import class_number, similarity_text
 from data.tasks.formats.pronouns import names_referent
 from data.tasks.formats.reading import UNANSWERABLE, padded_answers
 from data.tasks.sources.base import Row
@@ -25,7 +25,7 @@ def class_answers(labels: Sequence[str], group: Callable[[Row], Hashable] = one_
     texts = tuple(labels)
     return Answers(
         read=lambda text, row: texts.index(text) if text in texts else -1,
-        reference=lambda row: None if row["label"] == -1 else row["label"],
+        reference=lambda row: class_number(row, texts),
         choices=lambda row: texts,
         labels=texts,
         group=group,

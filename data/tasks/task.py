@@ -131,7 +131,7 @@ class Task:
             split: ``train`` leaves out what is not trained on; any other split keeps all rows.
 
         Raises:
-            DataError: a row lacks a column; one line.
+            DataError: a row lacks a column, or has another value there than the source has; one line.
         """
         return [(example.inputs, example.targets) for row in rows for example in self.examples_of(row, split)]
 
@@ -140,13 +140,30 @@ class Task:
         self._check_columns(row)
         if split == TRAIN and not self.format.is_trained_on(row):
             return
-        for inputs, targets in self.format.pairs(row):
+        for inputs, targets in self._of(self.format.pairs, row):
             yield Example(inputs, targets, row, self.name)
 
     def _check_columns(self, row: Row) -> None:
         for column in self.format.columns:
             if column not in row:
                 raise DataError(f"task {self.name}: a row has no column {column!r}, but {', '.join(map(str, row))}")
+            if row[column] is None:
+                raise DataError(
+                    f"task {self.name}: the column {column!r} of a row is null: give it a value or remove the row"
+                )
+
+    def _of(self, function: Callable[[Row], Any], row: Row) -> Any:
+        """Return what a function makes of a row. Raises DataError if the row is not as the source has it."""
+        try:
+            return function(row)
+        except DataError as error:
+            raise DataError(f"task {self.name}: {error}") from None
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            columns = ", ".join(self.format.columns)
+            raise DataError(
+                f"task {self.name}: a row is not as {self.source.origin} has it: one of its columns {columns} is of "
+                f"another form ({type(error).__name__}: {error})"
+            ) from error
 
     def choices(self, row: Row) -> tuple[str, ...] | None:
         """Return the texts among which the answer to a row is; None if it is any text."""
@@ -170,7 +187,7 @@ class Task:
             raise DataError(
                 f"task {self.name}: {counted(len(predictions), 'prediction')} for {counted(len(rows), 'row')}"
             )
-        references = [self.answers.reference(row) for row in rows]
+        references = [self._of(self.answers.reference, row) for row in rows]
         missing = sum(reference is None for reference in references)
         if missing:
             raise DataError(

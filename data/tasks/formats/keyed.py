@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from data.sources.retry import DataError
 from data.tasks.sources.base import Row
 from data.tasks.task import UNLABELED, Format, Pair
 
@@ -30,8 +31,18 @@ def keyed_text(prefix: str, columns: Sequence[str], labels: Sequence[str], *, ma
 
 
 def label_text(row: Row, labels: Sequence[str]) -> str:
-    """Return the text of a row's class, ``<unk>`` for class -1."""
-    return UNLABELED if row["label"] == -1 else labels[row["label"]]
+    """Return the text of a row's class, ``<unk>`` for class -1. Raises DataError for a number that is no class."""
+    number = class_number(row, labels)
+    return UNLABELED if number is None else labels[number]
+
+
+def class_number(row: Row, labels: Sequence[str]) -> int | None:
+    """Return the number of a row's class, None for class -1. Raises DataError for a number that is no class."""
+    label = row["label"]
+    if label not in range(-1, len(labels)):
+        numbered = ", ".join(f"{number} ({text})" for number, text in enumerate(labels))
+        raise DataError(f"a row has the label {label!r}: give it one of {numbered}, or -1 for none")
+    return None if label == -1 else int(label)
 
 
 def similarity(prefix: str = "stsb") -> Format:

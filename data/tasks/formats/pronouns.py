@@ -40,7 +40,7 @@ def _with_pronoun_as_x(row: Row) -> str:
         return _MENDED[row["text"]]
     if not 0 < index < len(words) or words[index] != row["span2_text"]:
         raise DataError(
-            f"task wsc: word {index} of the row {row['text'][:60]!r} is not its pronoun {row['span2_text']!r}: use the "
+            f"word {index} of the row {row['text'][:60]!r} is not its pronoun {row['span2_text']!r}: use the "
             "rows of the configuration wsc.fixed"
         )
     return " ".join([" ".join(words[:index]), "X", " ".join(words[index + 1 :])])

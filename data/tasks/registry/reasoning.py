@@ -1,5 +1,6 @@
 """Questions with choices (ARC, Winogrande) and adversarial inference (ANLI)."""
 
+from data.sources.retry import DataError
 from data.tasks.answers import chosen_text, class_answers
 from data.tasks.formats.keyed import keyed_text
 from data.tasks.formats.texts import choice_of_text
@@ -20,8 +21,7 @@ def _arc_choices(row: Row) -> list[str]:
 
 def _arc_answer(row: Row) -> int | None:
     """Number of the right choice, whose labels are letters or, in some rows, digits."""
-    labels = list(row["choices"]["label"])
-    return labels.index(row["answerKey"]) if row["answerKey"] in labels else None
+    return _place(row["answerKey"], list(row["choices"]["label"]))
 
 
 def _winogrande_choices(row: Row) -> list[str]:
@@ -29,7 +29,14 @@ def _winogrande_choices(row: Row) -> list[str]:
 
 
 def _winogrande_answer(row: Row) -> int | None:
-    return {"1": 0, "2": 1}.get(row["answer"])
+    return _place(row["answer"], ["1", "2"])
+
+
+def _place(answer: str, labels: list[str]) -> int | None:
+    """Place of an answer among labels; None without an answer. Raises DataError for an answer that is no label."""
+    if answer and answer not in labels:
+        raise DataError(f"a row has the answer {answer!r}: give it one of {', '.join(labels)}, or none")
+    return labels.index(answer) if answer else None
 
 
 def _arc(name: str, config: str) -> Task:

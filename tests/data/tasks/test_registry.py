@@ -133,6 +133,25 @@ def test_rows_that_are_not_to_be_had(name: str, split: str, lines: list[Any], wo
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "row", "words"),
+    [
+        ("boolq", {"question": "q", "passage": None, "label": 0}, "the column 'passage' of a row is null"),
+        ("boolq", {"question": "q", "passage": "p", "label": 2}, "the label 2: give it one of 0 (False), 1 (True)"),
+        ("boolq", {"question": "q", "passage": "p", "label": -2}, "a row has the label -2"),
+        ("cb", {"hypothesis": "q", "premise": "p", "label": "neutral"}, "a row has the label 'neutral'"),
+        ("squad", {"question": "q", "context": "c", "answers": ["a"]}, "a row is not as rajpurkar/squad (default)"),
+        ("winogrande", {"sentence": "_", "option1": "a", "option2": "b", "answer": "3"}, "answer '3': give it one of 1, 2"),
+        ("arc_easy", {"question": "q", "choices": {"text": ["a"], "label": ["A"]}, "answerKey": "B"}, "the answer 'B'"),
+        ("wmt14_ende", {"translation": {"fr": "a", "en": "b"}}, "KeyError: 'de'"),
+    ],
+)  # fmt: skip
+def test_rows_with_other_values_than_the_source_has(name: str, row: dict[str, Any], words: str) -> None:
+    with pytest.raises(DataError, match=f"^task {name}: .*{re.escape(words)}") as caught:
+        get(name).examples([row])
+    assert "\n" not in str(caught.value)
+
+
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "boolq").mkdir()
     (tmp_path / "boolq/train.jsonl").write_bytes(b'{"question": "\xff"}\n')

@@ -141,7 +141,7 @@ def test_rows_that_are_not_to_be_had(name: str, split: str, lines: list[Any], wo
         ("boolq", {"question": "q", "passage": "p", "label": -2}, "a row has the label -2"),
         ("cb", {"hypothesis": "q", "premise": "p", "label": "neutral"}, "a row has the label 'neutral'"),
         ("squad", {"question": "q", "context": "c", "answers": ["a"]}, "a row is not as rajpurkar/squad (default)"),
-        ("winogrande", {"sentence": "_", "option1": "a", "option2": "b", "answer": "3"}, "answer '3': give it one of 1"),
+        ("winogrande", {"sentence": "_", "option1": "a", "option2": "b", "answer": "3"}, "answer '3': give it one"),
         ("arc_easy", {"question": "q", "choices": {"text": ["a"], "label": ["A"]}, "answerKey": "B"}, "the answer 'B'"),
         ("wmt14_ende", {"translation": {"fr": "a", "en": "b"}}, "KeyError: 'de'"),
     ],

@@ -2,7 +2,7 @@
 
     python -m data.prepare --source wikipedia --vocab-size 1000 --out runs/data/wikipedia
     python -m data.prepare --source c4 --documents 200000 --vocab-size 32000
-    python -m data.prepare --source laboratory --vocab-size 4000
+    python -m data.prepare --source laboratory
     python -m data.prepare --source files --files books/ notes.jsonl --license 'CC0 1.0' --out runs/data/books
 
 Writes OUT/train/part-?????-of-?????.json.gz, OUT/validation/…, OUT/vocabulary/spiece.model, OUT/length_histogram.png
@@ -38,6 +38,7 @@ from data.preparation.recipe import (
     DEFAULT_C4_DOCUMENTS,
     DEFAULT_DOMAIN_MEGABYTES,
     DEFAULT_VOCAB_SIZE,
+    LABORATORY_VOCAB_SIZE,
     LICENCES,
     Recipe,
 )
@@ -70,8 +71,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--vocab-size",
         type=int,
-        help=f"SentencePiece pieces to train (default: {DEFAULT_VOCAB_SIZE}). model.vocab_size must be at least 100 "
-        "more, for the sentinels.",
+        help=f"SentencePiece pieces to train (default: {DEFAULT_VOCAB_SIZE}; source laboratory: "
+        f"{LABORATORY_VOCAB_SIZE}). model.vocab_size must be at least 100 more, for the sentinels.",
     )
     add("--shards", type=int, default=64, help="Training files, at least data.num_streams (default: 64).")
     add("--validation-fraction", type=float, default=0.05, help="Fraction of the documents held out (default: 0.05).")
@@ -124,7 +125,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.out is None:
         options.out = Path("runs/data") / options.source
     if options.vocabulary is None and options.vocab_size is None:
-        options.vocab_size = DEFAULT_VOCAB_SIZE
+        options.vocab_size = LABORATORY_VOCAB_SIZE if options.source == "laboratory" else DEFAULT_VOCAB_SIZE
     return options
 
 

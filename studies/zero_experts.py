@@ -1,7 +1,7 @@
 """What the experts of trained runs are worth: the held-out cross-entropy when they give 0, layer by layer.
 
 python -m studies.zero_experts runs/tiny
-python -m studies.zero_experts runs/tiny runs/tiny-two --rows docs/zero_experts.jsonl
+python -m studies.zero_experts runs/tiny --rows docs/zero_experts.jsonl
 
 The tokens of a silent layer pass through its residual connection alone. Nothing is trained: the model had its experts
 while it learned, so the figures say what it relies on, not what a model without experts would reach.

@@ -10,6 +10,7 @@ from data.preparation.fetch import PACKAGE
 
 DEFAULT_C4_DOCUMENTS = 100_000
 DEFAULT_VOCAB_SIZE = 8000
+LABORATORY_VOCAB_SIZE = 2000  # of configs/laboratory.yaml and laboratory_cpu.yaml
 DEFAULT_DOMAIN_MEGABYTES = 20.0
 
 LICENCES = {

@@ -19,7 +19,8 @@ from training.config.run import load_config
 
 GPUS_OF_A_HOST = (1, 2, 4, 8)  # of the machines on which a command may start one rank per GPU
 INTERNAL_PROGRAMS = ("data.streaming.worker",)  # started by other programs, with arguments that only these know
-STUDIES_OF_A_MODEL = ("studies.routing", "studies.zero_experts")  # that train nothing, and so have no --dry-run
+# Studies of trained models: they train nothing, and so have no --dry-run.
+STUDIES_OF_A_MODEL = ("studies.routing", "studies.zero_experts", "studies.design_space.evaluate")
 RESTART_OPTIONS = ("--max-restarts", "--backoff", "--crash-loop")
 #: Options of pytest, and whether a value follows.
 PYTEST_OPTIONS = {

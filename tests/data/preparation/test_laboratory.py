@@ -260,6 +260,12 @@ def test_mistakes_are_one_line_before_anything_is_fetched(
     assert words in error and error.count("\n") == 1 and error.startswith("data.prepare: error: ")
 
 
+def test_defaults_of_the_source() -> None:
+    options = prepare.parse_arguments(["--source", "laboratory"])
+    assert (options.vocab_size, options.domain_megabytes, options.out) == (4000, 20.0, Path("runs/data/laboratory"))
+    assert prepare.parse_arguments([]).domain_megabytes is None
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -9,6 +9,8 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 
+OLD, NEW = "o" + "t", "nt"  # testaments, as files of a module are named
+
 
 def make_deb(files: Mapping[str, bytes]) -> bytes:
     """Return a Debian package that holds files by path; the same files give the same bytes."""
@@ -46,7 +48,7 @@ def wikipedia_wheel(texts: Mapping[str, Sequence[str]]) -> bytes:
 
 
 def make_sword(testaments: Mapping[str, Sequence[Sequence[str]]], verse: str = "<IIH") -> bytes:
-    """Return a package of a SWORD module: texts of verses by testament (``ot``, ``nt``) and block.
+    """Return a package of a SWORD module: texts of verses by testament (``OLD``, ``NEW``) and block.
 
     Args:
         testaments: the same verse in a row stands for a comment on several verses.

@@ -7,7 +7,7 @@ import pytest
 from data.preparation.domains import readers
 from data.preparation.domains.sword import plain_text, sword_units
 from data.preparation.domains.units import DOCUMENT_CHARACTERS, alone, join_parts
-from tests.support.archives import dictionary, make_deb, make_sword, make_wheel
+from tests.support.archives import NEW, OLD, dictionary, make_deb, make_sword, make_wheel
 
 
 def written(tmp_path: Path, content: bytes) -> Path:
@@ -52,7 +52,7 @@ def test_markup_of_verses(markup: str, text: str) -> None:
 def test_verses_come_from_blocks_in_order_and_a_comment_on_several_once(
     tmp_path: Path, verse: str, driver: str
 ) -> None:
-    module = make_sword({"ot": [["Ä one. ", "two"], ["three", "three", "four"]], "nt": [["five"]]}, verse)
+    module = make_sword({OLD: [["Ä one. ", "two"], ["three", "three", "four"]], NEW: [["five"]]}, verse)
     assert sword_units(written(tmp_path, module), driver) == [["Ä one.\ntwo\nthree\nfour\nfive"]]
 
 
@@ -98,9 +98,9 @@ def test_mathematics_keeps_comments_and_statements_without_proofs(tmp_path: Path
 
 
 def test_a_dictionary_and_a_list_of_questions(tmp_path: Path) -> None:
-    entry = "Abjure \\Ab*jure\\\n   To renounce; caf\u00e9.\n   [1913 Webster]\n\n".encode()
+    entry = "Abjure \\Ab*jure\\\n   To renounce; na\u00efve.\n   [1913 Webster]\n\n".encode()
     assert readers.gcide_units(written(tmp_path, dictionary(entry + b"Don\x92t\n   x"))) == [
-        ["Abjure \\Ab*jure\\\n To renounce; café.\n\nDon\u2019t\n x"]
+        ["Abjure \\Ab*jure\\\n To renounce; naïve.\n\nDon\u2019t\n x"]
     ]
     files = {"usr/share/doc/anarchism/markdown/a.md": b"# One\n\nsee [section A](a.md#1)", "usr/share/doc/x": b"no"}
     assert readers.afaq_units(written(tmp_path, make_deb(files))) == [["# One\n\nsee section A"]]

@@ -25,7 +25,7 @@ from data.preparation.recipe import Recipe
 from data.streaming.loader import PretrainingLoader
 from data.streaming.validation import validation_batches
 from data.tokenizer import Tokenizer
-from tests.support.archives import make_deb, make_sword, make_wheel, wikipedia_wheel
+from tests.support.archives import NEW, OLD, make_deb, make_sword, make_wheel, wikipedia_wheel
 from tests.support.prepared import read
 
 OPTIONS = ["--source", "laboratory", "--vocab-size", "150", "--shards", "2", "--validation-fraction", "0.1"]
@@ -67,7 +67,7 @@ def write_archives(folder: Path, make_texts: Callable[..., list[str]]) -> list[s
     contents = {
         "wiki_en": wikipedia_wheel({"en-us": wiki}),
         "code": make_wheel(code),
-        "bible_en": make_sword({"ot": bible[:3], "nt": bible[3:]}),
+        "bible_en": make_sword({OLD: bible[:3], NEW: bible[3:]}),
         "afaq": make_deb({"usr/share/doc/anarchism/markdown/a.md": b"free [text](x.md)\n\n" * 50}),
     }
     folder.mkdir()
@@ -262,7 +262,7 @@ def test_mistakes_are_one_line_before_anything_is_fetched(
 
 def test_defaults_of_the_source() -> None:
     options = prepare.parse_arguments(["--source", "laboratory"])
-    assert (options.vocab_size, options.domain_megabytes, options.out) == (4000, 20.0, Path("runs/data/laboratory"))
+    assert (options.vocab_size, options.domain_megabytes, options.out) == (2000, 20.0, Path("runs/data/laboratory"))
     assert prepare.parse_arguments([]).domain_megabytes is None
 
 

@@ -21,7 +21,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "optim": ("common",),
     "parallel": ("common", "model"),
     "training": ("common", "model", "data", "optim", "parallel"),
-    "studies": ("common", "training"),
+    "studies": ("common", "training", "model", "data"),
 }
 ENTRIES = ("train", "convert", "fill", "benchmarks")
 # The packages of a room, lowest first; a package imports only those before it. ``.`` stands for the room's own modules,
@@ -42,7 +42,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         "health",
         "report",
     ),
-    "studies": ("runner", "stability", "design_space", "routing"),
+    "studies": ("runner", "stability", "design_space", "routing", "round_off"),
 }
 # Modules of a room that its packages may import: the foundations. All others lie above the packages.
 FOUNDATIONS: dict[str, tuple[str, ...]] = {

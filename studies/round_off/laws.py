@@ -1,7 +1,7 @@
 """What rounding to bf16 must do to exponentials, gates and choices, derived from the spacing of its numbers.
 
-A bf16 number has 8 significant bits: numbers in [2^e, 2^(e + 1)) are 2^(e - 7) apart. Rounding moves a number x by up to
-half of that, which is |x| 2^-9 to |x| 2^-8. Since exp(x (1 + r)) = exp(x) exp(x r), the *relative* error of the
+A bf16 number has 8 significant bits: numbers in [2^e, 2^(e + 1)) are 2^(e - 7) apart. Rounding moves a number x by up
+to half of that, which is |x| 2^-9 to |x| 2^-8. Since exp(x (1 + r)) = exp(x) exp(x r), the *relative* error of the
 exponential is about |x r|: it grows with x.
 
 Two logits with a margin m that round on a grid of spacing h end up k h apart, where k is one of the two integers next
@@ -48,7 +48,8 @@ def predict(logits_TE: Tensor) -> Predicted:
     """Predict what rounding the logits does to top-2 gating, whose first gate is the logistic function of the margin.
 
     A second expert that is exchanged for the third takes its gate with it. Each pair of logits is taken to be on the
-    grid of the one that is larger in absolute value.
+    grid of the one that is larger in absolute value. Ties of three experts are not considered: the law is too low where
+    the spacing is as large as the margins.
 
     Args:
         logits_TE: exact logits of three experts or more, float64.

@@ -3,8 +3,7 @@
 Shape suffixes: T = tokens, E = experts, d = d_model.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -24,11 +23,11 @@ from studies.round_off.rounding import (
     decide,
     expert_outputs,
 )
+from studies.round_off.rows import Row
 
-Row = dict[str, Any]
 FACTORS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
-OFFSETS = (0.0, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
-OFFSET_FACTOR = 10.0  # of the weights whose logits are shifted: logits that differ by about 1
+OFFSETS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+OFFSET_FACTOR = 10.0  # of initial weights whose logits are shifted: logits that differ by about 1
 LAW = "law"  # in place of a precision's name
 
 
@@ -49,24 +48,24 @@ def weights_of(layer: SparseFeedForward) -> Weights:
 def measure_random(config: StMoeConfig, tokens: int, draws: int) -> Iterator[Row]:
     """Yield the rows of several draws of ``random_layer``, with the number of the ``draw``."""
     for draw in range(draws):
-        for row in measure_layer(*random_layer(config, tokens, draw), config.top_n):
+        for row in measure_layer(*random_layer(config, tokens, draw), config.top_n, OFFSET_FACTOR):
             yield {"draw": draw, **row}
 
 
 @torch.no_grad()
-def measure_layer(x_Td: Tensor, weights: Weights, top_n: int, factors: Sequence[float] = FACTORS) -> Iterator[Row]:
+def measure_layer(x_Td: Tensor, weights: Weights, top_n: int, offset_factor: float = 1.0) -> Iterator[Row]:
     """Yield a row per factor of the router's weights and precision, and per offset of the logits; see ``compare``.
 
     Args:
         x_Td: inputs of the layer, float32.
         weights: of the layer.
         top_n: experts of a token.
-        factors: of the router's weights.
+        offset_factor: of the router's weights whose logits are shifted.
     """
     exact_TEd = expert_outputs(x_Td, weights, REFERENCE)
     outputs = {precision: expert_outputs(x_Td, weights, precision) for precision in PRECISIONS}
-    shifted = [(OFFSET_FACTOR, offset) for offset in OFFSETS]
-    for factor, offset in [*((factor, 0.0) for factor in factors), *shifted]:
+    shifted = [(offset_factor, offset) for offset in OFFSETS]
+    for factor, offset in [*((factor, 0.0) for factor in FACTORS), *shifted]:
         exact = decide(x_Td, weights.router_Ed, top_n, REFERENCE, factor=factor, offset=offset)
         exact_Td = combine(exact_TEd, exact, REFERENCE)
         setting = {"factor": factor, "offset": offset, **logit_sizes(exact.logits_TE)}

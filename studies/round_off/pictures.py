@@ -9,9 +9,10 @@ import matplotlib
 import torch
 
 from studies.round_off.laws import worst_error_of_exp
-from studies.round_off.measure import LAW, Row, precision_of
+from studies.round_off.measure import LAW, precision_of
 from studies.round_off.plan import Start
 from studies.round_off.recovery import start_of
+from studies.round_off.rows import Row
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

@@ -8,6 +8,7 @@ from studies.runner.options import positive
 from training.config.errors import ConfigError
 from training.config.run import RunConfig
 
+Planned = tuple[str, int, dict[str, Any]]  # variant, seed, overrides
 FACTORS = [1.0, 10.0, 100.0, 1000.0]
 Z_COEFFICIENT = 1e-3  # the paper's c_Z
 
@@ -64,7 +65,7 @@ def starts(arguments: argparse.Namespace) -> list[Start]:
     return in_bf16 + [Start(factor, False, "fp32") for factor in sorted(set(arguments.fp32_factors))]
 
 
-def plan(arguments: argparse.Namespace, config: RunConfig) -> list[tuple[str, int, dict[str, Any]]]:
+def plan(arguments: argparse.Namespace, config: RunConfig) -> list[Planned]:
     """Return variant, seed and overrides of every run, seed by seed, so that an incomplete study compares variants.
 
     Raises:

@@ -9,22 +9,23 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from studies.round_off.plan import Start
+from studies.round_off.rows import Row
 from studies.runner.runs import Result, Run
 from studies.runner.statistics import Mean, mean_of
 from training.monitoring.columns import training_rows
 
 DEVIATIONS = 2.0
 SMALL = Start(1.0, False)
-CURVE_POINTS = 50
+CURVE_POINTS = 25
+CURVE_DIGITS = 4  # significant
 METRICS = ("cross_entropy", "router_z_loss", "max_router_logit", "dropped_fraction")
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """The runs of a variant that ended.
+    """The runs of a variant that ended; means are over those that trained to their last step.
 
     Attributes:
         start: the variant.
@@ -49,7 +50,7 @@ class Recovery:
     back_at: list[int]
 
 
-def to_rows(outcome: Sequence[tuple[Run, Result]]) -> list[dict[str, Any]]:
+def to_rows(outcome: Sequence[tuple[Run, Result]]) -> list[Row]:
     """Return a row per run: settings, figures of held-out text (None if the run is not finished), and its curve."""
     rows = []
     for run, result in outcome:
@@ -72,35 +73,36 @@ def to_rows(outcome: Sequence[tuple[Run, Result]]) -> list[dict[str, Any]]:
                 **{name: result.metrics.get(name) for name in METRICS[:3]},
                 "dropped_fraction": curve[-1]["dropped_fraction"] if curve else None,
                 "back_at": next((row["step"] for row in curve if row["router_z_loss"] <= limit), None),
-                "curve": curve[::every],
+                "curve": [{name: _rounded(value) for name, value in point.items()} for point in curve[::every]],
             }
         )
     return rows
 
 
-def start_of(row: dict[str, Any]) -> Start:
+def start_of(row: Row) -> Start:
     """Return the variant of a row."""
     return Start(row["factor"], row["z_loss"], row["precision"])
 
 
-def bar_of(rows: Sequence[dict[str, Any]]) -> float | None:
+def bar_of(rows: Sequence[Row]) -> float | None:
     """Return the cross-entropy that counts as the quality of small logits; None with fewer than two such runs."""
     small = [row["cross_entropy"] for row in _finished(rows, SMALL)]
     return statistics.fmean(small) + DEVIATIONS * statistics.stdev(small) if len(small) > 1 else None
 
 
-def summarize(rows: Sequence[dict[str, Any]]) -> list[Recovery]:
+def summarize(rows: Sequence[Row]) -> list[Recovery]:
     """Summarize each variant, in the order of first appearance."""
     bar, small = bar_of(rows), _by_seed(rows, SMALL)
     found = []
     for start in dict.fromkeys(map(start_of, rows)):
         ended = _finished(rows, start)
+        runs = sum(start_of(row) == start and row["status"] != "unfinished" for row in rows)
         values = {name: mean_of([row[name] for row in ended]) for name in METRICS}
         pairs = [row["cross_entropy"] - small[row["seed"]] for row in ended if row["seed"] in small]
         found.append(
             Recovery(
                 start=start,
-                runs=len(ended),
+                runs=runs,
                 reached=None if bar is None else sum(row["cross_entropy"] <= bar for row in ended),
                 cross_entropy=values["cross_entropy"],
                 difference=mean_of(pairs) if start != SMALL else None,
@@ -113,15 +115,19 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[Recovery]:
     return found
 
 
-def paired(rows: Sequence[dict[str, Any]], first: Start, second: Start) -> Mean | None:
+def paired(rows: Sequence[Row], first: Start, second: Start) -> Mean | None:
     """Return the cross-entropy of ``second`` minus that of ``first``, seed by seed; None without a common seed."""
     one, other = _by_seed(rows, first), _by_seed(rows, second)
     return mean_of([other[seed] - one[seed] for seed in one if seed in other])
 
 
-def _finished(rows: Sequence[dict[str, Any]], start: Start) -> list[dict[str, Any]]:
+def _rounded(value: float) -> float:
+    return value if isinstance(value, int) else float(f"{value:.{CURVE_DIGITS}g}")
+
+
+def _finished(rows: Sequence[Row], start: Start) -> list[Row]:
     return [row for row in rows if start_of(row) == start and row["cross_entropy"] is not None]
 
 
-def _by_seed(rows: Sequence[dict[str, Any]], start: Start) -> dict[int, float]:
+def _by_seed(rows: Sequence[Row], start: Start) -> dict[int, float]:
     return {row["seed"]: row["cross_entropy"] for row in _finished(rows, start)}

@@ -6,11 +6,18 @@ from pathlib import Path
 
 from common.files import write_atomically
 from studies.round_off.laws import paper_example
-from studies.round_off.measure import LAW, Row, precision_of
+from studies.round_off.measure import LAW, precision_of
 from studies.round_off.recovery import DEVIATIONS, Recovery
+from studies.round_off.rows import Row
 
 FIGURES = ("flips_first", "flips_second", "gate_error", "gate_error_max", "output_error")
-IN_TABLE = ("softmax_input", LAW, "operands", "router", "selective", "everything")
+TABLES = {
+    "flips_first": "share of tokens whose first expert flips",
+    "flips_second": "share of tokens whose second expert flips",
+    "gate_error": "mean error of the gates",
+    "output_error": "relative error of the output",
+}
+IN_TABLE = ("fp32", "softmax_input", LAW, "operands", "router", "selective", "everything")
 
 
 def write_page(
@@ -30,7 +37,7 @@ def write_page(
         path: of the file.
     """
     parts = ["# Round-off in routers", example(), "![errors over the size of the logits](round_off.png)"]
-    parts += [scale_table(random), offset_table(random)]
+    parts += [scale_tables(random), offset_table(random)]
     if trained:
         parts += [trained_table(trained), cross_entropy_table(trained)]
     if recoveries:
@@ -42,41 +49,44 @@ def example() -> str:
     """Return the paper's example in words."""
     exact, rounded = paper_example()
     return (
-        f"Ten logits of 128 and one of 128.5: the softmax gives that one {exact:.4f}. In bf16 128.5 becomes 128, and it "
-        f"gets {rounded:.4f}, {1 - rounded / exact:.0%} less (the paper's example, section 3.4)."
+        f"Ten logits of 128 and one of 128.5: the softmax gives the latter {exact:.4f}. In bf16 128.5 becomes 128, and "
+        f"it gets {rounded:.4f}, {1 - rounded / exact:.0%} less (the paper's example, section 3.4)."
     )
 
 
-def scale_table(random: Sequence[Row]) -> str:
-    """Format the errors of random tokens over the factor of the router's weights, means over the draws."""
+def scale_tables(random: Sequence[Row]) -> str:
+    """Format a table per figure over the factor of the router's weights, means over the draws of random tokens."""
     rows = [row for row in random if row["offset"] == 0]
-    lines = [
-        "**Random tokens: initial router weights x factor**", "",
-        "| factor | largest logit | logsumexp² | in bf16 | first expert flips | second | gate error | largest | output |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]  # fmt: skip
-    for factor in dict.fromkeys(row["factor"] for row in rows):
-        for name in IN_TABLE:
-            of = [row for row in rows if (row["factor"], row["precision"]) == (factor, name)]
-            if of:
-                sizes = f"{_mean(of, 'max_abs_logit'):.1f} | {_mean(of, 'logsumexp_square'):.1f}"
-                lines.append(f"| {factor:g} | {sizes} | {_title(name)} | {_figures(of)} |")
-    return "\n".join(lines)
+    tables = []
+    for key, title in TABLES.items():
+        lines = [
+            f"**Random tokens, initial router weights x factor: {title}**", "",
+            f"| factor | largest logit | logsumexp² | {' | '.join(map(_title, IN_TABLE))} |",
+            "| --- " * (3 + len(IN_TABLE)) + "|",
+        ]  # fmt: skip
+        for factor in dict.fromkeys(row["factor"] for row in rows):
+            of = [row for row in rows if row["factor"] == factor]
+            cells = [[row for row in of if row["precision"] == name] for name in IN_TABLE]
+            figures = [f"{_mean(cell, key):.2g}" if cell and key in cell[0] else "-" for cell in cells]
+            sizes = f"{_mean(of, 'max_abs_logit'):.1f} | {_mean(of, 'logsumexp_square'):.1f}"
+            lines.append(f"| {factor:g} | {sizes} | {' | '.join(figures)} |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
 
 
 def offset_table(random: Sequence[Row]) -> str:
     """Format the errors over a number that is added to all logits."""
     rows = [row for row in random if row["precision"] in ("softmax_input", LAW)]
-    shifted = dict.fromkeys(row["offset"] for row in rows)
     factor = next(row["factor"] for row in rows if row["offset"])
+    rows = [row for row in rows if row["factor"] == factor]
     lines = [
         f"**Random tokens: initial router weights x {factor:g}, all logits + offset; the softmax's input in bf16**", "",
         "| offset | logsumexp² | | first expert flips | second | gate error | largest | output |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
-    for offset in shifted:
+    for offset in dict.fromkeys(row["offset"] for row in rows):
         for name in ("softmax_input", LAW):
-            of = [r for r in rows if (r["offset"], r["precision"], r["factor"]) == (offset, name, factor)]
+            of = [row for row in rows if (row["offset"], row["precision"]) == (offset, name)]
             if of:
                 square = f"{_mean(of, 'logsumexp_square'):.1f}"
                 label = "law" if name == LAW else "measured"

@@ -41,17 +41,18 @@ class Precision:
     dtype: torch.dtype = torch.float32
 
 
-REFERENCE = Precision("float64", "all in float64", dtype=torch.float64)
-SOFTMAX_INPUT = Precision("softmax_input", "only the softmax's input in bf16", logits=True)
+REFERENCE = Precision("float64", "float64", dtype=torch.float64)
+SOFTMAX_INPUT = Precision("softmax_input", "softmax's input in bf16", logits=True)
+# The paper's selective precision is all but the router in bf16: activations arrive in bf16, the rest of the router is
+# computed in float32.
 PRECISIONS = (
-    Precision("fp32", "all in fp32"),
-    Precision("operands", "only the router's inputs and weights in bf16", inputs=True, weights=True),
+    Precision("fp32", "fp32"),
+    Precision("operands", "router's inputs and weights in bf16", inputs=True, weights=True),
     SOFTMAX_INPUT,
-    Precision("router", "the router in bf16, experts in fp32", inputs=True, weights=True, logits=True, gates=True),
-    Precision("selective", "activations and experts in bf16, the router's arithmetic in fp32", inputs=True,
-              experts=True),
+    Precision("router", "router in bf16", inputs=True, weights=True, logits=True, gates=True),
+    Precision("selective", "all but the router in bf16", inputs=True, experts=True),
     Precision("everything", "all in bf16", inputs=True, weights=True, logits=True, gates=True, experts=True),
-)  # fmt: skip
+)
 
 
 class Weights(NamedTuple):

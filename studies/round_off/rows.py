@@ -1,15 +1,17 @@
-"""The file of finished measurements: one line each, so that a study that was interrupted continues."""
+"""The files of finished runs and measurements: a JSON line each, so that a study continues, also on another machine."""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from common.strict_json import finite_or_null, to_json
-from studies.round_off.measure import Row
 from training.checkpoint.store.manifest import MANIFEST_FILE
 from training.checkpoint.store.state import candidates
+from training.config.errors import ConfigError
+
+Row = dict[str, Any]
 
 
 class Measurements:
@@ -22,13 +24,9 @@ class Measurements:
     def __init__(self, path: Path):
         self.path = path
         self.found: dict[str, list[Row]] = {}
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        for line in lines:
-            try:
-                entry = json.loads(line)
+        for entry in _entries(path):
+            if {"of", "rows"} <= entry.keys():
                 self.found[_key(entry["of"])] = entry["rows"]
-            except (ValueError, TypeError, KeyError):
-                continue
 
     def rows(self, of: Mapping[str, Any], measure: Callable[[], Iterable[Row]]) -> list[Row]:
         """Return the rows of a measurement, from the file or else measured and appended to it.
@@ -40,12 +38,46 @@ class Measurements:
         key = _key(of)
         if key not in self.found:
             rows = list(measure())
-            content = self.path.read_bytes() if self.path.is_file() else b""
-            with self.path.open("ab") as file:
-                file.write(b"\n" if content and not content.endswith(b"\n") else b"")
-                file.write((to_json(finite_or_null({"of": of, "rows": rows})) + "\n").encode())
+            _append(self.path, {"of": of, "rows": rows})
             self.found[key] = rows
         return self.found[key]
+
+
+class FinishedRuns:
+    """Rows of finished runs, of ``recovery.to_rows``, whose folders are no longer needed.
+
+    Args:
+        path: of the file, JSON lines; need not exist.
+        settings: what all runs of the study have in common: configuration file and ``key=value`` arguments.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds runs of other settings.
+    """
+
+    def __init__(self, path: Path, settings: Sequence[str]):
+        self.path, self.settings = path, list(settings)
+        self.found: dict[tuple[str, int], Row] = {}
+        try:
+            entries = list(_entries(path))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"--rows {path} cannot be read: {error}") from None
+        for entry in entries:
+            if entry.get("settings") != self.settings:
+                other = " ".join(map(str, entry.get("settings") or ["unknown"]))
+                raise ConfigError(
+                    f"--rows {path} holds runs of other settings ({other}, here {' '.join(self.settings)}): name "
+                    "another file, or repeat the command with those settings"
+                )
+            self.found[entry["row"]["variant"], entry["row"]["seed"]] = entry["row"]
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Append the rows of finished runs that the file lacks."""
+        for row in rows:
+            key = row["variant"], row["seed"]
+            if row["status"] != "unfinished" and key not in self.found:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                _append(self.path, {"settings": self.settings, "row": row})
+                self.found[key] = row
 
 
 def weights_identity(run_dir: Path) -> str:
@@ -53,6 +85,24 @@ def weights_identity(run_dir: Path) -> str:
     found = candidates(run_dir)
     manifest = found[0] / MANIFEST_FILE if found else None
     return hashlib.sha256(manifest.read_bytes()).hexdigest()[:16] if manifest and manifest.is_file() else ""
+
+
+def _entries(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a file that need not exist; one that a crash has truncated is skipped."""
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict):
+            yield entry
+
+
+def _append(path: Path, entry: Mapping[str, Any]) -> None:
+    content = path.read_bytes() if path.is_file() else b""
+    with path.open("ab") as file:
+        file.write(b"\n" if content and not content.endswith(b"\n") else b"")
+        file.write((to_json(finite_or_null(entry)) + "\n").encode())
 
 
 def _key(of: Mapping[str, Any]) -> str:

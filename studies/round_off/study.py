@@ -11,12 +11,11 @@ Finished runs and measurements are kept: after an interruption the same command 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from common.paths import path_argument
 from common.program import run
-from common.strict_json import finite_or_null, to_json
-from studies.round_off.plan import FACTORS, plan
+from studies.round_off.plan import FACTORS, Planned, plan
+from studies.round_off.rows import FinishedRuns, Measurements, Row, weights_identity
 from studies.runner.execute import alone_in
 from studies.runner.options import (
     common_arguments,
@@ -31,10 +30,12 @@ from studies.runner.runs import Result, Run
 from training.config.errors import ConfigError
 from training.config.run import RunConfig
 from training.export.folders import check_has_checkpoint
+from training.run.folder import RunFolder
 
 FP32_FACTORS = [100.0]
 TOKENS = 2048  # of a layer, random or real
 DRAWS = 4  # of random tokens and initial weights
+SIZES = ("d_model", "d_ff", "num_experts", "top_n", "initializer_scale")  # what decides results of random tokens
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -46,6 +47,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--fp32-factors", nargs="*", type=float, default=FP32_FACTORS, metavar="X",
         help="of these, train with routers in fp32, too, without z-loss (100)")  # fmt: skip
     add("--seeds", type=int, default=5, help="seeds of every variant (%(default)s)")
+    add("--rows", type=path_argument, help="file of finished runs, which are not trained again (OUT/rows.jsonl)")
     add("--no-training", action="store_true", help="only measure routers; train nothing")
     add("--trained", nargs="+", type=path_argument, default=[], metavar="RUN",
         help="folders of runs whose routers to measure, besides those of this study")  # fmt: skip
@@ -72,28 +74,38 @@ def check(arguments: argparse.Namespace, config: RunConfig) -> None:
 def main() -> int:
     """Execute the unfinished runs and measurements, then write the page; return the exit code."""
     arguments = parse_arguments()
-    outcome: Sequence[tuple[Run, Result]] | None = []
     try:
         launcher = make_launcher(arguments)
         common, config = common_arguments(arguments, launcher)
         planned = plan(arguments, config)
         check(arguments, config)
-        if not arguments.no_training:
-            outcome = execute_plan(arguments, launcher, common, planned)
-        elif arguments.dry_run:
-            print("--no-training: nothing would be trained")
-            return 0
+        finished = FinishedRuns(arguments.rows or arguments.out / "rows.jsonl", [arguments.config, *common])
+        missing = [one for one in planned if one[:2] not in finished.found and not arguments.no_training]
+        outcome = execute_plan(arguments, launcher, common, missing)
         if outcome is None:
             return 0
         with alone_in(arguments.out):
-            write_results(arguments, config, outcome)
+            write_results(arguments, config, planned, outcome, finished)
     except ValueError as error:
         return report_user_error(error)
     return exit_code(arguments, [result for _, result in outcome])
 
 
-def write_results(arguments: argparse.Namespace, config: RunConfig, outcome: Sequence[tuple[Run, Result]]) -> None:
+def write_results(
+    arguments: argparse.Namespace,
+    config: RunConfig,
+    planned: Sequence[Planned],
+    outcome: Sequence[tuple[Run, Result]],
+    finished: FinishedRuns,
+) -> None:
     """Measure routers, and write tables and pictures.
+
+    Args:
+        arguments: of the command line.
+        config: that all runs have in common.
+        planned: all runs of the study.
+        outcome: runs that this call has trained, or found in their folders.
+        finished: runs of earlier calls.
 
     Raises:
         ConfigError: a run of ``--trained`` cannot be measured.
@@ -103,10 +115,11 @@ def write_results(arguments: argparse.Namespace, config: RunConfig, outcome: Seq
     from studies.round_off.pictures import plot_errors, plot_recovery
     from studies.round_off.recovery import bar_of, summarize, to_rows
     from studies.round_off.report import recovery_table, write_page
-    from studies.round_off.rows import Measurements, weights_identity
     from studies.round_off.trained import measure_run
 
     out, tokens = arguments.out, arguments.tokens
+    finished.add(to_rows(outcome))
+    rows = [finished.found[one[:2]] for one in planned if one[:2] in finished.found]
     measurements = Measurements(out / "measurements.jsonl")
     sizes = {key: value for key, value in config.model.model_dump().items() if key in SIZES}
     print(f"measuring {DRAWS} draws of {tokens:,} random tokens", flush=True)
@@ -114,15 +127,12 @@ def write_results(arguments: argparse.Namespace, config: RunConfig, outcome: Seq
         {"random": sizes, "tokens": tokens, "draws": DRAWS},
         lambda: measure_random(config.st_moe_config(), tokens, DRAWS),
     )
-    trained: dict[str, list[dict[str, Any]]] = {}
-    for label, folder in runs_to_measure(arguments, outcome).items():
+    trained: dict[str, list[Row]] = {}
+    for label, folder in runs_to_measure(arguments, planned).items():
         print(f"measuring {folder}", flush=True)
         of = {"run": str(folder), "weights": weights_identity(folder), "tokens": tokens}
         trained[label] = measurements.rows(of, lambda folder=folder: measure_run(folder, tokens))  # type: ignore[misc]
-    rows = to_rows(outcome)
     recoveries, bar = summarize(rows), bar_of(rows)
-    content = {"random": random, "trained": trained, "runs": rows, "bar": bar}
-    (out / "table.json").write_text(to_json(finite_or_null(content)) + "\n", encoding="utf-8")
     plot_errors(random, trained, out / "round_off.png")
     if rows:
         plot_recovery(rows, bar, out / "recovery.png")
@@ -131,12 +141,13 @@ def write_results(arguments: argparse.Namespace, config: RunConfig, outcome: Seq
     print(f"{out}/report.md holds tables and pictures")
 
 
-SIZES = ("d_model", "d_ff", "num_experts", "top_n", "initializer_scale")  # what decides results of random tokens
-
-
-def runs_to_measure(arguments: argparse.Namespace, outcome: Sequence[tuple[Run, Result]]) -> dict[str, Path]:
-    """Return the folders by label: the study's finished runs of seed 0, then those that the user names."""
-    found = {run.variant: run.dir for run, result in outcome if run.seed == 0 and result.quality is not None}
+def runs_to_measure(arguments: argparse.Namespace, planned: Sequence[Planned]) -> dict[str, Path]:
+    """Return folders by label: those of the study's runs of seed 0 that are there, then those that the user names."""
+    found = {}
+    for name, seed, _ in planned:
+        folder = RunFolder(arguments.out / "runs" / f"{name}-{seed}")
+        if seed == 0 and folder.summary() is not None and folder.has_checkpoint():
+            found[name] = folder.path
     for folder in arguments.trained:
         label = folder.resolve().name
         found[str(folder) if label in found else label] = folder

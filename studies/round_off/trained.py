@@ -17,7 +17,8 @@ from model.losses import IGNORED_LABEL
 from model.moe.layer import SparseFeedForward
 from model.moe.router import Router
 from model.st_moe import StMoeForConditionalGeneration
-from studies.round_off.measure import Row, measure_layer, weights_of
+from studies.round_off.measure import measure_layer, weights_of
+from studies.round_off.rows import Row
 from training.checkpoint.resume import read_checkpoint
 from training.config.errors import ConfigError
 from training.config.run import validate

@@ -176,6 +176,7 @@ def test_save_and_load_round_trip(tmp_path: Path) -> None:
         ({"feed_forward": "relu", "d_ff": 33}, "model.d_ff"),
         ({"dropout_rate": 1.0}, "model.dropout_rate"),
         ({"router_jitter": -0.1}, "model.router_jitter"),
+        ({"router_initializer_factor": 0}, "model.router_initializer_factor"),
         ({"train_capacity_factor": 0}, "model.train_capacity_factor"),
         ({"group_size": 0}, "model.group_size"),
         ({"sparse_step": 5}, "model.sparse_step"),
@@ -253,6 +254,12 @@ def test_initial_spreads(path: str) -> None:
         assert (weights[name] == 1).all(), name
     additive = make_model(feed_forward_bias="additive")
     assert all((p == 0).all() for name, p in additive.named_parameters() if "hidden_bias" in name)
+
+
+def test_routers_may_start_larger_and_nothing_else_changes() -> None:
+    usual, larger = make_model(), make_model(router_initializer_factor=100)
+    for (name, one), other in zip(usual.named_parameters(), larger.parameters(), strict=True):
+        torch.testing.assert_close(other, one * (100 if name.endswith("router.weight") else 1))
 
 
 def test_seeds_and_experts() -> None:

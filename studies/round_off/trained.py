@@ -26,7 +26,7 @@ from training.export.export import VOCABULARY_KEY
 from training.export.weights import read_model
 from training.run.kept_inputs import vocabulary_of
 
-EXAMPLES = 64  # held-out examples
+EXAMPLES = 32  # held-out examples
 CROSS_ENTROPY_FACTORS = (1.0, 10.0, 100.0)  # of the trained routers' weights
 AS_TRAINED = 1.0
 

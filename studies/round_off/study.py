@@ -10,6 +10,7 @@ Finished runs and measurements are kept: after an interruption the same command 
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from common.paths import path_argument
@@ -65,6 +66,7 @@ def check(arguments: argparse.Namespace, config: RunConfig) -> None:
     for folder in arguments.trained:
         if "=" in str(folder):
             raise ConfigError(f"{folder} follows --trained and is read as a folder: put key=value before --trained")
+    for folder in arguments.trained:
         check_has_checkpoint(folder)
     model = config.architecture()
     if model.feed_forward != "geglu" or model.feed_forward_bias != "none":
@@ -125,13 +127,13 @@ def write_results(
     print(f"measuring {DRAWS} draws of {tokens:,} random tokens", flush=True)
     random = measurements.rows(
         {"random": sizes, "tokens": tokens, "draws": DRAWS},
-        lambda: measure_random(config.st_moe_config(), tokens, DRAWS),
+        partial(measure_random, config.st_moe_config(), tokens, DRAWS),
     )
     trained: dict[str, list[Row]] = {}
     for label, folder in runs_to_measure(arguments, planned).items():
         print(f"measuring {folder}", flush=True)
         of = {"run": str(folder), "weights": weights_identity(folder), "tokens": tokens}
-        trained[label] = measurements.rows(of, lambda folder=folder: measure_run(folder, tokens))  # type: ignore[misc]
+        trained[label] = measurements.rows(of, partial(measure_run, folder, tokens))
     recoveries, bar = summarize(rows), bar_of(rows)
     plot_errors(random, trained, out / "round_off.png")
     if rows:

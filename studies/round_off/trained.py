@@ -78,7 +78,7 @@ def measure_run(run_dir: Path, tokens: int) -> Iterator[Row]:
     found = validation_batches(
         config.data, tokenizer, rank=0, world_size=1, batch_size=size, num_batches=EXAMPLES // size
     )
-    batches = [{name: torch.from_numpy(array) for name, array in batch.items()} for batch in found]
+    batches = [{name: torch.from_numpy(batch[name]) for name in ("input_ids", "labels")} for batch in found]
     model = read_model(checkpoint, model_config)
     for name, (layer, x_Td) in layer_inputs(model, batches).items():
         for row in measure_layer(x_Td[:tokens], weights_of(layer), model_config.top_n):

@@ -24,10 +24,11 @@ from common.logs import ALL_RANKS, get_logger, hold_notices
 from common.paths import PLACE_ERRORS, check_can_write, path_text_argument, why
 from common.program import begin
 from data.sources.retry import DataError
+from training.checkpoint.initial.fitting import load_run_config
 from training.config.checks import check_layout, give_advice
 from training.config.errors import ConfigError
 from training.config.help import describe_keys
-from training.config.run import RunConfig, load_config
+from training.config.run import RunConfig
 from training.config.training import TrainingConfig
 from training.inputs import prepare
 from training.run.distributed import initialize_distributed, leave, shut_down_distributed
@@ -164,7 +165,7 @@ def main() -> None:
     if process.notice is not None:
         logger.warning(process.notice)
     try:
-        config = load_config(arguments.config, arguments.overrides)
+        config = load_run_config(arguments.config, arguments.overrides)
         if arguments.check is not None:
             check_layout(config, arguments.check)
             return

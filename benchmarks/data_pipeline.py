@@ -34,6 +34,7 @@ from data.objectives.registry import make_objective
 from data.sources.open import open_shards
 from data.streaming.group import StreamGroup
 from data.streaming.loader import PretrainingLoader
+from data.streaming.mixture import MixtureStream
 from data.tokenizer import Tokenizer, train_vocabulary
 
 JOINED = 5  # lead sections per document: 2.4 kB, the mean length in C4 English
@@ -63,7 +64,9 @@ def make_workloads(config: DataConfig) -> dict[str, Iterator[int]]:
 
     def pipeline() -> Iterator[int]:
         group = StreamGroup(config, tokenizer, [open_shards(config, s) for s in config.train_sources()], [0])
-        (stream,) = group.streams[0].streams
+        mixture = group.streams[0]
+        assert isinstance(mixture, MixtureStream)
+        (stream,) = mixture.streams
         while True:
             before = stream.tokens_given
             batch = group.take([0] * BATCH)

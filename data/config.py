@@ -2,49 +2,19 @@
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from common.paths import UserPath
+from data.file_names import NAME_PATTERN, DomainFiles, FilePatterns
+from data.task_config import TaskKeys
 
 C4 = "allenai/c4"
 C4_REVISION = "1588ec454efa1a09f29cd18ddd04fe05fc8653a2"
 FILE_ENDINGS = (
     ".json.gz, .jsonl.gz, .json, .jsonl (one JSON object per line), .parquet, .txt, .txt.gz (one document per line)"
 )
-
-
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-
-
-def _check_patterns(value: Any) -> Any:
-    several = value if isinstance(value, list) else [value]
-    if not several or not all(isinstance(one, str) and one for one in several):
-        raise ValueError(f"{value!r} is not a file, a folder, a pattern or a URL, nor a list of them")
-    return value
-
-
-# What names files: a path, a folder, a glob or a URL, or several.
-FilePatterns = Annotated[UserPath | list[UserPath], BeforeValidator(_check_patterns)]
-
-
-def _check_domains(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return _check_patterns(value)
-    if not value:
-        raise ValueError("names no domain: give each domain its files, or files without domains")
-    for name, files in value.items():
-        if not isinstance(name, str) or not re.fullmatch(NAME_PATTERN, name):
-            raise ValueError(f"{name!r} cannot name a domain: use letters, digits, '.', '_' and '-' alone")
-        _check_patterns(files)
-    return value
-
-
-# The same, or of each of several domains by its name.
-DomainFiles = Annotated[
-    UserPath | list[UserPath] | dict[str, UserPath | list[UserPath]], BeforeValidator(_check_domains)
-]
 # A fix for missing text or vocabulary, for error messages.
 RUN_PREPARE = (
     "run `bash launch/quickstart.sh`, or `python -m data.prepare --vocab-size N` with N + 100 <= model.vocab_size "
@@ -150,7 +120,7 @@ class MixtureSource(SourceKeys):
         return self
 
 
-class DataConfig(SourceKeys):
+class DataConfig(SourceKeys, TaskKeys):
     """Where the text comes from and how it becomes examples. Unknown keys are refused."""
 
     train_files: FilePatterns = Field(
@@ -175,10 +145,10 @@ class DataConfig(SourceKeys):
         min_length=1,
         description="Folder that holds spiece.model (SentencePiece).",
     )
-    objective: Literal["span_corruption", "prefix_lm"] = Field(
+    objective: Literal["span_corruption", "prefix_lm", "tasks"] = Field(
         default="span_corruption",
         description="span_corruption: T5's denoising; prefix_lm: split the text at a uniformly drawn position into "
-        "inputs and targets.",
+        "inputs and targets; tasks: the inputs and targets of text-to-text tasks, for fine-tuning.",
     )
     inputs_length: int = Field(
         default=512,
@@ -253,6 +223,23 @@ class DataConfig(SourceKeys):
         if repeated:
             raise ValueError(f"two sources are named {repeated[0]!r}: give each its own name")
         return mixture
+
+    @model_validator(mode="after")
+    def _check_tasks(self) -> Self:
+        named = "data.tasks" if self.tasks else "data.task_files"
+        if self.objective == "tasks" and not (self.tasks or self.task_files):
+            raise ValueError(
+                "data.objective = tasks without tasks: set data.tasks to names such as [sst2, cb], or data.task_files"
+            )
+        if self.objective != "tasks" and (self.tasks or self.task_files):
+            raise ValueError(
+                f"{named} is not used with data.objective = {self.objective}: set data.objective=tasks, or remove it"
+            )
+        names = [files.name for files in self.task_files]
+        repeated = next((name for name in names if names.count(name) > 1), None)
+        if repeated:
+            raise ValueError(f"data.task_files: two tasks are named {repeated!r}: give each its own name")
+        return self
 
     @model_validator(mode="after")
     def _check_domains_are_files(self) -> Self:

@@ -43,6 +43,9 @@ class Architecture:
         128, "Distance in tokens from which all positions share the last bucket."
     )
     dropout_rate: float | int = documented(0.0, "Dropout after every sub-layer and on embeddings; 0 for pretraining.")
+    expert_dropout_rate: float | int = documented(
+        0.0, "Dropout of the experts' hidden activation, in front of W_out; the paper fine-tunes with up to 0.4."
+    )
 
     num_experts: int = documented(0, "Experts of each sparse layer; 0: a dense model.")
     sparse_step: int = documented(4, "Blocks whose index % sparse_step is sparse_step - 1 have a sparse feed-forward.")
@@ -126,7 +129,7 @@ class Architecture:
         for name in ("num_experts", "load_balance_coefficient", "router_z_coefficient", "output_z_coefficient"):
             if getattr(self, name) < 0:
                 raise ValueError(f"model.{name} = {getattr(self, name)} must be 0 or greater")
-        for name in ("dropout_rate", "router_jitter"):
+        for name in ("dropout_rate", "expert_dropout_rate", "router_jitter"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"model.{name} = {getattr(self, name)} must be at least 0 and less than 1")
         if self.feed_forward == "relu" and self.d_ff % 2:

@@ -83,11 +83,14 @@ def _stage_3(zero: Any, specs: Specs) -> Iterator[Partition]:
         group = zero.sub_group_process_groups[index]
         rank, segments, offset = dist.get_rank(group=group), [], 0
         for parameter in zero.fp16_groups[index]:
-            spec, size = specs[parameter], parameter.partition_numel()
-            start, stop = min(rank * size, spec.numel), min((rank + 1) * size, spec.numel)
-            segments.append(Segment(spec, start, stop, offset))
-            offset += size
+            segments.append(_share_of_stage_3(parameter, specs[parameter], rank, offset))
+            offset += parameter.partition_numel()
         yield Partition(tensor, tuple(segments), **_group_fields(group), is_split=True)
+
+
+def _share_of_stage_3(parameter: Any, spec: ParameterSpec, rank: int, offset: int) -> Segment:
+    size = parameter.partition_numel()
+    return Segment(spec, min(rank * size, spec.numel), min((rank + 1) * size, spec.numel), offset)
 
 
 def _stage_0(optimizer: torch.optim.Optimizer, specs: Specs) -> Iterator[Partition]:
@@ -102,6 +105,26 @@ def _stage_0_master_copies(wrapper: Any, specs: Specs) -> Iterator[Partition]:
     ):
         for parameter, copy in zip(parameters, copies, strict=True):
             yield whole(copy, specs[parameter], **_group_fields(_replica_group(param_group)))
+
+
+def frozen_parameters(specs: Specs) -> Iterator[Partition]:
+    """Yield a partition for each parameter that no optimizer holds: the model's own tensor or, at stage 3, its shard.
+
+    Args:
+        specs: of all parameters of the model, after ``deepspeed.initialize``.
+    """
+    parameter: Any  # DeepSpeed's attributes
+    for parameter, spec in specs.items():
+        if parameter.requires_grad:
+            continue
+        if hasattr(parameter, "ds_tensor"):
+            group = parameter.ds_process_group
+            own = _share_of_stage_3(parameter, spec, dist.get_rank(group=group), 0)
+            yield Partition(parameter.ds_tensor, (own,), **_group_fields(group), is_split=True)
+        else:
+            split = not getattr(parameter, "allreduce", True)
+            group = _replica_group({"moe": split, "name": getattr(parameter, "group_name", None)})
+            yield whole(parameter, spec, **_group_fields(group))
 
 
 def _replica_group(param_group: dict[str, Any]) -> Any:

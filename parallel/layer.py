@@ -1,8 +1,9 @@
 """The sparse feed-forward with its experts split over the ranks of an expert-parallel group.
 
-The class derives from the model's layer, which computes, and from DeepSpeed's ``AutoEPMoELayer``, by which the engine
-recognizes it: the engine reduces expert gradients over the expert-data-parallel group, and ZeRO partitions expert
-weights and their optimizer state over that group.
+``ExpertParallelFeedForward`` derives from the model's layer, which computes, and from DeepSpeed's ``AutoEPMoELayer``,
+by which the engine recognizes it: the engine reduces expert gradients over the expert-data-parallel group, and ZeRO
+partitions expert weights and their optimizer state over that group. ZeRO 1 and 2 then insist on training experts: with
+frozen ones the layer is a ``SpreadFeedForward``, of which DeepSpeed knows nothing.
 """
 
 import functools
@@ -35,7 +36,7 @@ from parallel.config import ParallelConfig
 from parallel.experts import ExchangedExperts
 
 
-class ExpertParallelFeedForward(SparseFeedForward, AutoEPMoELayer):
+class SpreadFeedForward(SparseFeedForward):
     """``SparseFeedForward`` that holds ``num_experts / expert_parallel_size`` experts.
 
     Construction is collective: all ranks must build their layers in the same order, after
@@ -74,7 +75,7 @@ class ExpertParallelFeedForward(SparseFeedForward, AutoEPMoELayer):
         """Build this rank's share of the experts."""
         return ExchangedExperts(config, self.ep_group, self.all_to_all_chunks)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ExpertParallelFeedForward":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SpreadFeedForward":
         """Move or cast the module; mark its parameters again, since materialization from meta replaces them."""
         super()._apply(fn, recurse)
         self._mark_parameters()
@@ -108,10 +109,19 @@ class ExpertParallelFeedForward(SparseFeedForward, AutoEPMoELayer):
                 setattr(parameter, "ds_zero_placement_family", "replicated")  # noqa: B010
 
 
-def sparse_factory(parallel: ParallelConfig) -> SparseFactory:
-    """Return a factory of sparse layers whose experts are split over ``parallel.expert_parallel_size`` ranks."""
+class ExpertParallelFeedForward(SpreadFeedForward, AutoEPMoELayer):
+    """``SpreadFeedForward`` whose experts DeepSpeed trains."""
+
+
+def sparse_factory(parallel: ParallelConfig, *, known: bool = True) -> SparseFactory:
+    """Return a factory of sparse layers whose experts are split over ``parallel.expert_parallel_size`` ranks.
+
+    Args:
+        parallel: the section of the configuration.
+        known: whether DeepSpeed is to know of the layers.
+    """
     return functools.partial(
-        ExpertParallelFeedForward,
+        ExpertParallelFeedForward if known else SpreadFeedForward,
         expert_parallel_size=parallel.expert_parallel_size,
         all_to_all_chunks=parallel.all_to_all_chunks,
     )

@@ -27,7 +27,7 @@ ENTRIES = ("train", "convert", "fill", "benchmarks")
 # The packages of a room, lowest first; a package imports only those before it. ``.`` stands for the room's own modules,
 # which are free of circles as all modules are.
 PACKAGES: dict[str, tuple[str, ...]] = {
-    "data": ("archives", "sources", "objectives", "streaming", "preparation", "tasks"),
+    "data": ("archives", "sources", "tasks", "objectives", "streaming", "preparation"),
     "model": ("standalone", "kernels", "layers", "moe"),
     "optim": ("moments",),
     "training": (
@@ -46,7 +46,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 }
 # Modules of a room that its packages may import: the foundations. All others lie above the packages.
 FOUNDATIONS: dict[str, tuple[str, ...]] = {
-    "data": ("config", "hugging_face", "span_corruption", "tokenizer"),
+    "data": ("config", "file_names", "hugging_face", "span_corruption", "task_config", "tokenizer"),
     "model": ("architecture", "config", "losses"),
     "optim": ("parameter", "partition"),
     "training": (),

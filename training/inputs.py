@@ -6,11 +6,14 @@ from typing import Any
 import numpy as np
 
 from data.streaming.loader import PretrainingLoader
+from data.streaming.task_validation import task_validation_batches
 from data.streaming.validation import validation_batches
 from data.tokenizer import Tokenizer
 from data.unigram import count_targets
-from training.checkpoint.initial_weights import Source, find_source
+from training.checkpoint.initial.fitting import find_source
+from training.checkpoint.initial.source import Source, look_into
 from training.checkpoint.resume import check_same_vocabulary, find_checkpoint
+from training.checkpoint.store.layout import ParallelLayout
 from training.checkpoint.store.state import Checkpoint, candidates
 from training.config.checks import check_all_to_all, check_layout
 from training.config.run import RunConfig
@@ -30,6 +33,7 @@ class Inputs:
     loader: PretrainingLoader
     target_counts: np.ndarray  # int64 [vocab_size], of this rank's share of the first training examples
     validation: list[Batch]
+    domains: list[str]  # of the validation text, or tasks, whose cross-entropy is reported
     zero_stage: int
     resume_from: Checkpoint | None
     init_from: Source | None  # of a new run
@@ -47,10 +51,13 @@ def prepare(config: RunConfig, process: Process, resume: bool, *, restart: bool 
     Raises:
         ValueError: one line that names key, value and fix; ConfigError or DataError as a rule.
     """
+    continues = resume or (restart and bool(candidates(config.run_dir)))
+    if config.training.init_from is not None and not continues:
+        look_into(config.training.init_from)  # the model section may be that of these weights: before its checks
     stage = check_layout(config, process.world_size)
     check_all_to_all(config, process.local_world_size)
     saved = None
-    if resume or (restart and candidates(config.run_dir)):
+    if continues:
         # Rank 0 checks the sizes of the files. Later the ranks agree on an intact checkpoint: see agreement.py.
         first = process.rank == 0
         saved = find_checkpoint(config, process.world_size, stage, sizes=first)
@@ -60,7 +67,8 @@ def prepare(config: RunConfig, process: Process, resume: bool, *, restart: bool 
     tokenizer.check_fits(config.architecture().vocab_size)
     if saved is not None:
         check_same_vocabulary(config, saved, tokenizer)
-    source = find_source(config, tokenizer) if saved is None else None
+    layout = ParallelLayout.of(config.model_dump(), process.world_size, stage)
+    source = find_source(config, tokenizer, layout) if saved is None else None
     ranks: dict[str, Any] = {"rank": process.rank, "world_size": process.world_size}
     micro_batch_size = config.training.micro_batch_size
     loader = PretrainingLoader(config.data, tokenizer, batch_size=micro_batch_size, **ranks)
@@ -70,18 +78,24 @@ def prepare(config: RunConfig, process: Process, resume: bool, *, restart: bool 
     sample = PretrainingLoader(without_workers, tokenizer, batch_size=micro_batch_size, sources=loader.sources, **ranks)
     loader.start()
     batches = -(-UNIGRAM_EXAMPLES // (micro_batch_size * process.world_size))
+    validation, domains = _held_out(config, tokenizer, **ranks)
     return Inputs(
         tokenizer=tokenizer,
         loader=loader,
         target_counts=count_targets((sample.next_batch() for _ in range(batches)), tokenizer.vocab_size),
-        validation=validation_batches(
-            config.data,
-            tokenizer,
-            batch_size=micro_batch_size,
-            num_batches=config.training.eval_examples // (micro_batch_size * process.world_size),
-            **ranks,
-        ),
+        validation=validation,
+        domains=domains,
         zero_stage=stage,
         resume_from=saved,
         init_from=source,
     )
+
+
+def _held_out(config: RunConfig, tokenizer: Tokenizer, *, rank: int, world_size: int) -> tuple[list[Batch], list[str]]:
+    """Return this rank's held-out batches, and the domains, or tasks, whose cross-entropy is reported."""
+    data, size, examples = config.data, config.training.micro_batch_size, config.training.eval_examples
+    ranks: dict[str, Any] = {"rank": rank, "world_size": world_size, "batch_size": size}
+    if data.objective == "tasks":
+        return task_validation_batches(data, tokenizer, limit=examples, **ranks)
+    batches = validation_batches(data, tokenizer, num_batches=examples // (size * world_size), **ranks)
+    return batches, data.validation_domains()

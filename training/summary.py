@@ -28,11 +28,13 @@ def summarize(config: RunConfig, inputs: Inputs, **figures: Any) -> dict[str, An
     dist.all_gather_object(bad_rows, inputs.loader.bad_rows)
     return {
         "init_from": config.training.init_from,
+        "init_optimizer": config.training.init_optimizer,
         "world_size": dist.get_world_size(),
         "expert_parallel_size": config.parallel.expert_parallel_size,
         "zero_stage": inputs.zero_stage,
         "parameters_total": total,
         "parameters_active_per_token": active,
+        "trainable": config.training.trainable,
         **figures,
         "bad_rows": dict(sum((Counter(rows) for rows in bad_rows), Counter())),
     }

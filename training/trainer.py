@@ -9,7 +9,8 @@ from training.checkpoint.agreement import agree_on_checkpoint
 from training.checkpoint.capture import Moment
 from training.checkpoint.checkpointer import Checkpointer, SaveError
 from training.checkpoint.finite import NotFiniteError
-from training.checkpoint.initial_weights import load_weights, open_source
+from training.checkpoint.initial.begin import begin_with
+from training.checkpoint.initial.readers import open_source
 from training.checkpoint.load import load_checkpoint
 from training.checkpoint.resume import check_fits, describe_resume
 from training.checkpoint.store.layout import ParallelLayout
@@ -19,8 +20,10 @@ from training.config.run import RunConfig
 from training.engine.batches import to_device
 from training.engine.build import build_engine
 from training.engine.loss_terms import LossTerms
+from training.engine.parameters import trained_numel
 from training.engine.profiling import StepProfiler, report_communication
-from training.engine.step import evaluate, update
+from training.engine.step import update
+from training.evaluation import Evaluator
 from training.health.reaction import Health, RollBack, UnhealthyError
 from training.inputs import Inputs
 from training.monitoring.examples import HeldOutExamples
@@ -84,9 +87,12 @@ class Trainer:
             logger.info("%s", describe_resume(resume, layout))
             load_checkpoint(self.engine, resume)
         elif weights is not None:
-            load_weights(self.engine, weights, config)
-            logger.info("beginning with the weights of %s", config.training.init_from)
+            begin_with(self.engine, weights, config)
+            what = "the weights and the optimizer's state" if config.training.init_optimizer else "the weights"
+            logger.info("beginning with %s of %s", what, config.training.init_from)
         self.validation = [to_device(batch, device) for batch in inputs.validation]
+        seeds = (config.training.seed, process.rank)
+        self.evaluator = Evaluator(self.engine, self.model_config, self.validation, inputs.domains, seeds)
         if process.rank == 0:
             self.folder.write_config(config)
             keep_inputs(config.run_dir, config, inputs.tokenizer)
@@ -229,9 +235,7 @@ class Trainer:
         state = self.state
         self.watchdog.enter("evaluating", state.step)
         with self.examples.watching() as examples:
-            terms = evaluate(self.engine, self.validation, self.pad_id, self.config.training.seed, self.process.rank)
-        domains = self.config.data.validation_domains()
-        values = terms.reduce(self.model_config, domains)
+            values = self.evaluator.measure()
         self.metrics.write({"split": "validation", "step": state.step, "tokens": state.tokens, **values})
         routing = self.monitors.routing_row()
         if routing:
@@ -240,7 +244,7 @@ class Trainer:
             self.metrics.write_example({"step": state.step, **example})
         self.progress.validation(state.step, values)
         self.health.check_validation(state.step, values)
-        of_domains = {name: values[f"cross_entropy/{name}"] for name in domains}
+        of_domains = {name: values[f"cross_entropy/{name}"] for name in self.inputs.domains}
         state.evaluated = Evaluation(state.step, values["cross_entropy"], of_domains)
         self.throughput.restart()
 
@@ -304,6 +308,7 @@ class Trainer:
                 memory=self.monitors.efficiency.memory()[0],
                 peak=self.monitors.efficiency.peak,
                 unigram=unigram,
+                trained=trained_numel(self.engine.module),
             )
             logger.info("%s", text)
         self.progress.begin(self.state.step)

@@ -1,14 +1,16 @@
 """Objectives by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from data.config import DataConfig
 from data.objectives.base import Objective
 from data.objectives.prefix_lm import PrefixLm
 from data.objectives.span_corruption import SpanCorruption
+from data.objectives.text_to_text import TextToText
 from data.tokenizer import Tokenizer
 
-OBJECTIVES: dict[str, Callable[[DataConfig, Tokenizer], Objective]] = {
+# Of text. Tasks (``TextToText``) have no packs to cut.
+OBJECTIVES: Mapping[str, Callable[[DataConfig, Tokenizer], Objective]] = {
     "span_corruption": SpanCorruption,
     "prefix_lm": PrefixLm,
 }
@@ -21,3 +23,10 @@ def make_objective(config: DataConfig, tokenizer: Tokenizer) -> Objective:
         ValueError: the examples need more sentinels than the vocabulary has.
     """
     return OBJECTIVES[config.objective](config, tokenizer)
+
+
+def targets_length(config: DataConfig, tokenizer: Tokenizer) -> int:
+    """Return the target tokens per example, of tasks too. Raises ValueError, see ``make_objective``."""
+    if config.objective == "tasks":
+        return TextToText(config, tokenizer).targets_length
+    return make_objective(config, tokenizer).targets_length

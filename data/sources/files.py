@@ -21,10 +21,20 @@ class FileShards:
         text_column: JSON key or Parquet column of the text.
         retries: retry policy.
         block_bytes: bytes per request to a remote file.
+        column_key: name of the setting that ``text_column`` is the value of, for messages.
     """
 
-    def __init__(self, key: str, paths: list[str], text_column: str, retries: Retries, block_bytes: int) -> None:
+    def __init__(
+        self,
+        key: str,
+        paths: list[str],
+        text_column: str,
+        retries: Retries,
+        block_bytes: int,
+        column_key: str = "text_column",
+    ) -> None:
         self.key = key
+        self._column_key = column_key
         self.paths = paths
         self.retries = retries
         self._text_column = text_column
@@ -38,20 +48,21 @@ class FileShards:
         text_column: str,
         retries: Retries,
         block_bytes: int,
+        column_key: str = "text_column",
     ) -> Self:
         """Open the files that patterns name; see ``find_files``.
 
         Args:
             setting: config key or option that holds the patterns.
             patterns: one or several.
-            text_column, retries, block_bytes: see the class.
+            text_column, retries, block_bytes, column_key: see the class.
 
         Raises:
             ValueError: no file matches, a folder does, or a file has an unknown format.
             DataError: the files cannot be listed.
         """
         paths = find_files(setting, patterns)
-        return cls(f"{setting} = {patterns!r}", paths, text_column, retries, block_bytes)
+        return cls(f"{setting} = {patterns!r}", paths, text_column, retries, block_bytes, column_key)
 
     @property
     def num_shards(self) -> int:
@@ -88,7 +99,5 @@ class FileShards:
                     raise
                 yield BadRow.DAMAGED_FILE
             except MissingColumnError as error:
-                raise DataError(
-                    f"{path} has no column {self._text_column!r}: set {key_beside(self.key, 'text_column')} to one of "
-                    f"{error}"
-                ) from error
+                key = key_beside(self.key, self._column_key)
+                raise DataError(f"{path} has no column {self._text_column!r}: set {key} to one of {error}") from error

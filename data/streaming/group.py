@@ -1,6 +1,6 @@
 """The logical streams that one process serves: those of a rank, or of one of its workers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,10 +8,13 @@ from numpy.typing import NDArray
 
 from data.config import DataConfig
 from data.objectives.registry import make_objective
+from data.objectives.text_to_text import TextToText
 from data.sources.base import ShardSource
 from data.streaming.corpus import TRAIN_MASK, Corpus
 from data.streaming.mixture import MixtureStream
 from data.streaming.stream import ExampleStream
+from data.streaming.task_examples import TaskExamples
+from data.streaming.task_stream import TaskOrder, TaskStream, task_shares
 from data.tokenizer import Tokenizer
 
 
@@ -30,25 +33,25 @@ class StreamGroup:
     Args:
         config: the ``data`` section.
         tokenizer: the vocabulary.
-        sources: shards of each of ``config.train_sources()``.
+        sources: shards of each of ``config.train_sources()``, or tasks.
         streams: numbers of the logical streams.
     """
 
     def __init__(
-        self, config: DataConfig, tokenizer: Tokenizer, sources: Sequence[ShardSource], streams: Sequence[int]
+        self,
+        config: DataConfig,
+        tokenizer: Tokenizer,
+        sources: Sequence[ShardSource] | Sequence[TaskExamples],
+        streams: Sequence[int],
     ) -> None:
         self._sources = sources
-        objective = make_objective(config, tokenizer)
-        weights = [source.weight for source in config.train_sources()]
-        corpora = [Corpus(shards, config.num_streams, config.seed, number=i) for i, shards in enumerate(sources)]
-
-        def make(stream: int) -> MixtureStream:
-            source_streams = [
-                ExampleStream(corpus, tokenizer, objective, stream, config, TRAIN_MASK, config.shuffle_buffer)
-                for corpus in corpora
-            ]
-            return MixtureStream(stream, source_streams, weights)
-
+        make: Callable[[int], MixtureStream | TaskStream]
+        if config.objective == "tasks":
+            tasks = [source for source in sources if isinstance(source, TaskExamples)]
+            make = _of_tasks(config, tokenizer, tasks)
+        else:
+            shards = [source for source in sources if not isinstance(source, TaskExamples)]
+            make = _of_text(config, tokenizer, shards)
         self.streams = {stream: make(stream) for stream in streams}
 
     def take(self, order: Sequence[int]) -> ExampleBatch:
@@ -79,3 +82,26 @@ class StreamGroup:
 
     def close(self) -> None:
         """Do nothing; the counterpart of ``WorkerPool.close``."""
+
+
+def _of_text(
+    config: DataConfig, tokenizer: Tokenizer, sources: Sequence[ShardSource]
+) -> Callable[[int], MixtureStream]:
+    objective = make_objective(config, tokenizer)
+    weights = [source.weight for source in config.train_sources()]
+    corpora = [Corpus(shards, config.num_streams, config.seed, number=i) for i, shards in enumerate(sources)]
+
+    def make(stream: int) -> MixtureStream:
+        source_streams = [
+            ExampleStream(corpus, tokenizer, objective, stream, config, TRAIN_MASK, config.shuffle_buffer)
+            for corpus in corpora
+        ]
+        return MixtureStream(stream, source_streams, weights)
+
+    return make
+
+
+def _of_tasks(config: DataConfig, tokenizer: Tokenizer, tasks: Sequence[TaskExamples]) -> Callable[[int], TaskStream]:
+    order = TaskOrder(tasks, list(task_shares(config, tasks).values()), config.seed)
+    encoder = TextToText(config, tokenizer)
+    return lambda stream: TaskStream(stream, config.num_streams, order, encoder)

@@ -7,6 +7,8 @@ from typing import Any, Literal
 from common.logs import NOTICE, get_logger
 from data.config import DataConfig
 from data.sources.base import ShardSource
+from data.streaming.task_examples import TaskExamples
+from data.streaming.task_stream import task_shares
 
 # Increment when the same settings and text give other examples.
 EXAMPLES_VERSION = 2
@@ -15,15 +17,30 @@ SHARDS, VOCABULARY = "number of shards", "fingerprint of data.vocabulary"
 logger = get_logger(__name__)
 
 
-def describe_identity(config: DataConfig, sources: Sequence[ShardSource], fingerprint: str) -> dict[str, Any]:
+def describe_identity(
+    config: DataConfig, sources: Sequence[ShardSource] | Sequence[TaskExamples], fingerprint: str
+) -> dict[str, Any]:
     """Return everything that determines order and content of the examples, as JSON values.
 
     Args:
         config: the ``data`` section.
-        sources: shards of each of ``config.train_sources()``.
+        sources: shards of each of ``config.train_sources()``, or tasks.
         fingerprint: of the vocabulary.
     """
-    shards = [source.num_shards for source in sources]
+    if config.objective == "tasks":
+        tasks = [source for source in sources if isinstance(source, TaskExamples)]
+        return {
+            "data.num_streams": config.num_streams,
+            "data.objective": config.objective,
+            "data.inputs_length": config.inputs_length,
+            "data.targets_length": config.targets_length,
+            "data.sentinels": config.sentinels,
+            "data.seed": config.seed,
+            "names and shares of data.tasks": [[name, share] for name, share in task_shares(config, tasks).items()],
+            VOCABULARY: fingerprint,
+            "version of this program's examples": EXAMPLES_VERSION,
+        }
+    shards = [source.num_shards for source in sources if not isinstance(source, TaskExamples)]
     identity: dict[str, Any] = {
         "data.num_streams": config.num_streams,
         "data.documents_per_pack": config.documents_per_pack,
@@ -43,13 +60,14 @@ def describe_identity(config: DataConfig, sources: Sequence[ShardSource], finger
     return identity
 
 
-def describe_text(config: DataConfig, sources: Sequence[ShardSource]) -> dict[str, list[str]]:
+def describe_text(config: DataConfig, sources: Sequence[ShardSource] | Sequence[TaskExamples]) -> dict[str, list[str]]:
     """Return, for each source, what tells its text from other text: the keys that select rows, and its shards in order.
 
     Files may have moved: their names and sizes count, not their folders.
     """
-    text = {}
-    for configured, source in zip(config.train_sources(), sources, strict=True):
+    text = {source.name: source.identify() for source in sources if isinstance(source, TaskExamples)}
+    shards = [source for source in sources if not isinstance(source, TaskExamples)]
+    for configured, source in zip(config.train_sources() if shards else (), shards, strict=True):
         keys = configured.keys
         selected = [f"text_column = {keys.text_column}"]
         if keys.source == "hub":

@@ -9,14 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.config import DataConfig
-from data.objectives.registry import make_objective
+from data.objectives.registry import targets_length
 from data.sources.base import ShardSource
 from data.sources.open import open_shards
 from data.sources.rows import BadRow
 from data.streaming.group import StreamGroup
 from data.streaming.identity import describe_identity, describe_text, resume_place
-from data.streaming.schedule import Schedule, check_ranks, check_streams
+from data.streaming.schedule import Schedule, check_ranks, check_shards, check_streams
 from data.streaming.stream import BAD_KINDS, DOCUMENTS, ROWS, SPLIT_DOCUMENTS, TOKENS
+from data.streaming.task_examples import TaskExamples, open_tasks
+from data.streaming.task_stream import CUT_INPUTS, CUT_TARGETS
 from data.streaming.worker import WorkerPool
 from data.tokenizer import Tokenizer
 
@@ -33,11 +35,11 @@ class PretrainingLoader:
         tokenizer: the vocabulary.
         rank, world_size: this rank and the number of data-parallel ranks.
         batch_size: examples per rank and batch.
-        sources: shards to read in place of the configured ones, one item for each of ``config.train_sources()``.
+        sources: what to read in place of the configured text or tasks, one item for each of ``sources``.
 
     Attributes:
         targets_length: target tokens per example.
-        sources: shards of each source; another loader of the same text may share them.
+        sources: shards of each of ``config.train_sources()``, or tasks; another loader of the same may share them.
 
     Raises:
         ValueError: num_streams is not a multiple of world_size or exceeds the number of shards, too many workers, no
@@ -53,16 +55,24 @@ class PretrainingLoader:
         rank: int,
         world_size: int,
         batch_size: int,
-        sources: Sequence[ShardSource] | None = None,
+        sources: Sequence[ShardSource] | Sequence[TaskExamples] | None = None,
     ) -> None:
         check_ranks(rank, world_size, batch_size)
         self._config, self._tokenizer = config, tokenizer
         self._schedule = Schedule(rank, world_size, batch_size, config.num_streams)
-        self.targets_length = make_objective(config, tokenizer).targets_length
-        train_sources = config.train_sources()
-        self.sources = sources or [open_shards(config, source) for source in train_sources]
-        check_streams(config, world_size, self.sources)
-        self._names = [source.name for source in train_sources]
+        self.targets_length = targets_length(config, tokenizer)
+        self.sources: Sequence[ShardSource] | Sequence[TaskExamples]
+        if config.objective == "tasks":
+            tasks = [source for source in sources or () if isinstance(source, TaskExamples)]
+            self.sources = tasks = tasks or open_tasks(config, "train")
+            self._names = [task.name for task in tasks]
+        else:
+            train_sources = config.train_sources()
+            shards = [s for s in sources or () if not isinstance(s, TaskExamples)]
+            self.sources = shards = shards or [open_shards(config, source) for source in train_sources]
+            self._names = [source.name for source in train_sources]
+            check_shards(config, world_size, shards)
+        check_streams(config, world_size)
         self._identity = describe_identity(config, self.sources, tokenizer.fingerprint)
         # State of each own stream after the last batch returned, regardless of what workers have read ahead.
         self._states = StreamGroup(config, tokenizer, self.sources, self._schedule.own_streams()).state_dicts()
@@ -151,10 +161,11 @@ class PretrainingLoader:
     def metrics(self) -> dict[str, int]:
         """Return metrics to sum over ranks; the keys are the same on every rank.
 
-        Since step 0: rows, documents, bad rows, documents split before tokenization, and for each source the raw
-        tokens of its examples. Since the start of the process: retries of remote sources.
+        Since step 0: rows, documents, bad rows, documents split before tokenization, examples of tasks that were cut,
+        and for each source the raw tokens of its examples. Since the start of the process: retries of remote sources.
         """
         counts = self.counts
+        cut = {f"data_{kind}": counts[kind] for kind in (CUT_INPUTS, CUT_TARGETS)}
         tokens = Counter(dict.fromkeys(self._names, 0))
         for state in self._states.values():
             for name, source in zip(self._names, state["sources"], strict=True):
@@ -165,6 +176,7 @@ class PretrainingLoader:
             "data_bad_rows": sum(counts[kind] for kind in BAD_KINDS),
             "data_split_documents": counts[SPLIT_DOCUMENTS],
             "data_retries": self._retries,
+            **(cut if self._config.objective == "tasks" else {}),
             **{f"data_tokens_{name}": tokens[name] for name in self._names},
         }
 

@@ -1,7 +1,7 @@
 """Which logical stream each example comes from, and which rank it belongs to."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from data.config import DataConfig
 from data.sources.base import ShardSource
@@ -46,12 +46,11 @@ def check_ranks(rank: int, world_size: int, batch_size: int) -> None:
         raise ValueError(f"batch_size = {batch_size} must be at least 1")
 
 
-def check_streams(config: DataConfig, world_size: int, sources: Sequence[ShardSource]) -> None:
-    """Check that shards can be dealt to the streams, streams to the ranks, and those of a rank to its workers.
+def check_shards(config: DataConfig, world_size: int, sources: Sequence[ShardSource]) -> None:
+    """Check that shards can be dealt to the streams.
 
     Raises:
-        ValueError: they cannot; names ``data.num_streams`` or ``data.num_workers`` and a value that works, or how many
-            shards are needed.
+        ValueError: they cannot; names ``data.num_streams`` and a value that works, or how many shards are needed.
     """
     smallest = min(sources, key=lambda source: source.num_shards)
     shards, streams = smallest.num_shards, config.num_streams
@@ -63,18 +62,33 @@ def check_streams(config: DataConfig, world_size: int, sources: Sequence[ShardSo
         )
     fits = shards // world_size * world_size
     if streams % world_size:
-        nearest = min(max(1, round(streams / world_size)) * world_size, fits)
-        raise ValueError(
-            f"data.num_streams = {streams} is not a multiple of the {world_size} ranks: set data.num_streams={nearest}"
-        )
+        _refuse_streams(streams, world_size, fits)
     if streams > shards:
         raise ValueError(
             f"data.num_streams = {streams}, but {have}: set data.num_streams={fits}, or write the text to more shards "
             "(--shards of `python -m data.prepare`)"
         )
+
+
+def check_streams(config: DataConfig, world_size: int) -> None:
+    """Check that streams can be dealt to the ranks, and those of a rank to its workers.
+
+    Raises:
+        ValueError: they cannot; names ``data.num_streams`` or ``data.num_workers`` and a value that works.
+    """
+    streams = config.num_streams
+    if streams % world_size:
+        _refuse_streams(streams, world_size, streams + world_size)
     per_rank = streams // world_size
     if config.num_workers > per_rank:
         raise ValueError(
             f"data.num_workers = {config.num_workers} is more than the {per_rank} streams of a rank (data.num_streams "
             f"/ ranks): set data.num_workers to at most {per_rank}"
         )
+
+
+def _refuse_streams(streams: int, world_size: int, most: int) -> NoReturn:
+    nearest = min(max(1, round(streams / world_size)) * world_size, most)
+    raise ValueError(
+        f"data.num_streams = {streams} is not a multiple of the {world_size} ranks: set data.num_streams={nearest}"
+    )

@@ -48,11 +48,13 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x_Td, scale_d, inverse_T1 = ctx.saved_tensors
         grad_Td = grad.reshape(x_Td.shape)
         normed_Td = x_Td * inverse_T1
-        grad_scale_d = (grad_Td * normed_Td).sum(0)
+        grad_scale_d = (grad_Td * normed_Td).sum(0) if ctx.needs_input_grad[1] else None
+        if not ctx.needs_input_grad[0]:
+            return None, grad_scale_d, None
         grad_normed_Td = grad_Td * scale_d
         mean_T1 = torch.linalg.vecdot(grad_normed_Td, normed_Td).unsqueeze(-1) / x_Td.shape[1]
         grad_x_Td = grad_normed_Td.sub_(normed_Td.mul_(mean_T1)).mul_(inverse_T1)

@@ -64,6 +64,8 @@ class _Project(torch.autograd.Function):
         grad_TN = (grads[0] if len(grads) == 1 else torch.cat(grads, dim=-1)).reshape(len(low_Td), -1)
         of_input, of_weights = ctx.dtypes
         grad_x = product(grad_TN, cast_Nd, of_input).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        if not any(ctx.needs_input_grad[3:]):  # frozen
+            return grad_x, None, None, *(None for _ in ctx.rows)
         return grad_x, None, None, *product(grad_TN.mT, low_Td, of_weights).split(ctx.rows)
 
 
@@ -108,9 +110,11 @@ class _Geglu(torch.autograd.Function):
         grad_both = torch.empty_like(both)
         grad_first, grad_second = grad_both.chunk(2, dim=-1)
         differentiate(first, second, grad @ cast_out, grad_first, grad_second)
+        grad_x = product(grad_both, cast_both, of_input) if ctx.needs_input_grad[0] else None
+        if not any(ctx.needs_input_grad[3:]):  # frozen
+            return grad_x, None, None, None, None, None
         grad_w_out = product(grad.mT, hidden, of_weights)
         grad_w_both = product(grad_both.mT, low, of_weights)
-        grad_x = product(grad_both, cast_both, of_input) if ctx.needs_input_grad[0] else None
         return grad_x, None, None, *grad_w_both.chunk(2, dim=-2), grad_w_out
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.config import StMoeConfig
+from model.layers.dropout import factors, split
 from model.layers.feed_forward import make_hidden_bias
 from model.layers.geglu import gelu
 from model.layers.ranges import EXPERTS, named_range
@@ -30,6 +31,7 @@ class Experts(nn.Module):
         super().__init__()
         self.num_local, self.first = num_local, first
         self.gated = config.feed_forward == "geglu"
+        self.dropout_rate = config.expert_dropout_rate
         d, inner = config.d_model, config.d_ff if self.gated else config.d_ff // 2
         self.w1 = nn.Parameter(torch.empty(num_local, inner, d))
         self.w2 = nn.Parameter(torch.empty(num_local, d, config.d_ff))
@@ -60,25 +62,32 @@ class Experts(nn.Module):
 
     def _run(self, rows_Rd: Tensor, counts_E: Tensor | None, weights: Weights, first: int) -> Tensor:
         rows, experts, plain = len(rows_Rd), len(weights[0]), self.hidden_bias is None
+        dropping = self.training and self.dropout_rate > 0
+        dropout_RF = factors(rows_Rd, weights[1].shape[2], self.dropout_rate) if dropping else None
         if plain and can_group(rows_Rd, weights[0]):
             by_groups = geglu_grouped if self.gated else relu_grouped
-            return by_groups(rows_Rd, counts_E, *weights, keep=self.keep_casts)
+            return by_groups(rows_Rd, counts_E, *weights, keep=self.keep_casts, dropout_RF=dropout_RF)
         counts = [rows // experts] * experts if counts_E is None else counts_E.tolist()
         if plain:
             one_by_one = geglu_per_expert if self.gated else relu_per_expert
-            return one_by_one(rows_Rd, counts, *weights, self.gradient_memory)
-        parts = rows_Rd.split([*counts, rows - sum(counts)])
+            return one_by_one(rows_Rd, counts, *weights, self.gradient_memory, dropout_RF)
+        all_counts = [*counts, rows - sum(counts)]
+        parts, dropped = rows_Rd.split(all_counts), split(dropout_RF, all_counts)
         of_each = zip(*(w.unbind() for w in weights), strict=True)  # unbind, unlike w[e], has one backward for all
         outputs = [
-            self._one(part, w1, w2, w3, first + e)
-            for e, (part, (w1, w2, w3)) in enumerate(zip(parts[:-1], of_each, strict=True))
+            self._one(part, w1, w2, w3, first + e, dropout_rF)
+            for e, (part, dropout_rF, (w1, w2, w3)) in enumerate(zip(parts[:-1], dropped[:-1], of_each, strict=True))
         ]
         return torch.cat((*outputs, outputs[0].new_zeros(parts[-1].shape)))
 
-    def _one(self, rows_rd: Tensor, w1_Fd: Tensor, w2_dF: Tensor, w3_Fd: Tensor, local: int) -> Tensor:
+    def _one(
+        self, rows_rd: Tensor, w1_Fd: Tensor, w2_dF: Tensor, w3_Fd: Tensor, local: int, dropout_rF: Tensor | None
+    ) -> Tensor:
         """Run one expert with a bias on the hidden activation."""
         first, second = functional.linear(rows_rd, w1_Fd), functional.linear(rows_rd, w3_Fd)
         hidden_rF = gelu(first) * second if self.gated else functional.relu(torch.cat((first, second), dim=-1))
         if self.hidden_bias is not None:
             hidden_rF = self.hidden_bias(hidden_rF, self.first + local)
+        if dropout_rF is not None:
+            hidden_rF = hidden_rF * dropout_rF
         return functional.linear(hidden_rF, w2_dF)

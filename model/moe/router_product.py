@@ -31,14 +31,16 @@ class _RouterProduct(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_TE: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad_TE: Tensor) -> tuple[Tensor, Tensor | None]:
         x_Td, weight_Ed = ctx.saved_tensors
         if _has_kernel(x_Td, weight_Ed):
             return kernels("router_product").product_backward(x_Td, weight_Ed, grad_TE)
-        grad_Td, grad_Ed = torch.empty_like(x_Td), torch.zeros_like(weight_Ed)
+        grad_Td = torch.empty_like(x_Td)
+        grad_Ed = torch.zeros_like(weight_Ed) if ctx.needs_input_grad[1] else None  # None: frozen
         for block in _blocks(x_Td):
             grad_Td[block] = grad_TE[block] @ weight_Ed
-            grad_Ed.addmm_(grad_TE[block].t(), x_Td[block].to(weight_Ed.dtype))
+            if grad_Ed is not None:
+                grad_Ed.addmm_(grad_TE[block].t(), x_Td[block].to(weight_Ed.dtype))
         return grad_Td, grad_Ed
 
 

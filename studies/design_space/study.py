@@ -21,8 +21,9 @@ from studies.design_space.rows import read_rows
 from studies.design_space.trials import Trial, format_costs, trials_of
 from studies.runner.launcher import Local, Slurm
 from studies.runner.options import common_arguments, execute_plan, make_launcher, make_parser, report_user_error
+from training.checkpoint.initial.fitting import load_run_config
 from training.config.checks import check_layout
-from training.config.run import RunConfig, load_config
+from training.config.run import RunConfig
 
 CONFIG = "configs/laboratory_cpu.yaml"  # in which experts matter
 ROWS = Path("docs/design_space/rows.jsonl")
@@ -75,7 +76,7 @@ def main() -> int:
 
 def _main(arguments: argparse.Namespace) -> int:
     if arguments.steps is None:
-        arguments.steps = load_config(arguments.config, arguments.overrides).training.steps
+        arguments.steps = load_run_config(arguments.config, arguments.overrides).training.steps
     arguments.out /= f"{Path(arguments.config).stem}-{arguments.steps}"
     launcher = make_launcher(arguments)
     common, config = common_arguments(arguments, launcher)

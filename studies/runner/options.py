@@ -15,9 +15,10 @@ from studies.runner.execute import alone_in, run_locally, submit
 from studies.runner.follow_up import NOTHING, FollowUp
 from studies.runner.launcher import Local, Slurm
 from studies.runner.runs import Result, Run, make_run
+from training.checkpoint.initial.fitting import load_run_config
 from training.config.checks import check_layout
 from training.config.errors import ConfigError
-from training.config.run import RunConfig, load_config
+from training.config.run import RunConfig
 
 DEFAULT_STEPS = 250
 
@@ -88,7 +89,7 @@ def make_launcher(arguments: argparse.Namespace) -> Local | Slurm:
         return Slurm(arguments.nodes, arguments.gpus_per_node, arguments.time, tuple(arguments.sbatch))
     # the configuration first: torch takes seconds to import
     check_can_write(arguments.out, "--out")
-    load_config(arguments.config, arguments.overrides)
+    load_run_config(arguments.config, arguments.overrides)
     import torch
 
     gpus, ranks = torch.cuda.device_count(), arguments.ranks
@@ -108,12 +109,12 @@ def common_arguments(arguments: argparse.Namespace, launcher: Local | Slurm) -> 
     """
     ranks = launcher.ranks if isinstance(launcher, Local) else launcher.nodes * launcher.gpus_per_node
     own = [f"training.steps={arguments.steps}", "optimizer.decay_steps=null"]  # a decay ends with the run
-    config = load_config(arguments.config, [*own, *arguments.overrides])
+    config = load_run_config(arguments.config, [*own, *arguments.overrides])
     size = config.parallel.expert_parallel_size
     if ranks % size:
         own.append(f"parallel.expert_parallel_size={math.gcd(size, ranks)}")
     together = [*own, *arguments.overrides]
-    config = load_config(arguments.config, together)
+    config = load_run_config(arguments.config, together)
     check_layout(config, ranks)
     return together, config
 

@@ -10,8 +10,9 @@ import yaml
 
 from common.strict_json import to_json
 from studies.runner.divergence import Verdict, judge
+from training.checkpoint.initial.fitting import load_run_config
 from training.config.errors import ConfigError
-from training.config.run import RunConfig, load_config
+from training.config.run import RunConfig
 from training.monitoring.columns import CROSS_ENTROPY, DECISION, REASON, STEP, VALIDATION, split_of, training_rows
 from training.run.folder import RunFolder
 
@@ -138,7 +139,7 @@ def make_run(
         ConfigError: the resulting configuration is not valid.
     """
     arguments = [*arguments, *to_arguments(overrides)]
-    base = load_config(config_file, arguments)
+    base = load_run_config(config_file, arguments)
     steps = base.training.steps
     own: dict[str, Any] = {
         "training.seed": seed,
@@ -150,7 +151,7 @@ def make_run(
         "training.name": f"{variant}-{seed}",
     }
     arguments += to_arguments({key: value for key, value in own.items() if key not in overrides})
-    return Run(variant, seed, config_file, tuple(arguments), load_config(config_file, arguments))
+    return Run(variant, seed, config_file, tuple(arguments), load_run_config(config_file, arguments))
 
 
 def to_arguments(overrides: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from training.checkpoint.capture import Capture, RankMeta, write_files, write_rest
-from training.checkpoint.rank_file import RankContents
+from training.checkpoint.rank_file import Range, RankContents
 from training.checkpoint.store.index import WEIGHT, StoredRange, rank_file_name
 from training.checkpoint.store.manifest import record_text, write_manifest
 from training.checkpoint.store.publish import begin, publish
@@ -41,7 +41,7 @@ def write_capture(config: RunConfig, step: int) -> Path:
     generator = torch.Generator().manual_seed(step)
     weights = {f"a/{WEIGHT}": torch.randn(12, generator=generator)}
     own, adafactor = rank_file_name(0, 1), {"optimizer-00000.safetensors": {"a/second_moment/0-12": torch.randn(12)}}
-    contents = RankContents({WEIGHT: torch.float32}, {}, [("a", (12,), False, StoredRange(0, 12, own))])
+    contents = RankContents({WEIGHT: torch.float32}, {}, [Range("a", (12,), False, StoredRange(0, 12, own), False)])
     meta = RankMeta(contents, {}, {file: list(tensors) for file, tensors in adafactor.items()})
     captured = Capture({own: weights} | adafactor, _state(config, step), [meta])
     run = RunFolder(config.run_dir)

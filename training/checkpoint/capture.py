@@ -20,7 +20,7 @@ from training.checkpoint.store.manifest import FileRecord, record_text, write_ma
 from training.checkpoint.store.state import STATE_FILE, SavedState
 from training.checkpoint.store.tensor_file import write_tensors
 from training.config.run import RunConfig
-from training.engine.parameters import engine_partitions
+from training.engine.parameters import engine_partitions, frozen_partitions
 
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")  # DeepSpeed's own
 
@@ -68,14 +68,15 @@ def capture(engine: Any, config: RunConfig, moment: Moment) -> Capture:
     """Capture a checkpoint; its tensors are views of the engine's own. Collective over all ranks.
 
     Raises:
-        ValueError: a parameter is frozen, or the optimizer keeps what a checkpoint cannot hold.
+        ValueError: the optimizer keeps what a checkpoint cannot hold.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     optimizer, partitions = engine.basic_optimizer, engine_partitions(engine)
-    check_trainable(engine)
     state_files = state_format(config.optimizer.name)
     rank_file = rank_file_name(rank, world_size)
-    contents, tensors = rank_contents(optimizer, partitions, rank_file, with_state=state_files.in_rank_files)
+    contents, tensors = rank_contents(
+        optimizer, partitions, rank_file, with_state=state_files.in_rank_files, frozen=frozen_partitions(engine)
+    )
     extra = state_files.write(optimizer, partitions, rank)
     meta = RankMeta(contents, moment.data, {file: list(of_file) for file, of_file in extra.items()})
     ranks: list[Any] = [None] * world_size
@@ -88,13 +89,6 @@ def capture(engine: Any, config: RunConfig, moment: Moment) -> Capture:
         engine={name: getattr(engine, name) for name in COUNTERS} | {"schedule": engine.lr_scheduler.state_dict()},
     )
     return Capture({rank_file: tensors} | extra, state, ranks)
-
-
-def check_trainable(engine: Any) -> None:
-    """Raise ValueError if a parameter is frozen: no optimizer holds it, so a checkpoint would lack it."""
-    for name, parameter in engine.module.named_parameters():
-        if not parameter.requires_grad:
-            raise ValueError(f"parameter {name} is frozen: checkpoints hold only what the optimizer trains")
 
 
 def write_files(captured: Capture, folder: Path) -> list[FileRecord]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from common.exit_codes import UNHEALTHY, RunError
 from training.checkpoint.store.index import chunks
 from training.checkpoint.store.manifest import DamagedError, FileRecord
-from training.engine.parameters import engine_partitions
+from training.engine.parameters import engine_partitions, frozen_partitions
 
 NAMED = 5  # tensors; more are counted
 
@@ -52,10 +52,10 @@ def not_finite_on_any_rank(tensors: Mapping[str, Tensor], device: Any) -> list[s
 
 
 def weights_not_finite(engine: Any) -> list[str]:
-    """Return the names of the parameters whose master weights are not finite on some rank; collective."""
+    """Return the names of the parameters whose master or frozen weights are not finite on some rank; collective."""
     tensors = {
         f"{segment.spec.name}/{number}": segment.view(partition.tensor.detach().view(-1))
-        for number, partition in enumerate(engine_partitions(engine))
+        for number, partition in enumerate([*engine_partitions(engine), *frozen_partitions(engine)])
         for segment in partition.held()
     }
     found = not_finite_on_any_rank(tensors, engine.device)

@@ -4,13 +4,13 @@ from typing import Any
 
 import deepspeed.comm as dist
 
-from training.checkpoint.capture import COUNTERS, check_trainable
+from training.checkpoint.capture import COUNTERS
 from training.checkpoint.master_weights import refresh_weights
 from training.checkpoint.optimizer_state.registry import state_format
-from training.checkpoint.rank_file import read_elements
+from training.checkpoint.rank_file import read_elements, read_frozen
 from training.checkpoint.store.index import TensorReader
 from training.checkpoint.store.state import Checkpoint
-from training.engine.parameters import engine_partitions
+from training.engine.parameters import engine_partitions, frozen_partitions
 
 
 def load_checkpoint(engine: Any, checkpoint: Checkpoint) -> None:
@@ -24,9 +24,10 @@ def load_checkpoint(engine: Any, checkpoint: Checkpoint) -> None:
         ValueError: the checkpoint's tensors are not those of the engine's model, or a file is missing or damaged.
     """
     folder, state = checkpoint
-    check_trainable(engine)
     optimizer, partitions = engine.basic_optimizer, engine_partitions(engine)
-    read_elements(optimizer, partitions, TensorReader(folder))
+    reader = TensorReader(folder)
+    read_elements(optimizer, partitions, reader)
+    read_frozen(optimizer, frozen_partitions(engine), reader)
     state_format(state.optimizer).read(optimizer, partitions, folder, dist.get_rank())
     refresh_weights(engine)
 

@@ -3,7 +3,7 @@
 Every element is written by exactly one rank: ranks that hold the same partition write equal shares of it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,9 +17,19 @@ from training.checkpoint.store.index import WEIGHT, Index, StoredParameter, Stor
 class RankContents(NamedTuple):
     """Contents of one rank file, for the index."""
 
-    states: dict[str, torch.dtype]  # of every element
+    states: dict[str, torch.dtype]  # of every element that is trained; empty if the file holds none
     scalars: dict[str, float]  # of the optimizer
-    ranges: list[tuple[str, tuple[int, ...], bool, StoredRange]]  # parameter, global shape, split experts
+    ranges: list["Range"]
+
+
+class Range(NamedTuple):
+    """Elements of a parameter in a rank file."""
+
+    name: str
+    shape: tuple[int, ...]  # global
+    split_experts: bool
+    stored: StoredRange
+    frozen: bool
 
 
 def own_share(partition: Partition, segment: Segment) -> Segment:
@@ -33,20 +43,26 @@ def own_share(partition: Partition, segment: Segment) -> Segment:
 
 
 def rank_contents(
-    optimizer: Optimizer, partitions: Sequence[Partition], file: str, *, with_state: bool
+    optimizer: Optimizer,
+    partitions: Sequence[Partition],
+    file: str,
+    *,
+    with_state: bool,
+    frozen: Sequence[Partition] = (),
 ) -> tuple[RankContents, dict[str, Tensor]]:
     """Return this rank's contents for the index and the tensors of its file, 1-D views of the engine's own.
 
     Args:
         optimizer: steps the partitions.
         partitions: all of this rank's.
+        frozen: what this rank holds of parameters that are not trained; stored in float32.
         file: name of the rank file.
         with_state: whether to write the optimizer's state beside the weights.
 
     Raises:
         ValueError: the optimizer's state is not one number per weight or for all.
     """
-    shares = [(p, share) for p in partitions for s in p.held() if (share := own_share(p, s)).numel]
+    shares = _own_shares(partitions)
     writers = {id(p.tensor): p.tensor for p, _ in shares}.values()
     kinds = [_kinds(optimizer, tensor) if with_state else ({WEIGHT: tensor.dtype}, {}) for tensor in writers]
     states, scalars = kinds[0] if kinds else ({}, {})
@@ -57,51 +73,80 @@ def rank_contents(
         for partition, share in shares
         for state in states
     }
-    ranges = []
-    for _, share in shares:
-        spec, elements = share.spec, share.elements
-        split = spec.expert_axis is not None and spec.expert_axis.split
-        ranges.append((spec.name, spec.shape, split, StoredRange(elements.start, elements.stop, file)))
+    untrained = _own_shares(frozen)
+    tensors |= {
+        f"{share.spec.name}/{WEIGHT}": _view(optimizer, partition, share, WEIGHT).float()
+        for partition, share in untrained
+    }
+    ranges = [_range(share, file, frozen=False) for _, share in shares]
+    ranges += [_range(share, file, frozen=True) for _, share in untrained]
     return RankContents(states, scalars, ranges), tensors
 
 
+def _own_shares(partitions: Sequence[Partition]) -> list[tuple[Partition, Segment]]:
+    return [(p, share) for p in partitions for s in p.held() if (share := own_share(p, s)).numel]
+
+
+def _range(share: Segment, file: str, *, frozen: bool) -> Range:
+    spec, elements = share.spec, share.elements
+    split = spec.expert_axis is not None and spec.expert_axis.split
+    return Range(spec.name, spec.shape, split, StoredRange(elements.start, elements.stop, file), frozen)
+
+
 def read_elements(optimizer: Optimizer, partitions: Sequence[Partition], reader: TensorReader) -> None:
-    """Fill the partitions, and the optimizer's state per weight. Raises ValueError if they are of another model."""
+    """Fill the partitions, and the optimizer's state per weight.
+
+    Raises:
+        ValueError: the partitions are of another model, or there is no state of a parameter that was frozen.
+    """
     index = reader.index
-    held = [(partition, segment) for partition in partitions for segment in partition.held()]
+    held = _held(partitions, reader)
     for _, segment in held:
-        name, shape = segment.spec.name, segment.spec.shape
-        if name not in index.parameters or index.parameters[name].shape != shape:
-            raise ValueError(f"{reader.folder} does not hold {name} {shape}: it is of another model")
+        if index.parameters[segment.spec.name].frozen and len(index.states) > 1:
+            raise ValueError(f"{reader.folder} holds no optimizer state of {segment.spec.name}, which was frozen")
     for tensor in {id(partition.tensor): partition.tensor for partition, _ in held}.values():
         # One tensor per number and partition: AdamW counts its steps in place.
         optimizer.state[tensor] = {
             name: torch.tensor(value) if isinstance(value, float) else value for name, value in index.scalars.items()
         } | {state: torch.zeros_like(tensor, requires_grad=False) for state in index.states if state != WEIGHT}
     for partition, segment in held:
-        first = segment.elements.start
         for state in index.states:
-            target = _view(optimizer, partition, segment, state)
-            for start, stop in chunks(first, segment.elements.stop):
-                target[start - first : stop - first].copy_(reader.read(segment.spec.name, state, start, stop))
+            _read(segment, state, _view(optimizer, partition, segment, state), reader)
+
+
+def read_frozen(optimizer: Optimizer, partitions: Sequence[Partition], reader: TensorReader) -> None:
+    """Fill partitions that no optimizer trains. Raises ValueError if they are of another model."""
+    for partition, segment in _held(partitions, reader):
+        _read(segment, WEIGHT, _view(optimizer, partition, segment, WEIGHT), reader)
+
+
+def _held(partitions: Sequence[Partition], reader: TensorReader) -> list[tuple[Partition, Segment]]:
+    held = [(partition, segment) for partition in partitions for segment in partition.held()]
+    for _, segment in held:
+        name, shape = segment.spec.name, segment.spec.shape
+        if name not in reader.index.parameters or reader.index.parameters[name].shape != shape:
+            raise ValueError(f"{reader.folder} does not hold {name} {shape}: it is of another model")
+    return held
+
+
+def _read(segment: Segment, state: str, target: Tensor, reader: TensorReader) -> None:
+    first = segment.elements.start
+    for start, stop in chunks(first, segment.elements.stop):
+        target[start - first : stop - first].copy_(reader.read(segment.spec.name, state, start, stop))
 
 
 def join(ranks: Sequence[RankContents]) -> Index:
     """Return the index over all ranks' files. Raises ValueError when they do not fit together."""
-    ranks = [contents for contents in ranks if contents.ranges]
-    for contents in ranks:
-        if contents[:2] != ranks[0][:2]:
-            raise ValueError(f"ranks hold different optimizer states: {contents[:2]} and {ranks[0][:2]}")
+    training = [contents for contents in ranks if contents.states]
+    for contents in training:
+        if contents[:2] != training[0][:2]:
+            raise ValueError(f"ranks hold different optimizer states: {contents[:2]} and {training[0][:2]}")
     parameters: dict[str, StoredParameter] = {}
-    for name, shape, split, stored in _sorted_ranges(ranks):
-        before = parameters[name].ranges if name in parameters else ()
-        parameters[name] = StoredParameter(shape, split, (*before, stored))
-    states = {state: str(dtype).removeprefix("torch.") for state, dtype in ranks[0].states.items()}
-    return Index(states, ranks[0].scalars, parameters)
-
-
-def _sorted_ranges(ranks: Sequence[RankContents]) -> Iterator[tuple[str, tuple[int, ...], bool, StoredRange]]:
-    return iter(sorted((row for contents in ranks for row in contents.ranges), key=lambda row: row[3]))
+    for found in sorted((found for contents in ranks for found in contents.ranges), key=lambda found: found.stored):
+        ranges = (*(parameters[found.name].ranges if found.name in parameters else ()), found.stored)
+        parameters[found.name] = StoredParameter(found.shape, found.split_experts, ranges, found.frozen)
+    states = {state: str(dtype).removeprefix("torch.") for state, dtype in training[0].states.items()}
+    return Index(states, training[0].scalars, parameters)
 
 
 def _view(optimizer: Optimizer, partition: Partition, segment: Segment, state: str) -> Tensor:

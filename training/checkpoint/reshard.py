@@ -118,7 +118,6 @@ def _write(reader: TensorReader, folder: Path, expert_parallel_size: int, world_
         ]
         parameters[name] = replace(parameter, ranges=tuple(sorted(ranges)))
     index = Index(reader.index.states, reader.index.scalars, parameters)
-    states = {state: index.dtype(state) for state in index.states}
     records = []
     for rank in range(world_size):
         file = rank_file_name(rank, world_size)
@@ -128,7 +127,7 @@ def _write(reader: TensorReader, folder: Path, expert_parallel_size: int, world_
             for stored in parameter.ranges
             if stored.file == file
         ]
-        records.append(write_ranges(folder / file, own, states, reader.read))
+        records.append(write_ranges(folder / file, own, index.states_of, reader.read))
     return [*records, record_text(folder / INDEX_FILE, index.to_json())]
 
 

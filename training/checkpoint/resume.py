@@ -1,6 +1,7 @@
 """Selects the checkpoint that a run resumes from and checks that it fits; imports torch only for optimizer state."""
 
 from pathlib import Path
+from typing import Any
 
 from common.logs import NOTICE, get_logger
 from data.streaming.identity import VOCABULARY
@@ -9,7 +10,7 @@ from training.checkpoint.store.layout import ParallelLayout
 from training.checkpoint.store.manifest import DamagedError, check_contents, check_sizes, read_manifest
 from training.checkpoint.store.state import Checkpoint, candidates, read_folder
 from training.config.errors import ConfigError
-from training.config.run import RunConfig
+from training.config.run import SECTIONS, RunConfig
 from training.run.folder import RunFolder
 from training.run.kept_inputs import kept_vocabulary
 
@@ -98,10 +99,10 @@ def check_fits(checkpoint: Checkpoint, config: RunConfig, world_size: int, zero_
     for section, keys in (
         ("model", present["model"].keys() | saved["model"].keys()),
         ("optimizer", present["optimizer"].keys() | saved["optimizer"].keys()),
-        ("training", ("global_batch_size", "seed")),
+        ("training", ("global_batch_size", "seed", "trainable")),
     ):
         for key in keys:
-            before, now = saved[section].get(key), present[section].get(key)
+            before, now = saved_value(saved, section, key), present[section].get(key)
             if before != now and key != "decay_steps":
                 raise ConfigError(
                     f"--resume: {section}.{key} is {now} but {checkpoint.folder} was written with {before}: set "
@@ -110,10 +111,16 @@ def check_fits(checkpoint: Checkpoint, config: RunConfig, world_size: int, zero_
                 )
     _check_schedule(checkpoint, config)
     for (section, key), effect in NOTED.items():
-        before, now = saved[section].get(key), present[section].get(key)
+        before, now = saved_value(saved, section, key), present[section].get(key)
         if before != now:
             logger.warning("%s.%s is %s, %s until now: %s", section, key, now, before, effect, extra=NOTICE)
     check_layout_fits(checkpoint, ParallelLayout.of(present, world_size, zero_stage))
+
+
+def saved_value(saved: dict[str, Any], section: str, key: str) -> Any:
+    """Return the value of a key in a saved configuration; its default where an older version did not have the key."""
+    field = SECTIONS[section].model_fields.get(key)
+    return saved[section].get(key, None if field is None else field.default)
 
 
 def _check_schedule(checkpoint: Checkpoint, config: RunConfig) -> None:

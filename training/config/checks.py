@@ -54,7 +54,7 @@ def check_layout(config: RunConfig, world_size: int) -> int:
     check_expert_parallel(config, world_size)
     accumulation_steps(config, world_size)
     per_pass = config.training.micro_batch_size * world_size
-    if config.training.eval_examples % per_pass:
+    if config.data.objective != "tasks" and config.training.eval_examples % per_pass:
         raise ConfigError(
             f"training.eval_examples = {config.training.eval_examples} is not divisible by training.micro_batch_size x "
             f"world size = {config.training.micro_batch_size} x {world_size}: set a multiple of {per_pass}, or "
@@ -69,6 +69,12 @@ def check_layout(config: RunConfig, world_size: int) -> int:
     stage = zero_stage(options)
     check_gradient_dtypes(config, stage, world_size)
     check_compile(config, stage)
+    parameters = options.get("zero_optimization", {}).get("offload_param") or {}
+    if config.training.trainable != "all" and parameters.get("device") == "nvme":
+        raise ConfigError(
+            f"training.deepspeed_config = {config.training.deepspeed_config}: zero_optimization.offload_param.device = "
+            f"nvme does not work with training.trainable = {config.training.trainable}: set cpu, or all"
+        )
     return stage
 
 

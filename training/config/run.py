@@ -81,6 +81,11 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
     Raises:
         ConfigError: names the first mistake on one line.
     """
+    return validate(read_values(path, overrides))
+
+
+def read_values(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
+    """Return the plain values of ``load_config``, not yet validated. Raises ConfigError."""
     file = Path(path)
     try:
         values = read_yaml(file.read_bytes(), SECTIONS)
@@ -92,7 +97,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
         override(values, text, SECTIONS)
     values = resolve(values)
     _find_deepspeed_file(values, file.parent)
-    return validate(values)
+    return values
 
 
 def validate(values: Any) -> RunConfig:
@@ -108,6 +113,16 @@ def validate(values: Any) -> RunConfig:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     _check_kept(config)
+    if config.training.trainable == "moe" and not config.architecture().sparse_layer_names():
+        raise ConfigError(
+            "training.trainable = moe but model.num_experts = 0: a dense model has neither experts nor routers; set "
+            "all, dense_feed_forward or attention"
+        )
+    if config.training.init_optimizer and config.training.init_from is None:
+        raise ConfigError(
+            "training.init_optimizer = true without training.init_from: name the run whose optimizer's state is meant, "
+            "or set false"
+        )
     profiled = config.training.profile.steps
     if profiled is not None and profiled[1] > config.training.steps:
         raise ConfigError(

@@ -7,6 +7,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from common.paths import UserPath
 from training.config.monitor import MonitorConfig, ProfileConfig
 
+# The families of parameters (``training.engine.parameters.FAMILIES``) that each value of ``trainable`` trains, after
+# Zoph et al. 2022, section 4.2. The paper is silent on norms, embedding and head: they are part of ``non_moe`` alone.
+TRAINABLE = {
+    "all": {"attention", "relative_bias", "feed_forward", "norm", "embedding", "head", "experts", "router"},
+    "non_moe": {"attention", "relative_bias", "feed_forward", "norm", "embedding", "head"},
+    "dense_feed_forward": {"feed_forward"},
+    "moe": {"experts", "router"},
+    "attention": {"attention", "relative_bias"},
+}
+
 
 class TrainingConfig(BaseModel):
     """Batch, precision, intervals, checkpoints and failures of a run."""
@@ -52,8 +62,20 @@ class TrainingConfig(BaseModel):
     init_from: UserPath | None = Field(
         None,
         min_length=1,
-        description="A run, a checkpoint or an export whose weights a new run begins with, at any parallel layout. "
-        "Optimizer, schedule, text and step begin anew; the vocabulary must be the same. null: random weights.",
+        description="A run (its newest checkpoint), a checkpoint or an export whose weights a new run begins with, at "
+        "any parallel layout. Schedule, text and step begin anew. Keys of model and data.vocabulary that are not set "
+        "are those of these weights. null: random weights.",
+    )
+    init_optimizer: bool = Field(
+        False,
+        description="Begin with the optimizer's state of init_from, too (Adafactor's slots, AdamW's moments), which "
+        "helps where fine-tuning continues with the optimizer of pretraining.",
+    )
+    trainable: Literal["all", "non_moe", "dense_feed_forward", "moe", "attention"] = Field(
+        "all",
+        description="Parameters that are trained; the others are frozen and cost neither gradient nor optimizer state. "
+        "moe: experts and routers; dense_feed_forward: the dense feed-forwards; attention: its matrices and position "
+        "biases; non_moe: all but moe. Norms, embedding and output head are trained by all and non_moe.",
     )
     seed: int = Field(
         0, ge=0, description="Seed of the initial weights and of the randomness of training; data: data.seed."
@@ -63,7 +85,10 @@ class TrainingConfig(BaseModel):
     profile: ProfileConfig = Field(ProfileConfig(), description="Steps to record with torch.profiler; see its keys.")
     eval_every: int = Field(1000, ge=1, description="Steps between evaluations; the run also ends with one.")
     eval_examples: int = Field(
-        4096, ge=1, description="Held-out sequences per evaluation; a multiple of micro_batch_size x world size."
+        4096,
+        ge=1,
+        description="Held-out sequences per evaluation; a multiple of micro_batch_size x world size. Of tasks: at most "
+        "so many of each.",
     )
     save_every: int = Field(1000, ge=1, description="Steps between checkpoints; the run also ends with one.")
     save_in_background: bool = Field(

@@ -17,19 +17,29 @@ from parallel.config import ParallelConfig
 from parallel.layer import sparse_factory
 from training.config.deepspeed import deepspeed_config, zero_stage
 from training.config.run import RunConfig
+from training.config.training import TRAINABLE
 from training.engine.compilation import compile_blocks
 from training.engine.numerics import set_numerics
-from training.engine.parameters import engine_partitions, model_parameter_specs
+from training.engine.parameters import engine_partitions, freeze, model_parameter_specs
 from training.engine.profiling import prepare_comms_logger
 
 
-def build_model(config: StMoeConfig, parallel: ParallelConfig, seed: int, device: str) -> StMoeForConditionalGeneration:
+def build_model(
+    config: StMoeConfig, parallel: ParallelConfig, seed: int, device: str, *, known: bool = True
+) -> StMoeForConditionalGeneration:
     """Return this rank's share of the model: built on the meta device, so that no rank ever holds all experts.
 
     Collective over all ranks, because it creates the expert-parallel groups.
+
+    Args:
+        config: the model's.
+        parallel: the layout of the experts.
+        seed: of the weights.
+        device: of the weights.
+        known: whether DeepSpeed is to know of the sparse layers, see ``parallel.layer``.
     """
     with torch.device("meta"):
-        model = StMoeForConditionalGeneration(config, sparse_factory(parallel))
+        model = StMoeForConditionalGeneration(config, sparse_factory(parallel, known=known))
     model.to_empty(device=device)
     initialize_weights(model, config, seed)
     return model
@@ -38,12 +48,15 @@ def build_model(config: StMoeConfig, parallel: ParallelConfig, seed: int, device
 def build_engine(config: RunConfig, world_size: int, device: str) -> Any:
     """Return the DeepSpeed engine with model, optimizer and schedule; collective over all ranks."""
     set_numerics(deterministic=config.training.deterministic)
-    model = build_model(config.st_moe_config(), config.parallel, config.training.seed, device)
+    options = deepspeed_config(config, world_size)
+    trainable = config.training.trainable
+    known = zero_stage(options) == 3 or "experts" in TRAINABLE[trainable]
+    model = build_model(config.st_moe_config(), config.parallel, config.training.seed, device, known=known)
+    freeze(model, trainable)
     if config.training.activation_checkpointing:
         model.activation_checkpointing_enable()
     if config.training.compile:
         compile_blocks(model)
-    options = deepspeed_config(config, world_size)
     if zero_stage(options) == 3:
         _keep_no_casts(model)
     optimizer = build_optimizer(model_parameter_specs(model), config.optimizer, model.get_input_embeddings().weight)

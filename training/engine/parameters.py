@@ -1,5 +1,6 @@
 """Specs, ZeRO partitions and families of the model's parameters, for optimizer, checkpoints and metrics."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,7 +16,8 @@ from model.moe.router import Router
 from model.st_moe import StMoeForConditionalGeneration
 from optim.parameter import ExpertAxis, ParameterSpec, parameter_specs
 from optim.partition import Partition
-from optim.zero_partitions import read_partitions
+from optim.zero_partitions import frozen_parameters, read_partitions
+from training.config.training import TRAINABLE
 
 FAMILIES: Mapping[type[nn.Module], str] = {
     nn.Embedding: "embedding",
@@ -52,6 +54,24 @@ def engine_partitions(engine: Any) -> list[Partition]:
     if engine not in _partitions:
         _partitions[engine] = read_partitions(engine.optimizer, model_parameter_specs(engine.module))
     return _partitions[engine]
+
+
+def frozen_partitions(engine: Any) -> list[Partition]:
+    """Return what this rank holds of the parameters that no optimizer trains."""
+    return list(frozen_parameters(model_parameter_specs(engine.module)))
+
+
+def freeze(model: StMoeForConditionalGeneration, trainable: str) -> None:
+    """Let only the parameters that ``training.trainable`` names require a gradient."""
+    families = parameter_families(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(families[name] in TRAINABLE[trainable])
+
+
+def trained_numel(model: nn.Module) -> int:
+    """Return the elements of all parameters that are trained, experts of all ranks included."""
+    specs = model_parameter_specs(model)
+    return sum(math.prod(spec.shape) for parameter, spec in specs.items() if parameter.requires_grad)
 
 
 def parameter_families(model: StMoeForConditionalGeneration) -> dict[str, str]:

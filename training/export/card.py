@@ -26,6 +26,10 @@ OBJECTIVES = {
         "It fills spans: the sentinels `<extra_id_0>`, `<extra_id_1>`, … stand for what is missing, and the output\n"
         "repeats each sentinel with the text that it stands for.",
     ),
+    "tasks": (
+        "sst2 sentence: a pleasure to watch",
+        "It was fine-tuned on tasks and answers as their targets do.",
+    ),
     "prefix_lm": ("Paris is the capital of", "It continues a text."),
 }
 

@@ -7,7 +7,7 @@ from transformers import GenerationConfig
 
 from common.files import write_atomically
 from common.paths import check_can_write
-from data.objectives.registry import OBJECTIVES
+from data.objectives.registry import targets_length
 from model.st_moe import StMoeForConditionalGeneration
 from model.standalone.save import AUTO_MAP, save_code
 from training.checkpoint.resume import read_checkpoint
@@ -60,7 +60,7 @@ def export(
         decoder_start_token_id=model_config.decoder_start_token_id,
     )
     # Not max_length: transformers warns of it where users set max_new_tokens.
-    generation.max_new_tokens = OBJECTIVES[config.data.objective](config.data, tokenizer).targets_length
+    generation.max_new_tokens = targets_length(config.data, tokenizer)
 
     run = RunFolder(run_dir)
     summary = run.summary()

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from data.config import DataConfig
 from data.tokenizer import Tokenizer
 from model.architecture import Architecture, documented_fields
-from training.checkpoint.initial_weights import Reader, Source, look_into, open_source
-from training.checkpoint.store.manifest import DamagedError
-from training.checkpoint.store.state import candidates, read_folder, step_of
+from training.checkpoint.initial.source import Source, look_into
+from training.checkpoint.store.manifest import MANIFEST_FILE
+from training.checkpoint.store.state import candidates, step_of
 from training.config.errors import ConfigError
 from training.config.run import RunConfig, validate
 from training.export.folders import check_source
@@ -21,6 +21,7 @@ from training.run.kept_inputs import vocabulary_of
 if TYPE_CHECKING:
     from model.config import StMoeConfig
     from model.st_moe import StMoeForConditionalGeneration
+    from training.checkpoint.initial.readers import Reader
     from training.export.serving import Routing
 
 
@@ -86,7 +87,7 @@ class Trained:
 
     model: "StMoeForConditionalGeneration"
     config: "StMoeConfig"
-    weights: Reader
+    weights: "Reader"
     step: int | None
     device: str
 
@@ -122,18 +123,14 @@ def find_trained(folder: Path, step: int | None = None, vocabulary: Path | None 
     name = folder
     if step is not None:
         folder = _checkpoint_of_step(folder, step)
-    try:
-        source, fingerprint, _ = look_into(folder)
-        if source is None:
-            check_source(folder)
-            raise ConfigError(f"{folder} holds no weights: name a run, a checkpoint or an export")
-        if source.run_dir is None:
-            return Found(name, source, None, Tokenizer(vocabulary or folder, setting="the vocabulary of the export"))
-        config = validate(read_folder(source.folder).state.config)
-    except (DamagedError, KeyError) as error:
-        raise ConfigError(f"{folder}: {error}") from None
-    assert fingerprint is not None
-    return Found(name, source, config, vocabulary_of(source.run_dir, config, fingerprint, vocabulary))
+    if not (folder / MANIFEST_FILE).is_file():
+        check_source(folder)
+    source = look_into(folder, str(folder))
+    if source.run_dir is None:
+        return Found(name, source, None, Tokenizer(vocabulary or folder, setting="the vocabulary of the export"))
+    config = validate(source.sections)
+    assert source.fingerprint is not None
+    return Found(name, source, config, vocabulary_of(source.run_dir, config, source.fingerprint, vocabulary))
 
 
 def _checkpoint_of_step(run_dir: Path, step: int) -> Path:
@@ -163,6 +160,7 @@ def load_trained(found: Found, routing: "Routing", world_size: int, device: str)
     from model.config import StMoeConfig
     from parallel.config import ParallelConfig
     from parallel.layer import sparse_factory
+    from training.checkpoint.initial.readers import open_source
     from training.engine.numerics import set_numerics
     from training.export.serving import served
     from training.export.weights import build_from

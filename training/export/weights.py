@@ -11,7 +11,7 @@ from model.config import StMoeConfig
 from model.moe.layer import SparseFeedForward
 from model.st_moe import StMoeForConditionalGeneration
 from model.transformer import SparseFactory
-from training.checkpoint.initial_weights import CheckpointWeights, Reader
+from training.checkpoint.initial.readers import CheckpointWeights, Reader
 from training.checkpoint.store.index import WEIGHT, TensorReader, chunks
 from training.checkpoint.store.tensor_file import TensorFileWriter
 from training.engine.parameters import model_parameter_specs

@@ -62,8 +62,8 @@ CROSS_ENTROPY = Column("cross_entropy", "nats per target token", "L_CE over the 
 CROSS_ENTROPY_OF_DOMAIN = Column(
     "cross_entropy/<domain>",
     "nats per target token",
-    "L_CE of the examples of a domain, if `data.validation_files` names domains; weighted by their target tokens, the "
-    "domains average to `cross_entropy`",
+    "L_CE of the held-out examples of a task or, if `data.validation_files` names domains, of a domain; weighted by "
+    "their target tokens, they average to `cross_entropy`",
     VALIDATION,
 )
 PERPLEXITY = Column("perplexity", "", "exp(cross_entropy)", *_LOSS)
@@ -188,8 +188,10 @@ Column("data_rows", "rows", "rows of text read since step 0", TRAIN)
 Column("data_documents", "documents", "documents read since step 0", TRAIN)
 Column("data_bad_rows", "rows", "rows skipped since step 0: malformed, empty, without text", TRAIN)
 Column("data_split_documents", "documents", "documents tokenized in several pieces for their length", TRAIN)
+Column("data_cut_inputs", "examples", "of tasks, whose inputs were longer than data.inputs_length", TRAIN)
+Column("data_cut_targets", "examples", "of tasks, whose targets were longer than data.targets_length", TRAIN)
 Column("data_retries", "", "retries of remote sources since the process started", TRAIN)
-Column("data_tokens_<source>", "tokens", "raw tokens of the examples taken from each source", TRAIN)
+Column("data_tokens_<source>", "tokens", "raw tokens of the examples taken from each source or task", TRAIN)
 
 STALL_SECONDS = Column("stall_seconds", "s", "time that training waited for the checkpoint", CHECKPOINT)
 SAVE_SECONDS = Column("save_seconds", "s", "time until the checkpoint was published", CHECKPOINT)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import data.tasks
 from common.files import write_atomically
 from common.strict_json import to_json
 from data.config import C4
@@ -83,7 +84,15 @@ def vocabulary_of(run_dir: Path, config: RunConfig, fingerprint: str, given: Pat
 
 
 def _origins(config: RunConfig) -> Iterator[dict[str, Any]]:
-    """Yield what is known of each training text."""
+    """Yield what is known of each training text, or task."""
+    for name in data.tasks.expand(config.data.tasks):
+        rows = data.tasks.get(name).source
+        yield {"origin": f"task {name}: {rows.origin}", "license": rows.license}
+    for own in config.data.task_files:
+        patterns = [own.train_files] if isinstance(own.train_files, str) else own.train_files
+        yield from (_origin(files) for files in patterns)
+    if config.data.objective == "tasks":
+        return
     for source in config.data.train_sources():
         keys = source.keys
         if keys.source == "hub":

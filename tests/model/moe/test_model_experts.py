@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from model.config import StMoeConfig
 from model.initialization import initialize_weights
+from model.moe import grouped_geglu, relu_experts
 from model.moe.experts import Experts
 from model.moe.grouped_geglu import ReusedMemory, geglu_grouped
 from model.moe.relu_experts import relu_grouped
@@ -31,7 +32,9 @@ def make_rows(rows: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Te
     return x.requires_grad_(), grad
 
 
-def reference(experts: Experts, rows: Tensor, grad: Tensor, counts: list[int]) -> list[Tensor]:
+def reference(
+    experts: Experts, rows: Tensor, grad: Tensor, counts: list[int], dropout: Tensor | None = None
+) -> list[Tensor]:
     """Output and gradients of rows, w1, w2, w3 in float64, by autograd through one small matrix product at a time."""
     x, *weights = (t.detach().double().requires_grad_() for t in (rows, experts.w1, experts.w2, experts.w3))
     w1, w2, w3 = weights
@@ -41,6 +44,8 @@ def reference(experts: Experts, rows: Tensor, grad: Tensor, counts: list[int]) -
         first, second = part @ w1[e].T, part @ w3[e].T
         gated = functional.gelu(first, approximate="tanh") * second
         hidden = gated if experts.gated else functional.relu(torch.cat((first, second), dim=-1))
+        if dropout is not None:
+            hidden = hidden * dropout[start : start + count].double()
         outputs.append(hidden @ w2[e].T)
         start += count
     outputs.append(torch.zeros(len(x) - start, D, dtype=torch.float64))
@@ -89,6 +94,60 @@ def test_grouped_products_equal_autograd_in_float64(
         return (geglu_grouped if experts.gated else relu_grouped)(x, given, *stacks, keep=keep)
 
     assert_equals_reference(experts, run, torch.bfloat16, counts or [5] * E, 20)
+
+
+@pytest.mark.parametrize("counts", [None, RAGGED])
+@pytest.mark.parametrize(
+    "options", [{}, {"feed_forward": "relu"}, {"feed_forward_bias": "multiplicative"}], ids=lambda o: str(o)
+)
+def test_expert_dropout_drops_hidden_activations_in_training_alone(options: dict[str, Any], counts: list[int] | None):
+    experts = make_experts(expert_dropout_rate=0.4, **options).double()
+    x, grad = make_rows(20, torch.float64)
+    given = None if counts is None else torch.tensor(counts)
+    experts.eval()
+    assert torch.equal(experts(x, given), make_experts(**options).double()(x, given))
+    experts.train()
+    torch.manual_seed(5)
+    y = experts(x, given)
+    torch.manual_seed(5)
+    dropout = torch.empty(20, F, dtype=torch.float64).bernoulli_(0.6) / 0.6
+    assert 0.5 < (dropout != 0).double().mean() < 0.7
+    actual = [y, *torch.autograd.grad(y, (x, experts.w1, experts.w2, experts.w3), grad)]
+    for name, a, e in zip(
+        ("y", "rows", "w1", "w2", "w3"), actual, reference(experts, x, grad, counts or [5] * E, dropout), strict=True
+    ):
+        assert (a - e).abs().max() <= 1e-12 * e.abs().max(), name
+
+
+@pytest.mark.parametrize("form", ["geglu", "relu"])
+@pytest.mark.parametrize("by_groups", [False, True])
+def test_frozen_experts_cost_no_gradient_and_pass_on_that_of_their_rows(
+    form: str, by_groups: bool, monkeypatch: pytest.MonkeyPatch
+):
+    products: list[int] = []
+
+    def counted(*arguments: Any, **options: Any) -> Tensor:
+        products.append(1)
+        return functional.grouped_mm(*arguments, **options)
+
+    for module in (grouped_geglu, relu_experts):
+        monkeypatch.setattr(module, "grouped_mm", counted)
+    experts = make_experts(feed_forward=form).to(torch.bfloat16 if by_groups else torch.float32)
+    x, grad = make_rows(20, experts.w1.dtype)
+
+    def gradient_of_rows() -> Tensor:
+        products.clear()
+        stacks = (experts.w1, experts.w2, experts.w3)
+        of_groups = geglu_grouped if experts.gated else relu_grouped
+        y = of_groups(x, None, *stacks) if by_groups else experts(x)
+        return torch.autograd.grad(y, x, grad)[0]
+
+    expected, before = gradient_of_rows(), len(products)
+    experts.gradient_memory = tuple(ReusedMemory() for _ in range(3))
+    experts.requires_grad_(False)
+    assert torch.equal(gradient_of_rows(), expected)
+    assert all(memory._storage is None for memory in experts.gradient_memory)
+    assert len(products) < before or not by_groups
 
 
 @pytest.mark.parametrize("options", [{"feed_forward": "relu"}, {"feed_forward_bias": "additive"}, {}])

@@ -75,7 +75,7 @@ def test_any_range_reads_back_however_parameters_are_cut(data: st.DataObject, tm
     for file in range(files):
         mine = rank_file_name(file, files)
         ranges = [(n, p.start, p.stop) for n, e in parameters.items() for p in e.ranges if p.file == mine]
-        write_ranges(folder / mine, ranges, STATES, lambda name, state, a, b: whole[name][state][a:b])
+        write_ranges(folder / mine, ranges, lambda _: STATES, lambda name, state, a, b: whole[name][state][a:b])
 
     reader = TensorReader(folder)
     assert reader.index == Index(states, {"step": 3.0}, parameters)
@@ -100,7 +100,9 @@ def test_missing_and_broken_files_are_named(tmp_path: Path):
     (tmp_path / INDEX_FILE).write_text(Index({WEIGHT: "float32"}, {}, {"a": parameter}).to_json())
     with pytest.raises(ValueError, match=r"f\.safetensors cannot be read"):
         TensorReader(tmp_path).read("a", WEIGHT, 0, 4)
-    write_ranges(tmp_path / "f.safetensors", [("a", 0, 4)], {WEIGHT: torch.float32}, lambda *_: torch.arange(4.0))
+    write_ranges(
+        tmp_path / "f.safetensors", [("a", 0, 4)], lambda _: {WEIGHT: torch.float32}, lambda *_: torch.arange(4.0)
+    )
     assert TensorReader(tmp_path).read("a", WEIGHT, 1, 3).tolist() == [1.0, 2.0]
     (tmp_path / "f.safetensors").write_bytes((tmp_path / "f.safetensors").read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"f\.safetensors cannot be read"):

@@ -100,7 +100,7 @@ def test_the_start_table_says_what_will_run(tmp_path: Path, experts: int):
     config = small_config(tmp_path, model={"num_experts": experts}, training={"steps": 8, "micro_batch_size": 2})
     text = start_table(
         config, config.st_moe_config(), step=4, ranks=2, zero_stage=1, tokens_of_sequence=40, memory=2**29,
-        peak="1 TFLOP/s (measured)", unigram=5.5,
+        peak="1 TFLOP/s (measured)", unigram=5.5, trained=1000,
     )  # fmt: skip
     rows = {line.split()[0]: line for line in text.splitlines()}
     assert "from step 4 on, 8 steps in all" in rows["run"]
@@ -127,7 +127,7 @@ def test_the_start_table_names_every_source_of_a_mixture(tmp_path: Path):
     config = small_config(tmp_path, data={"mixture": mixture})
     text = start_table(
         config, config.st_moe_config(), step=0, ranks=1, zero_stage=1, tokens_of_sequence=40, memory=0, peak="?",
-        unigram=5.5,
+        unigram=5.5, trained=1000,
     )  # fmt: skip
     assert "3 x a.jsonl and 1 more; 1 x one/two" in text
 

@@ -34,11 +34,19 @@ class StoredRange(NamedTuple):
 
 @dataclass(frozen=True)
 class StoredParameter:
-    """A parameter: its global shape, whether its leading axis runs over experts dealt to ranks, its ranges in order."""
+    """A parameter.
+
+    Args:
+        shape: of the whole parameter.
+        split_experts: whether its leading axis runs over experts dealt to ranks.
+        ranges: in order.
+        frozen: whether it was not trained: of its states only ``weight`` is stored.
+    """
 
     shape: tuple[int, ...]
     split_experts: bool
     ranges: tuple[StoredRange, ...]
+    frozen: bool = False
 
     @property
     def numel(self) -> int:
@@ -51,7 +59,7 @@ class Index:
     """What the tensor files of a folder hold.
 
     Args:
-        states: of every parameter, ``weight`` among them, with their dtypes as torch names them.
+        states: of every parameter that is not frozen, ``weight`` among them, with their dtypes as torch names them.
         scalars: states that are one number for all parameters, such as AdamW's ``step``.
         parameters: by name.
 
@@ -74,10 +82,16 @@ class Index:
         """Return the dtype of the stored elements."""
         return getattr(torch, self.states[state])
 
+    def states_of(self, name: str) -> dict[str, torch.dtype]:
+        """Return what is stored of each element of a parameter, with its dtype."""
+        kept = [WEIGHT] if self.parameters[name].frozen else list(self.states)
+        return {state: self.dtype(state) for state in kept}
+
     def to_json(self) -> str:
         """Return the text of ``index.json``."""
         parameters = {
             name: {"shape": p.shape, "expert": p.split_experts, "pieces": p.ranges}
+            | ({"frozen": True} if p.frozen else {})
             for name, p in self.parameters.items()
         }
         return to_json({"states": self.states, "scalars": self.scalars, "parameters": parameters})
@@ -87,7 +101,12 @@ class Index:
         """Read ``folder/index.json``. Raises OSError, KeyError, TypeError or ValueError if it is missing or damaged."""
         values = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
         parameters = {
-            name: StoredParameter(tuple(p["shape"]), p["expert"], tuple(StoredRange(*stored) for stored in p["pieces"]))
+            name: StoredParameter(
+                tuple(p["shape"]),
+                p["expert"],
+                tuple(StoredRange(*stored) for stored in p["pieces"]),
+                p.get("frozen", False),
+            )
             for name, p in values["parameters"].items()
         }
         return cls(values["states"], values["scalars"], parameters)
@@ -107,7 +126,7 @@ def chunks(start: int, stop: int) -> Iterator[tuple[int, int]]:
 def write_ranges(
     path: Path,
     ranges: Iterable[tuple[str, int, int]],
-    states: dict[str, torch.dtype],
+    states_of: Callable[[str], dict[str, torch.dtype]],
     read: Callable[[str, str, int, int], Tensor],
 ) -> FileRecord:
     """Write one file of ranges, chunk by chunk, and return its record for a manifest.
@@ -115,16 +134,18 @@ def write_ranges(
     Args:
         path: the file, which must not exist.
         ranges: parameter, start, stop; each parameter at most once.
-        states: dtypes of what is stored of each.
+        states_of: called with a parameter; returns the dtypes of what is stored of it.
         read: called with (parameter, state, start, stop) for consecutive chunks of each range; returns 1-D elements.
     """
     ranges = list(ranges)
     header = {
-        f"{name}/{state}": (dtype, (stop - start,)) for name, start, stop in ranges for state, dtype in states.items()
+        f"{name}/{state}": (dtype, (stop - start,))
+        for name, start, stop in ranges
+        for state, dtype in states_of(name).items()
     }
     with TensorFileWriter(path, header) as file:
         for name, start, stop in ranges:
-            for state in states:
+            for state in states_of(name):
                 for first, last in chunks(start, stop):
                     file.append(read(name, state, first, last))
     return file.record

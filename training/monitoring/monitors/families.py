@@ -40,8 +40,9 @@ class FamilySizes(PassiveMonitor):
     def __init__(self, engine: Any, clipping: float):
         self.engine, self.clipping, self.optimizer = engine, clipping, engine.basic_optimizer
         self.family_of = parameter_families(engine.module)
-        self.families = sorted(set(self.family_of.values()))
         self.partitions = {partition.tensor: partition for partition in engine_partitions(engine)}
+        segments = (segment for partition in self.partitions.values() for segment in partition.segments)
+        self.families = sorted({self.family_of[segment.spec.name] for segment in segments})  # those that are trained
         self.runs = {tensor: list(self._runs(partition)) for tensor, partition in self.partitions.items()}
         self.numel_F = [0.0] * len(self.families)  # this rank's share
         for tensor, runs in self.runs.items():

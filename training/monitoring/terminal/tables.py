@@ -23,6 +23,7 @@ def start_table(
     memory: float,
     peak: object,
     unigram: float,
+    trained: int,
 ) -> str:
     """Describe a run that begins or goes on.
 
@@ -36,6 +37,7 @@ def start_table(
         memory: bytes that this rank uses before the first step.
         peak: of a rank, to which ``mfu`` is relative.
         unigram: nats per target of the unigram model.
+        trained: parameters that are trained.
     """
     t, folder = config.training, RunFolder(config.run_dir)
     total, active = count_parameters(model)
@@ -46,6 +48,7 @@ def start_table(
         {
             "run": f"{config.run_dir}, {f'from step {step:,} on, ' if step else ''}{counted(t.steps, 'step')} in all",
             "model": f"{total:,} parameters, {active:,} active per token; {_blocks(model)}",
+            "trained": "" if t.trainable == "all" else f"{trained:,} parameters: {t.trainable}",
             "layout": f"{counted(ranks, 'rank')}, expert-parallel size {config.parallel.expert_parallel_size}, "
             f"ZeRO {zero_stage}, {t.precision}",
             "batch": f"{counted(t.global_batch_size, 'sequence')} a step = {parts}; up to {tokens:,} tokens a step, "
@@ -96,7 +99,9 @@ def _blocks(model: StMoeConfig) -> str:
 
 
 def _text(config: RunConfig) -> str:
-    """The sources of training text; their shares if there are several."""
+    """The sources of training text, with their shares if there are several; or the tasks."""
+    if config.data.objective == "tasks":
+        return f"tasks {', '.join([*config.data.tasks, *(files.name for files in config.data.task_files)])}"
     sources = config.data.train_sources()
     texts = []
     for source in sources:

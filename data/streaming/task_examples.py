@@ -6,10 +6,11 @@ from collections import Counter
 from typing import Any
 
 import data.tasks
-from data.config import DataConfig, TaskFiles
+from data.config import DataConfig
 from data.sources.files import FileShards
 from data.sources.retry import DataError, Retries
 from data.sources.rows import BadRow, advise
+from data.task_config import TaskFiles
 
 Pair = tuple[str, str]
 MIN_ROWS_OF_BAD_FRACTION = 1000

@@ -29,7 +29,8 @@ def diagnose(engine: Any, batch: dict[str, Tensor], divisors: LossDivisors, *key
         if isinstance(module, Router):
             hooks.append(module.register_forward_hook(_noting(found["router logits"], name)))
     for name, parameter in engine.module.named_parameters():
-        hooks.append(parameter.register_hook(_noting_gradient(found["gradients"], name)))
+        if parameter.requires_grad:
+            hooks.append(parameter.register_hook(_noting_gradient(found["gradients"], name)))
     seed_everything("train", *key, 0)
     engine.backward(engine(**batch, loss_divisors=divisors).loss)
     for hook in hooks:

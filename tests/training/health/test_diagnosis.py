@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.support.ranks import run_ranks
@@ -13,8 +14,8 @@ from training.health.diagnosis import diagnose
 LATER = "decoder.blocks.3.feed_forward.router"  # of two sparse layers, so the first one is not named
 
 
-def _diagnose(folder: str) -> list[str]:
-    engine = build_engine(small_config(Path(folder)), 1, "cpu")
+def _diagnose(folder: str, trainable: str) -> list[str]:
+    engine = build_engine(small_config(Path(folder), training={"trainable": trainable}), 1, "cpu")
     batch = {name: tensor[:4] for name, tensor in global_batch(0, 8).items()}
     divisors = total_over_ranks([batch], 0).divisors
     said = [diagnose(engine, batch, divisors, 0, 0, 0)]
@@ -23,8 +24,9 @@ def _diagnose(folder: str) -> list[str]:
     return [*said, diagnose(engine, batch, divisors, 0, 0, 0)]
 
 
-def test_the_router_and_the_gradients_are_named(tmp_path: Path):
-    healthy, ill = run_ranks(_diagnose, 1, tmp_path, str(tmp_path))[0]
+@pytest.mark.parametrize("trainable", ["all", "attention"])
+def test_the_router_and_the_gradients_are_named(tmp_path: Path, trainable: str):
+    healthy, ill = run_ranks(_diagnose, 1, tmp_path, str(tmp_path), trainable)[0]
     assert healthy == (
         "not finite among router logits: none; not finite among weights: none; not finite among gradients: none"
     )

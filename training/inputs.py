@@ -11,7 +11,7 @@ from data.streaming.validation import validation_batches
 from data.tokenizer import Tokenizer
 from data.unigram import count_targets
 from training.checkpoint.initial.fitting import find_source
-from training.checkpoint.initial.source import Source, look_into
+from training.checkpoint.initial.source import Source
 from training.checkpoint.resume import check_same_vocabulary, find_checkpoint
 from training.checkpoint.store.layout import ParallelLayout
 from training.checkpoint.store.state import Checkpoint, candidates
@@ -52,8 +52,6 @@ def prepare(config: RunConfig, process: Process, resume: bool, *, restart: bool 
         ValueError: one line that names key, value and fix; ConfigError or DataError as a rule.
     """
     continues = resume or (restart and bool(candidates(config.run_dir)))
-    if config.training.init_from is not None and not continues:
-        look_into(config.training.init_from)  # the model section may be that of these weights: before its checks
     stage = check_layout(config, process.world_size)
     check_all_to_all(config, process.local_world_size)
     saved = None

@@ -14,8 +14,8 @@ from common.hosts import read_hosts
 from data.span_corruption import NUM_SENTINELS
 from tests.docs.page import Page, configs_of
 from tests.docs.parsing import PreflightError, called_as, parse, require, unknown
-from training.checkpoint.initial.fitting import load_run_config
 from training.config.checks import check_all_to_all, check_layout
+from training.config.run import load_config
 
 GPUS_OF_A_HOST = (1, 2, 4, 8)  # of the machines on which a command may start one rank per GPU
 INTERNAL_PROGRAMS = ("data.streaming.worker",)  # started by other programs, with arguments that only these know
@@ -34,7 +34,7 @@ def check_train(page: Page, arguments: list[str], layouts: Sequence[tuple[int, i
     options = parse(importlib.import_module("train"), "train.py", arguments)
     if options is None:
         return
-    config = load_run_config(page.config_file(options.config), options.overrides)
+    config = load_config(page.config_file(options.config), options.overrides)
     if options.check is not None:
         check_layout(config, options.check)
         return

@@ -35,7 +35,7 @@ def load_run_config(path: str | Path, overrides: list[str] | None = None) -> Run
     shapes of the optimizer's state. A run that exists has its own, and its source need not exist any more.
 
     Raises:
-        ConfigError: see ``load_config``.
+        ConfigError: see ``load_config``; or there are no such weights.
     """
     values = read_values(path, overrides)
     _take_over(values)
@@ -56,10 +56,7 @@ def _take_over(values: dict[str, Any]) -> None:
     if own.get("training", {}).get("init_from") == name:
         known, vocabulary, left_out = own, own["data"]["vocabulary"], set[str]()
     else:
-        try:
-            source = look_into(Path(name), f"training.init_from = {name}")
-        except ConfigError:
-            return  # ``find_source`` says so, of a run that needs it
+        source = look_into(Path(name), f"training.init_from = {name}")
         known, vocabulary = source.sections, source.vocabulary
         left_out = SERVED if source.run_dir is None else set()
     for field in documented_fields():

@@ -83,7 +83,7 @@ def test_model_section_reaches_the_model():
         ("data.shuffle_buffer=100", ["data.shuffle_buffer = 100", "set data.shuffle_buffer=512"]),
         ("data.hub_revision=main", ["data.hub_revision = 'main' can change", "40 digits of a commit"]),
         ("data.source=web", ["data.source = 'web'", "'files' or 'hub'"]),
-        ("data.objective=mlm", ["data.objective = 'mlm'", "'span_corruption' or 'prefix_lm'"]),
+        ("data.objective=mlm", ["data.objective = 'mlm'", "'span_corruption', 'prefix_lm' or 'tasks'"]),
         (
             "optimizer.schedule=rsqrt",
             ["optimizer.decay_steps = 1200", "optimizer.schedule = rsqrt", "linear or cosine"],

@@ -27,7 +27,7 @@ ENTRIES = ("train", "convert", "fill", "benchmarks")
 # The packages of a room, lowest first; a package imports only those before it. ``.`` stands for the room's own modules,
 # which are free of circles as all modules are.
 PACKAGES: dict[str, tuple[str, ...]] = {
-    "data": ("archives", "sources", "tasks", "objectives", "streaming", "preparation"),
+    "data": ("archives", "sources", "preparation", "tasks", "objectives", "streaming"),
     "model": ("standalone", "kernels", "layers", "moe"),
     "optim": ("moments",),
     "training": (

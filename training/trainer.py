@@ -88,8 +88,6 @@ class Trainer:
             load_checkpoint(self.engine, resume)
         elif weights is not None:
             begin_with(self.engine, weights, config)
-            what = "the weights and the optimizer's state" if config.training.init_optimizer else "the weights"
-            logger.info("beginning with %s of %s", what, config.training.init_from)
         self.validation = [to_device(batch, device) for batch in inputs.validation]
         seeds = (config.training.seed, process.rank)
         self.evaluator = Evaluator(self.engine, self.model_config, self.validation, inputs.domains, seeds)

@@ -17,11 +17,16 @@ OBJECTIVES: Mapping[str, Callable[[DataConfig, Tokenizer], Objective]] = {
 
 
 def make_objective(config: DataConfig, tokenizer: Tokenizer) -> Objective:
-    """Return the objective that ``config.objective`` names.
+    """Return the objective of text that ``config.objective`` names.
 
     Raises:
-        ValueError: the examples need more sentinels than the vocabulary has.
+        ValueError: the examples need more sentinels than the vocabulary has, or are not of text.
     """
+    if config.objective == "tasks":
+        raise ValueError(
+            "data.objective = tasks makes no examples of plain text: name a model that was trained on text, or set "
+            "data.objective=span_corruption"
+        )
     return OBJECTIVES[config.objective](config, tokenizer)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import deepspeed.comm as dist
 
+from common.logs import get_logger
 from training.checkpoint.finite import some, weights_not_finite
 from training.checkpoint.initial.readers import CheckpointWeights, Reader
 from training.checkpoint.master_weights import refresh_weights
@@ -16,6 +17,8 @@ from training.checkpoint.store.index import chunks
 from training.config.errors import ConfigError
 from training.config.run import RunConfig
 from training.engine.parameters import engine_partitions, frozen_partitions
+
+logger = get_logger(__name__)
 
 
 def begin_with(engine: Any, reader: Reader, config: RunConfig) -> None:
@@ -37,6 +40,8 @@ def begin_with(engine: Any, reader: Reader, config: RunConfig) -> None:
     if bad := weights_not_finite(engine):
         raise ConfigError(f"{key}: not finite are {some(bad)}: name another")
     refresh_weights(engine)
+    what = "the weights and the optimizer's state" if config.training.init_optimizer else "the weights"
+    logger.info("beginning with %s of %s", what, config.training.init_from)
 
 
 def _read_optimizer(engine: Any, checkpoint: CheckpointWeights, name: str, key: str) -> None:

@@ -107,12 +107,21 @@ def _origins(config: RunConfig) -> Iterator[dict[str, Any]]:
 
 
 def _origin(files: str) -> dict[str, Any]:
-    """Return what is known of files: the description that ``data.prepare`` left beside them, or only their name."""
-    for folder in (Path(files), *Path(files).parents[:2]):
+    """Return what is known of files: the description that ``data.prepare`` left beside them, or only their name.
+
+    Files of one domain of a data set have the description of that domain.
+    """
+    for folder in (Path(files), *Path(files).parents[:3]):
         try:
             found = json.loads((folder / DATASET_FILE).read_text(encoding="utf-8"))
             known = {key: found[key] for key in ("origin", "license", "train_documents")}
-        except (OSError, ValueError, KeyError, TypeError):
+            for name in Path(files).parts[len(folder.parts) :]:
+                if name in found.get("domains", {}):
+                    domain = found["domains"][name]
+                    documents = domain["train"]["documents"]
+                    known = {"origin": f"{name}: {domain['source']}", "license": domain["license"]}
+                    return known | {"train_documents": documents}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
         # The license of one's own files is only known to their owner.
         recipe = found.get("recipe", {})

@@ -176,6 +176,19 @@ def test_the_origin_of_the_text_is_kept(corpus: dict[str, Any], tmp_path: Path):
     assert texts_of(tmp_path / "another", hub)[0]["license"].startswith("ODC-BY")
 
 
+@pytest.mark.parametrize("pattern", ["", "/", "/*.json.gz"])
+def test_a_domain_of_a_data_set_has_its_own_origin(corpus: dict[str, Any], tmp_path: Path, pattern: str):
+    domain = {"source": "a package", "license": "CC0", "train": {"documents": 3}}
+    described = {"origin": "all", "license": "several", "train_documents": 7, "domains": {"code": domain}}
+    (tmp_path / "dataset.json").write_text(json.dumps(described))
+    mixture = [{"name": n, "weight": 1, "files": f"{tmp_path}/train/{n}{pattern}"} for n in ("code", "prose")]
+    config = small_config(tmp_path, data=corpus | {"mixture": mixture})
+    assert texts_of(tmp_path / "run", config) == [
+        {"origin": "code: a package", "license": "CC0", "train_documents": 3},
+        {"origin": "all", "license": "several", "train_documents": 7},
+    ]
+
+
 def test_the_command_of_a_moved_run_names_its_place_and_its_vocabulary(trained: Path, tmp_path: Path):
     assert "data.vocabulary" not in RunFolder(trained).train_command(1)
     moved = shutil.copytree(trained, tmp_path / "moved")

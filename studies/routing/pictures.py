@@ -124,19 +124,21 @@ def _heatmap(rows: Sequence[Sequence[float]], names: Sequence[str], axis: str, *
                 ink = "white" if value > 0.6 * most else "black"
                 axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=6, color=ink)
     figure.colorbar(image, ax=axes)
-    return _svg(figure)
+    return _svg(figure, right=0.3)
 
 
 def _matrix(matrix: Sequence[Sequence[float]]) -> str:
     size = min(5.0, max(2.2, 1.2 + 0.12 * len(matrix)))
-    figure = _figure(size + 0.6, size)
+    figure = _figure(size + 1.0, size)
     axes = figure.subplots()
     largest = max((abs(value) for values in matrix for value in values if math.isfinite(value)), default=1.0)
-    image = axes.imshow(matrix, cmap="RdBu_r", vmin=-largest, vmax=largest, interpolation="nearest")
+    signed = any(value < 0 for values in matrix for value in values)
+    colors = {"cmap": "RdBu_r", "vmin": -largest} if signed else {"cmap": "Reds", "vmin": 0}
+    image = axes.imshow(matrix, vmax=largest, interpolation="nearest", **colors)
     axes.grid(visible=False)
     axes.set_xlabel("expert")
     figure.colorbar(image, ax=axes)
-    return _svg(figure)
+    return _svg(figure, right=0.5)
 
 
 def _figure(width: float, height: float, left: float = 0.5) -> "Figure":

@@ -133,7 +133,7 @@ def _matrix(matrix: Sequence[Sequence[float]]) -> str:
     axes = figure.subplots()
     largest = max((abs(value) for values in matrix for value in values if math.isfinite(value)), default=1.0)
     signed = any(value < 0 for values in matrix for value in values)
-    colors = {"cmap": "RdBu_r", "vmin": -largest} if signed else {"cmap": "Reds", "vmin": 0}
+    colors: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -largest} if signed else {"cmap": "Reds", "vmin": 0}
     image = axes.imshow(matrix, vmax=largest, interpolation="nearest", **colors)
     axes.grid(visible=False)
     axes.set_xlabel("expert")

@@ -1,7 +1,7 @@
 """The round-off study (Zoph et al. 2022, section 3.4): large router logits in low precision, and the router z-loss.
 
 python -m studies.round_off --config configs/tiny.yaml --steps 200
-python -m studies.round_off --no-training --trained runs/tiny
+python -m studies.round_off --no-training
 
 It trains from router weights multiplied by 1, 10, 100 and 1000, with and without router z-loss, and measures routers in
 bf16 against float64: those of random tokens, of the seed 0 of each variant, and of the runs that --trained names.

@@ -14,18 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from studies.design_space.machine import circumstances, device_name
-from studies.design_space.rows import TIME, Row, append_row, identity, read_rows
+from studies.design_space.rows import TIME, Row, append_row, of_kind, read_rows
 from studies.design_space.trials import Trial
 from training.config.run import RunConfig, validate
 from training.cost import cost_of
 from training.timed_steps import time_steps
 
 STEPS = 5  # that a turn times
+BESIDE = 0.5  # load of others up to which a measurement stands; those of a busier machine are made again
 PRELOADED = ["deepspeed", "training.engine.build", "training.engine.step", "training.inputs"]
 
 
 def measure_all(trials: Sequence[Trial], base: str, path: Path, rounds: int) -> int:
-    """Time the trials that have no measurement on this machine, and append a row for each.
+    """Time the trials that have no measurement on this machine while it was quiet, and append a row for each.
 
     Args:
         trials: of the study; all run on one process.
@@ -41,9 +42,16 @@ def measure_all(trials: Sequence[Trial], base: str, path: Path, rounds: int) -> 
     on_gpu = torch.cuda.is_available()
     threads = None if on_gpu else torch.get_num_threads()
     device = device_name()
-    there = set(map(identity, read_rows(path)))
-    waiting = [t for t in trials if (TIME, t.key, (device, threads)) not in there]
+    most = (threads or 1) + BESIDE
+    quiet = [row for row in of_kind(read_rows(path), TIME, [t.key for t in trials]) if row["load_average"] <= most]
+    there = {(row["key"], row["device"], row["threads"]) for row in quiet}
+    waiting = [trial for trial in trials if (trial.key, device, threads) not in there]
     print(f"{len(trials) - len(waiting)} measured already; {len(waiting)} to time, {rounds} turns each", flush=True)
+    load = circumstances()["load_average"]
+    if waiting and load > most:
+        print(
+            f"this machine is busy (load average {load:g}): these times will be made again by a later call", flush=True
+        )
     if on_gpu:
         context: Any = multiprocessing.get_context("spawn")  # a fork cannot use a GPU that its parent has looked at
     else:

@@ -39,7 +39,7 @@ def plot_fronts(panels: Mapping[str, Sequence[Point]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(8 * len(panels), 7), layout="constrained", squeeze=False)
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(7 * len(panels), 6), layout="constrained", squeeze=False)
     for axis, (label, points) in zip(axes[0], panels.items(), strict=True):
         best = front(points)
         axis.plot([p.cost for p in best], [p.quality for p in best], color="C1", linewidth=1, label="Pareto front")
@@ -52,6 +52,7 @@ def plot_fronts(panels: Mapping[str, Sequence[Point]], path: Path) -> None:
         axis.set_xlabel(label)
         axis.set_ylabel("quality: negative log perplexity")
         axis.grid(alpha=0.3)
-        axis.legend(loc="lower right", fontsize="small")
+        axis.margins(x=0.15, y=0.08)
+        axis.legend(loc="best", fontsize="small")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

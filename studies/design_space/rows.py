@@ -21,8 +21,8 @@ logger = get_logger("design_space")
 
 
 def identity(row: Row) -> tuple[Any, ...]:
-    """Return what no two rows share: kind, key and, of a run, its seed; of a measurement, its device."""
-    return row["kind"], row["key"], row["seed"] if row["kind"] == RUN else (row["device"], row["threads"])
+    """Return what no two rows share: kind, key and, of a run, its seed; of a measurement, its device and date."""
+    return row["kind"], row["key"], row["seed"] if row["kind"] == RUN else (row["device"], row["threads"], row["date"])
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -81,3 +81,11 @@ def of_kind(rows: Iterable[Row], kind: str, keys: Iterable[str]) -> list[Row]:
     """Return the rows of a kind and of some trials."""
     wanted = set(keys)
     return [row for row in rows if row["kind"] == kind and row["key"] in wanted]
+
+
+def quietest(times: Iterable[Row]) -> list[Row]:
+    """Return of each trial's measurements on a device, with a number of threads, the one at the lowest load."""
+    best: dict[tuple[Any, ...], Row] = {}
+    for row in sorted(times, key=lambda row: float(row["load_average"])):
+        best.setdefault((row["key"], row["device"], row["threads"]), row)
+    return list(best.values())

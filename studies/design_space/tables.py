@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from studies.design_space.evaluate import FACTOR
 from studies.design_space.pareto import Point
-from studies.design_space.rows import RUN, TIME, Row, of_kind
+from studies.design_space.rows import RUN, TIME, Row, of_kind, quietest
 from studies.design_space.trials import Trial
 from studies.design_space.variants import BASELINE, TABLES, VARIANTS, Variant
 from studies.runner.statistics import Mean, mean_of
@@ -37,8 +37,7 @@ class Results:
         keys = [trial.key for trial in trials]
         self.trials = {name: trial for trial in trials for name in trial.names}
         self.runs = of_kind(rows, RUN, keys)
-        self.times = of_kind(rows, TIME, keys)
-        self._order = {key: number for number, key in enumerate(keys)}
+        self.times = quietest(of_kind(rows, TIME, keys))
         self.unique = [t for t in trials if any(row["key"] == t.key for row in self.runs)]
 
     def of(self, name: str) -> list[Row]:
@@ -75,32 +74,31 @@ def format_tables(results: Results) -> str:
 
 
 def points(results: Results) -> dict[str, list[Point]]:
-    """Return the panels of the Pareto picture: label of the cost → points."""
-    panels: dict[str, list[Point]] = {"counted MFLOPs per token, forward and backward": []}
-    measured = {row["device"] for row in results.times}
-    for label in ("processor", "step"):
-        panels[f"{label} time per token in training, µs"] = []
-    for device in sorted(measured):
-        panels[f"fastest measured step per token, µs ({device})"] = []
+    """Return the panels of the Pareto picture: label of the cost → points.
+
+    Steps that were timed in turn take the place of those of the runs, which shared the machine with others.
+    """
+    flops = "counted MFLOPs per token, forward and backward"
+    of_runs = {"processor time per token in training, µs": "processor_seconds"}
+    if not results.times:
+        of_runs["step time per token in training, µs"] = "step_seconds"
+    panels: dict[str, list[Point]] = {}
     steps = results.unique[0].config.training.steps if results.unique else 0
     for trial in results.unique:
         quality = mean_of(list(results.qualities(trial.name).values()))
         if quality is None or trial.config.training.steps != steps:  # a longer run has another cost altogether
             continue
         rows = [row for row in results.of(trial.name) if row["status"] == "stable"]
-
-        def add(label: str, cost: float | None, name: str = trial.name, quality: Mean = quality) -> None:
-            if cost is not None:
-                panels[label].append(Point(name, cost, quality.value, quality.error or 0.0))
-
-        add("counted MFLOPs per token, forward and backward", rows[0]["training_flops_of_token"] / 1e6)
-        for label, key in (("processor", "processor_seconds"), ("step", "step_seconds")):
-            costs = [1e6 * row[key] / row["tokens_per_step"] for row in rows if row[key] and row["tokens_per_step"]]
-            add(f"{label} time per token in training, µs", min(costs, default=None))
+        costs = {flops: rows[0]["training_flops_of_token"] / 1e6}
+        for label, key in of_runs.items():
+            found = [1e6 * row[key] / row["tokens_per_step"] for row in rows if row[key] and row["tokens_per_step"]]
+            costs |= {label: min(found)} if found else {}
         for row in results.time_of(trial.name):
-            cost = 1e6 * row["step_seconds"] / row["tokens_per_step"]
-            add(f"fastest measured step per token, µs ({row['device']})", cost)
-    return {label: found for label, found in panels.items() if found}
+            label = f"fastest timed step per token, µs ({row['device']})"
+            costs[label] = 1e6 * row["step_seconds"] / row["tokens_per_step"]
+        for label, cost in costs.items():
+            panels.setdefault(label, []).append(Point(trial.name, cost, quality.value, quality.error or 0.0))
+    return panels
 
 
 def _quality_table(results: Results, table: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from studies.design_space.rows import RUN, TIME, append_row, read_rows
+from studies.design_space.rows import RUN, TIME, append_row, of_kind, quietest, read_rows
 
 
 def row(seed: int, key: str = "a", **more: Any) -> dict[str, Any]:
@@ -27,10 +27,14 @@ def test_a_result_stands_once(tmp_path: Path):
     path = tmp_path / "rows.jsonl"
     assert append_row(path, row(0, value=1.0))
     assert not append_row(path, row(0, value=2.0))
-    timed = {"kind": TIME, "key": "a", "device": "x", "threads": 1}
+    timed = {"kind": TIME, "key": "a", "device": "x", "threads": 1, "date": "monday", "load_average": 2.0}
     assert append_row(path, timed)
     assert append_row(path, timed | {"threads": 2})
-    assert [one.get("value") for one in read_rows(path)] == [1.0, None, None]
+    assert append_row(path, timed | {"date": "sunday", "load_average": 0.5})  # made again
+    assert not append_row(path, timed | {"load_average": 0.0})
+    assert [one.get("value") for one in read_rows(path)] == [1.0, None, None, None]
+    best = quietest(of_kind(read_rows(path), TIME, ["a"]))
+    assert [(one["threads"], one["load_average"]) for one in best] == [(1, 0.5), (2, 2.0)]
 
 
 def test_a_torn_line_costs_only_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -12,7 +12,9 @@ from typing import IO, Any
 
 from common.files import acquire_lock, sync_folder
 from common.logs import get_logger
+from common.paths import check_can_write
 from common.strict_json import finite_or_null, to_json
+from training.config.errors import ConfigError
 
 RUN, TIME = "run", "time"  # kinds of rows
 Row = dict[str, Any]
@@ -23,6 +25,15 @@ logger = get_logger("design_space")
 def identity(row: Row) -> tuple[Any, ...]:
     """Return what no two rows share: kind, key and, of a run, its seed; of a measurement, its device and date."""
     return row["kind"], row["key"], row["seed"] if row["kind"] == RUN else (row["device"], row["threads"], row["date"])
+
+
+def check_rows(path: Path) -> None:
+    """Check that rows can be read from a file and appended to it. Raises ConfigError."""
+    check_can_write(path.parent, "--rows")
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"--rows {path} is no file: name one, such as rows.jsonl in it")
+    if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+        raise ConfigError(f"--rows {path}: no permission to read and write it: set another file, or mend this one")
 
 
 def read_rows(path: Path) -> list[Row]:

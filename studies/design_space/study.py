@@ -13,11 +13,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from common.paths import check_can_write, path_argument
+from common.paths import path_argument
 from studies.design_space.machine import processor_name
 from studies.design_space.record import Recorder
 from studies.design_space.report import show_results, write_section
-from studies.design_space.rows import read_rows
+from studies.design_space.rows import check_rows, read_rows
 from studies.design_space.trials import Trial, format_costs, trials_of
 from studies.runner.launcher import Local, Slurm
 from studies.runner.options import common_arguments, execute_plan, make_launcher, make_parser, report_user_error
@@ -87,9 +87,9 @@ def _main(arguments: argparse.Namespace) -> int:
     if not arguments.only:
         for name, reason in impossible.items():
             print(f"left out: {name}: {reason}")
+    check_rows(arguments.rows)
     if arguments.report:
         return write_section(arguments, trials)
-    check_can_write(arguments.rows.parent, "--rows")
     if arguments.dry_run:
         print(format_costs(trials), flush=True)
     if arguments.measure:

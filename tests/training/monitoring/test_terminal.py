@@ -143,7 +143,9 @@ def test_the_end_table_says_what_was_reached_and_what_follows(tmp_path: Path):
     assert "5.0000 nats per target, 0.5000 below the unigram baseline" in text
     assert "train.py --config" in text
     assert "--resume training.steps=120" in text
-    assert "skipped" not in text
+    assert "skipped" not in text and "domains" not in text
+    of_domains = SUMMARY | {"validation_cross_entropy_of": {"code": 4.5, "prose": 5.25}}
+    assert "domains  code 4.5000, prose 5.2500" in end_table(folder, of_domains)
     assert "skipped  data lines: 3 empty" in end_table(folder, SUMMARY | {"bad_rows": {"empty": 3}})
 
 

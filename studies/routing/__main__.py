@@ -19,7 +19,7 @@ import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from common.arguments import Parser, positive
 from common.exit_codes import USER_ERROR
@@ -159,7 +159,6 @@ def other_model(arguments: argparse.Namespace, found: Found) -> Found | None:
         raise ConfigError(f"--against {text} is the model itself: name another checkpoint")
     if other.tokenizer.fingerprint != found.tokenizer.fingerprint:
         raise ConfigError(f"--against {text} has another vocabulary than {found.name}: name a model with the same one")
-    check_sparse(other)
     return other
 
 
@@ -176,8 +175,12 @@ def collect_all(arguments: argparse.Namespace, process: Process, out: Path) -> t
         ValueError: a mistake in the model's folder, the data or the options.
     """
     found = find_trained(arguments.model, arguments.checkpoint, arguments.vocabulary)
-    check_sparse(found)
     other = other_model(arguments, found)
+    routing: Any = arguments.routing or "dropless"
+    for one in (found, other):
+        if one is not None:
+            check_sparse(one)
+            one.check_routing(routing)
     data, size = found.data(None if arguments.config is None else load_config(arguments.config))
     if arguments.text_column is not None:
         data = data.model_copy(update={"text_column": arguments.text_column})
@@ -200,7 +203,7 @@ def collect_all(arguments: argparse.Namespace, process: Process, out: Path) -> t
     traces = []
     for one in (found, other):
         if one is not None:
-            trained = load_trained(one, arguments.routing or "dropless", process.world_size, device)
+            trained = load_trained(one, routing, process.world_size, device)
             traces.append(collect(one, trained, held_out))
             del trained
     shut_down_distributed()

@@ -84,6 +84,10 @@ def _assemble(found: Found, trained: Trained, held_out: HeldOut, recorded: list[
         name: {key: np.concatenate([of_batch[name][key] for of_batch in recorded]) for key in members}
         for name, members in recorded[0].items()
     }
+    # Without those of padding alone, which fill the last batch of a task.
+    real_X = np.unique(np.concatenate([joined[stack]["example_T"] for stack in ("encoder", "decoder")]))
+    for stack in ("encoder", "decoder"):
+        joined[stack]["example_T"] = np.searchsorted(real_X, joined[stack]["example_T"]).astype(np.int32)
     stacks = {stack: Tokens(**joined[stack]) for stack in ("encoder", "decoder")}
     layers = found.sparse_layers()
     ids = np.unique(np.concatenate([tokens.token_T for tokens in stacks.values()]))
@@ -93,7 +97,7 @@ def _assemble(found: Found, trained: Trained, held_out: HeldOut, recorded: list[
         num_experts=trained.config.num_experts,
         routing=describe_routing(trained.config),
         domains=held_out.domains,
-        domain_X=np.concatenate(held_out.domain_NB).astype(np.int16),
+        domain_X=np.concatenate(held_out.domain_NB)[real_X].astype(np.int16),
         pieces=dict(zip(ids.tolist(), found.tokenizer.pieces(ids), strict=True)),
         stacks=stacks,
         layers={layer: LayerTrace(**joined[layer]) for layer in layers},

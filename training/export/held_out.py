@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from data.config import DataConfig, FilePatterns
 from data.sources.open import open_shards
 from data.streaming.loader import Batch
+from data.streaming.task_validation import task_validation_batches
 from data.streaming.validation import DOMAIN, Settings, validation_batches
 from data.tokenizer import Tokenizer
 
@@ -35,7 +36,9 @@ class HeldOut:
 def held_out_batches(
     config: DataConfig, tokenizer: Tokenizer, texts: Mapping[str, FilePatterns], *, examples: int, batch_size: int
 ) -> HeldOut:
-    """Return the batches of an evaluation on one rank, equally many examples of each text.
+    """Return the batches of an evaluation on one rank, equally many examples of each text, or of each task.
+
+    The last batch of a task is filled with examples of padding alone.
 
     Args:
         config: the ``data`` section that makes examples of text.
@@ -48,6 +51,11 @@ def held_out_batches(
         ValueError: a text is not there, or there are too few examples for a batch or for all texts.
         DataError: it cannot be read.
     """
+    if config.objective == "tasks" and not texts:
+        limit = max(1, examples // len(config.tasks or config.task_files))
+        sizes = {"rank": 0, "world_size": 1, "batch_size": batch_size}
+        batches, domains = task_validation_batches(config, tokenizer, limit=limit, **sizes)
+        return HeldOut(domains, batches, [batch.pop(DOMAIN) for batch in batches])
     sources = None
     if texts:
         config = config.model_copy(update={"source": "files", "validation_files": dict(texts)})

@@ -41,6 +41,14 @@ class Found:
     config: RunConfig | None
     tokenizer: Tokenizer
 
+    def check_routing(self, routing: "Routing") -> None:
+        """Raise ConfigError if the model cannot be served like this: an export routes as it was exported."""
+        if self.config is None and routing == "trained":
+            raise ConfigError(
+                f"--routing trained: {self.name} is an export, which routes as it was exported: leave --routing out, "
+                "and give it to convert.py export"
+            )
+
     def sparse_layers(self) -> list[str]:
         """Return the names of the sparse layers, ``<stack>_<block>``. Raises ConfigError: the model is not readable."""
         if self.config is not None:
@@ -165,14 +173,10 @@ def load_trained(found: Found, routing: "Routing", world_size: int, device: str)
     from training.export.serving import served
     from training.export.weights import build_from
 
+    found.check_routing(routing)
     set_numerics(deterministic=False)
     if found.config is not None:
         config, _ = served(found.config.model.model_dump(), routing)
-    elif routing == "trained":
-        raise ConfigError(
-            f"--routing trained: {found.name} is an export, which routes as it was exported: leave --routing out, and "
-            "give it to convert.py export"
-        )
     else:
         config = StMoeConfig.from_pretrained(found.source.folder)
     reader = open_source(found.source, config, str(found.name))

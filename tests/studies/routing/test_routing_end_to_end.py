@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from common.strict_json import finite_or_null, to_json
+from data.config import DataConfig
 from data.streaming.validation import validation_batches
 from data.tokenizer import Tokenizer
 from model.st_moe import StMoeForConditionalGeneration
@@ -178,6 +179,9 @@ def test_models_that_cannot_be_traced(trained: Path, exported: Path, tmp_path: P
     assert run.sparse_layers() == find_trained(exported).sparse_layers() == ["encoder_1", "decoder_1"]
     with pytest.raises(ConfigError, match="is a run, whose own configuration is used"):
         run.data(given)
+    run.check_routing("trained")
+    with pytest.raises(ConfigError, match="is an export, which routes as it was exported"):
+        find_trained(exported).check_routing("trained")
     with pytest.raises(ConfigError, match="does not say how text becomes examples: add --config"):
         find_trained(exported).data(None)
     config = json.loads((exported / "config.json").read_text())
@@ -201,6 +205,23 @@ def test_texts_by_name(trained: Path, tmp_path: Path):
     config = load_config(trained / "config.yaml")
     with pytest.raises(ValueError, match=r"too few for one batch of 9000 \(--batch-size\)"):
         held_out_batches(config.data, Tokenizer(config.data.vocabulary), {}, examples=9000, batch_size=9000)
+
+
+def test_a_fine_tuned_model_is_traced_on_its_tasks(corpus: dict[str, Any], tmp_path: Path):
+    files = []
+    for name, size in (("one", 5), ("two", 3)):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("".join(json.dumps({"inputs": "kada lone", "targets": "mipo"}) + "\n" for _ in range(size)))
+        files.append({"name": name, "train_files": str(file), "validation_files": str(file)})
+    sizes = {"inputs_length": 16, "targets_length": 8}
+    data = DataConfig.model_validate(
+        {"objective": "tasks", "task_files": files, **sizes} | {"vocabulary": corpus["vocabulary"]}
+    )
+    held_out = held_out_batches(data, Tokenizer(data.vocabulary), {}, examples=8, batch_size=4)
+    assert held_out.domains == ["one", "two"]
+    assert [domain_B.tolist() for domain_B in held_out.domain_NB] == [[0] * 4, [1] * 4]
+    real = [(batch["input_ids"] != 0).any(1).sum() for batch in held_out.batches]
+    assert real == [4, 3]
 
 
 def test_options_of_the_collection_are_refused_for_a_trace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -36,6 +36,8 @@ class Cost:
 
 def example_lengths(config: DataConfig) -> tuple[int, int]:
     """Return encoder and decoder positions of an example, padding included."""
+    if config.objective == "tasks":
+        return config.inputs_length, config.targets_length
     if config.objective == "prefix_lm":
         return config.inputs_length, config.inputs_length - 1
     _, targets = raw_and_target_lengths(config.inputs_length, config.noise_density, config.mean_noise_span_length)

@@ -71,10 +71,12 @@ def trials_of(config: RunConfig, only: Sequence[str] = ()) -> tuple[list[Trial],
         only: names of variants; none: all.
 
     Raises:
-        ConfigError: the base is dense, a name is not known, or a named variant cannot be.
+        ConfigError: the base is dense or for fine-tuning, a name is not known, or a named variant cannot be.
     """
     if not config.architecture().num_experts:
         raise ConfigError("model.num_experts = 0: the study is of sparse models; set 2 or more")
+    if config.data.objective == "tasks":
+        raise ConfigError("data.objective = tasks: the study is of pretraining; set span_corruption or prefix_lm")
     for name in only:
         if name not in VARIANTS:
             hint = "; put key=value before --only" if "=" in name else f"; choose from {', '.join(VARIANTS)}"

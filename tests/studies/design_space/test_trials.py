@@ -87,5 +87,7 @@ def test_what_a_base_cannot_have_is_left_out_or_refused(tmp_path: Path):
         trials_of(config, ["training.steps=3"])
     with pytest.raises(ConfigError, match=r"model.num_experts = 0: the study is of sparse models"):
         trials_of(small_config(tmp_path, model={"num_experts": 0}))
+    with pytest.raises(ConfigError, match=r"data.objective = tasks: the study is of pretraining"):
+        trials_of(small_config(tmp_path, data={"objective": "tasks", "tasks": ["cb"]}))
     (one,) = trials_of(config, ["plain_cf0.75"])[0]
     assert "plain_cf0.75" in one.names

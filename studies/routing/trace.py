@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from common.files import write_atomically
+from common.strict_json import to_json
 
 FILE = "trace.safetensors"
 FORMAT = 1
@@ -119,7 +120,7 @@ def save_trace(trace: Trace, file: Path) -> None:
         "layers": list(trace.layers),
     }
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    write_atomically(file, save(contiguous, metadata={KEY: json.dumps(words)}))
+    write_atomically(file, save(contiguous, metadata={KEY: to_json(words)}))
 
 
 def load_trace(file: Path) -> Trace:

@@ -143,7 +143,7 @@ def probe_texts(model: Any) -> Iterator[str]:
         yield " ".join(piece.strip() for piece in some)
 
 
-def save(content: bytes, folder: Path, num_sentinels: int) -> None:
+def save(content: bytes, folder: Path, num_sentinels: int, longest: int | None = None) -> None:
     """Write a vocabulary as a ``T5Tokenizer`` and check that it reads as SentencePiece does.
 
     Args:
@@ -151,6 +151,7 @@ def save(content: bytes, folder: Path, num_sentinels: int) -> None:
         folder: created if missing; receives ``spiece.model``, ``tokenizer.json`` and ``tokenizer_config.json``, which
             ``AutoTokenizer.from_pretrained`` and ``T5Tokenizer.from_pretrained`` load.
         num_sentinels: ids above the pieces, descending: <extra_id_0> is the last.
+        longest: ``model_max_length``; None: no limit.
 
     Raises:
         ValueError: the written tokenizer gives other ids or another text than SentencePiece; nothing else is wrong with
@@ -170,6 +171,7 @@ def save(content: bytes, folder: Path, num_sentinels: int) -> None:
         pad_token=model.pieces[0].piece,
         unk_token=model.pieces[2].piece,
         clean_up_tokenization_spaces=False,
+        **({} if longest is None else {"model_max_length": longest}),
     )
     tokenizer.save_pretrained(str(folder))
     (folder / MODEL_FILE).write_bytes(content)

@@ -225,10 +225,14 @@ class Tokenizer:
             for i in map(int, ids)
         ]
 
-    def save_hugging_face_tokenizer(self, folder: str | Path) -> None:
+    def save_hugging_face_tokenizer(self, folder: str | Path, longest: int | None = None) -> None:
         """Write the vocabulary as a ``transformers.T5Tokenizer``: spiece.model and its configuration files.
+
+        Args:
+            folder: created if missing.
+            longest: ``model_max_length``, to which ``truncation=True`` cuts; None: no limit.
 
         Raises:
             ValueError: what was written reads the probe text otherwise; see ``data.hugging_face.save``.
         """
-        save(self._processor.serialized_model_proto(), Path(folder), self.num_sentinels)
+        save(self._processor.serialized_model_proto(), Path(folder), self.num_sentinels, longest)

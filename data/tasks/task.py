@@ -173,6 +173,21 @@ class Task:
         """Return what a predicted text means: the number of a class (-1: none of them), a number or a text."""
         return self.answers.read(text, row)
 
+    def references(self, rows: Sequence[Row]) -> list[Any]:
+        """Return the right answer of each row, or several.
+
+        Raises:
+            DataError: rows without a right answer, such as those of a test split; one line.
+        """
+        references = [self._of(self.answers.reference, row) for row in rows]
+        missing = sum(reference is None for reference in references)
+        if missing:
+            raise DataError(
+                f"task {self.name}: {missing:,} of {counted(len(rows), 'row')} have no reference to compare with: "
+                "evaluate a split with answers, such as validation"
+            )
+        return references
+
     def metrics(self, predictions: Sequence[Any], rows: Sequence[Row]) -> dict[str, float]:
         """Return the metrics of the task, in percent.
 
@@ -187,13 +202,7 @@ class Task:
             raise DataError(
                 f"task {self.name}: {counted(len(predictions), 'prediction')} for {counted(len(rows), 'row')}"
             )
-        references = [self._of(self.answers.reference, row) for row in rows]
-        missing = sum(reference is None for reference in references)
-        if missing:
-            raise DataError(
-                f"task {self.name}: {missing:,} of {counted(len(rows), 'row')} have no reference to compare with: "
-                "evaluate a split with answers, such as validation"
-            )
+        references = self.references(rows)
         meanings = [
             self.postprocess(prediction, row) if isinstance(prediction, str) else prediction
             for prediction, row in zip(predictions, rows, strict=True)

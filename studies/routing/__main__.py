@@ -16,15 +16,13 @@ if __name__ == "__main__":
 
 import argparse
 import re
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from common.arguments import Parser, positive
-from common.exit_codes import USER_ERROR
 from common.files import write_atomically
-from common.logs import ALL_RANKS, get_logger
+from common.logs import get_logger
 from common.paths import check_can_write, path_argument, path_text_argument
 from common.program import begin, run
 from common.strict_json import finite_or_null, to_json
@@ -33,6 +31,7 @@ from training.config.errors import ConfigError
 from training.config.run import load_config
 from training.export.held_out import held_out_batches, name_of
 from training.export.trained import Found, find_trained, load_trained
+from training.run.distributed import initialize_distributed, refuse, shut_down_distributed
 from training.run.process import Process
 
 AGAINST_FILE = "trace_against.safetensors"
@@ -50,7 +49,6 @@ OF_COLLECTION = (
 )
 EXAMPLES = 1024
 TIMEOUT_SECONDS = 1800.0  # of a collective: rank 0 reads the experts' weights for their similarity
-WAIT_FOR_RANK_0_SECONDS = 10
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 NAMED = re.compile(rf"({NAME.pattern})=(.+)", re.DOTALL)
 
@@ -194,8 +192,6 @@ def collect_all(arguments: argparse.Namespace, process: Process, out: Path) -> t
         batch_size=arguments.batch_size or size,
     )
     logger.info("%s: importing torch", found.name)
-    from training.run.distributed import initialize_distributed, shut_down_distributed
-
     device = initialize_distributed(process, TIMEOUT_SECONDS)
     from studies.routing.collect import collect, describe
 
@@ -243,16 +239,6 @@ def write_results(arguments: argparse.Namespace, trace: Trace, other: Trace | No
     logger.info("\n%s\n\n%s\n\n%s\n", introduction(found), entropy_table(found), information_table(found))
     logger.info("%s\n", verdict(found))
     logger.info(f"tables  {out / TABLES_FILE}\nfigures {out / STATISTICS_FILE}\npage    {out / PAGE_FILE}")
-
-
-def refuse(message: str, process: Process) -> NoReturn:
-    """Report a user's mistake once, however many ranks find it, and exit."""
-    if process.rank != 0:  # the launcher ends all ranks when rank 0 exits
-        time.sleep(WAIT_FOR_RANK_0_SECONDS)
-    logger.error(message, extra=ALL_RANKS)
-    from training.run.distributed import leave
-
-    leave(USER_ERROR)
 
 
 def main() -> int:

@@ -73,6 +73,6 @@ def export(
     generation.save_pretrained(partial)
     save_code(partial)
     write_atomically(partial / "README.md", card)
-    tokenizer.save_hugging_face_tokenizer(partial)
+    tokenizer.save_hugging_face_tokenizer(partial, config.data.inputs_length)
     publish(folder)
     return checkpoint, described

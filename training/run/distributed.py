@@ -3,15 +3,22 @@
 import os
 import socket
 import sys
+import time
 from datetime import timedelta
 from typing import Any, NoReturn
 
+from common.exit_codes import USER_ERROR
+from common.logs import ALL_RANKS, get_logger
 from common.ports import free_port
 from training.config.errors import ConfigError
 from training.run.known_warnings import silence_known_warnings
 from training.run.launchers import LOOPBACK
 from training.run.process import Process
 from training.run.rendezvous import meet
+
+WAIT_FOR_RANK_0_SECONDS = 10
+
+logger = get_logger(__name__)
 
 
 def initialize_distributed(process: Process, timeout_seconds: float, store: Any = None) -> str:
@@ -76,6 +83,17 @@ def shut_down_distributed() -> None:
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
+
+
+def refuse(message: str, process: Process) -> NoReturn:
+    """Report a user's mistake once, however many ranks find it, and end this process with ``USER_ERROR``.
+
+    For programs whose launcher ends all ranks when one exits.
+    """
+    if process.rank != 0:
+        time.sleep(WAIT_FOR_RANK_0_SECONDS)  # after this wait, only this rank knows of the mistake
+    logger.error(message, extra=ALL_RANKS)
+    leave(USER_ERROR)
 
 
 def leave(code: int) -> NoReturn:

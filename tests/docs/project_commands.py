@@ -12,10 +12,12 @@ from typing import Any
 
 from common.hosts import read_hosts
 from data.span_corruption import NUM_SENTINELS
+from data.tasks import get
 from tests.docs.page import Page, configs_of
 from tests.docs.parsing import PreflightError, called_as, parse, require, unknown
 from training.config.checks import check_all_to_all, check_layout
 from training.config.run import load_config
+from training.tasks.questions import CROSS_ENTROPY, task_names
 
 GPUS_OF_A_HOST = (1, 2, 4, 8)  # of the machines on which a command may start one rank per GPU
 INTERNAL_PROGRAMS = ("data.streaming.worker",)  # started by other programs, with arguments that only these know
@@ -59,6 +61,8 @@ def check_deepspeed(page: Page, arguments: list[str]) -> None:
         raise unknown("deepspeed --include, --exclude or --num_nodes")
     if options.module:
         return check_program(page, options.user_script, options.user_args)
+    if options.user_script == "evaluate.py":
+        return check_program(page, "evaluate", options.user_args)
     if options.user_script != "train.py":
         raise unknown(f"deepspeed starts {options.user_script}")
     layouts = [(gpus, gpus) for gpus in GPUS_OF_A_HOST]
@@ -126,6 +130,8 @@ def check_program(page: Page, module: str, arguments: list[str]) -> None:
     elif module in ("training.report", "studies.zero_experts"):
         for run in options.run:
             page.run(str(run))
+    elif module == "evaluate":
+        check_evaluate(page, options)
     elif module in ("convert", "fill"):
         folder = str(options.run if hasattr(options, "run") else arguments[0]).rstrip("/")
         # An export is in exported/NAME, of an earlier command that exports runs/NAME.
@@ -134,6 +140,18 @@ def check_program(page: Page, module: str, arguments: list[str]) -> None:
         for folder in (options.before, options.after):
             page.run(str(folder))
     return None
+
+
+def check_evaluate(page: Page, options: argparse.Namespace) -> None:
+    """A model that the page trains or exports, and tasks that exist; their rows are not looked for."""
+    page.run(str(options.model).replace("exported/", "runs/", 1))
+    try:
+        names = task_names(options.tasks)
+    except ValueError as error:
+        raise PreflightError(str(error)) from None
+    for name in names:
+        splits = (options.split,) if name == CROSS_ENTROPY else get(name).splits
+        require(options.split in splits, f"task {name} has no split {options.split}")
 
 
 def check_routing(page: Page, options: argparse.Namespace) -> None:

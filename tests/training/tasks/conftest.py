@@ -1,0 +1,38 @@
+"""A run that answers tasks, its export, and small tasks."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from tests.support.launch import train
+from tests.support.small import small_config
+from tests.support.tasks import small_tasks
+from training.export.export import export
+
+
+@pytest.fixture(scope="module")
+def trained(corpus: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a few steps, of the paper's routing: with a capacity, and second experts drawn."""
+    folder = tmp_path_factory.mktemp("trained")
+    training = {"steps": 40, "eval_every": 40, "eval_examples": 16, "save_every": 40}
+    config = small_config(folder, data=corpus, model={"num_layers": 2, "sparse_step": 2}, training=training)
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump()))
+    result = train(file)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return config.run_dir
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Path) -> Path:
+    folder = trained.parent.parent / "exported"
+    export(trained, folder, torch.float32)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def task_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_tasks(tmp_path_factory.mktemp("tasks"))

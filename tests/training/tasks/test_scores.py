@@ -135,7 +135,7 @@ def test_the_mean_of_a_group_needs_all_its_tasks(folder: Path):
     # CB's F1 is a mean over three classes, of which one is there: 66.7; RTE's answer is wrong; all others are right.
     assert (mean.name, mean.generated, mean.examples) == ("superglue", {"mean": pytest.approx((600 + 200 / 3) / 8)}, 8)
     assert mean.paper == {"mean": {"Dense-L": 85.1, "ST-MoE-L": 87.4, "ST-MoE-32B": 93.2}}
-    assert "85.1       87.4         93.2" in text([*results, mean]).splitlines()[-3]
+    assert text([*results, mean]).splitlines()[-3].split()[-4:] == ["83.3", "85.1", "87.4", "93.2"]
     assert [mean.name for mean in means(results[:2])] == ["2 tasks"]
     assert means(results[:1]) == []
 

@@ -83,7 +83,11 @@ def parse_arguments() -> argparse.Namespace:
         metavar="N",
         help="most tokens of the inputs, EOS included; longer ones are cut (default: that of training)",
     )
-    add("--sentinels", action="store_true", help="put <extra_id_0> after the inputs and before the answer")
+    add(
+        "--sentinels",
+        action=argparse.BooleanOptionalAction,
+        help="<extra_id_0> after the inputs and before the answer (default: data.sentinels of a fine-tuned run)",
+    )
     add("--batch-size", type=positive, metavar="N", help=f"examples of a batch on each rank (default: {BATCH_SIZE})")
     add("--no-cache", action="store_true", help="compute all positions again for each token: the same text, slower")
     add(
@@ -122,13 +126,16 @@ def evaluate(arguments: argparse.Namespace, process: Process) -> None:
     found = find_trained(arguments.model, arguments.checkpoint, arguments.vocabulary)
     if arguments.routing == "trained" and found.config is None:
         raise ConfigError(f"--routing trained: {found.name} is an export, which routes as it was exported")
-    lengths = lengths_of(found, arguments.inputs_length, arguments.max_length, sentinels=arguments.sentinels)
+    sentinels = arguments.sentinels
+    if sentinels is None:
+        sentinels = found.config is not None and found.config.data.sentinels
+    lengths = lengths_of(found, arguments.inputs_length, arguments.max_length, sentinels=sentinels)
     asked, of_text = questions(arguments)
     out: Path = arguments.out or folder_of(found)
     check_can_write(out, "--out")
-    batches = []
+    batches, domains = [], []
     if of_text:
-        batches = held_out_batches(
+        batches, domains = held_out_batches(
             found, process.rank, process.world_size, batch_size=arguments.batch_size, limit=arguments.limit
         )
     logger.info("%s: importing torch", found.name)
@@ -145,11 +152,11 @@ def evaluate(arguments: argparse.Namespace, process: Process) -> None:
         batch_size=arguments.batch_size or BATCH_SIZE,
         use_cache=not arguments.no_cache,
         length_penalty=arguments.length_penalty,
-        sentinels=arguments.sentinels,
+        sentinels=sentinels,
     )
     options = Options(decoding, arguments.answers, lengths.inputs, arguments.task_folder, out)
     results = evaluate_tasks(found, trained, asked, options)
-    nats = cross_entropy(found, trained, batches, process.rank) if batches else {}
+    nats = cross_entropy(found, trained, batches, domains, process.rank) if batches else {}
     if process.rank == 0:
         complete = write_results(found, trained, results, nats, options)
         if complete:

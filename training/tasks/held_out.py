@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from data.streaming.loader import Batch
+from data.streaming.task_validation import task_validation_batches
 from data.streaming.validation import Settings, validation_batches
 from training.config.errors import ConfigError
 from training.config.run import RunConfig
@@ -14,15 +15,15 @@ SETTINGS = Settings("--limit", "--batch-size", " x ranks", "the run")
 
 def held_out_batches(
     found: Found, rank: int, world_size: int, batch_size: int | None, limit: int | None
-) -> list[Batch]:
-    """Return this rank's held-out examples, those of the run's own evaluations if nothing else is asked for.
+) -> tuple[list[Batch], list[str]]:
+    """Return this rank's held-out batches and their domains, or tasks: those of the run's own evaluations by default.
 
     Args:
         found: the run.
         rank: this rank.
         world_size: number of ranks.
         batch_size: sequences of a batch on one rank; None: ``training.micro_batch_size``.
-        limit: most examples, at least one batch; None: ``training.eval_examples``.
+        limit: most examples (of each task), at least one batch; None: ``training.eval_examples``.
 
     Raises:
         ConfigError: it is an export, which does not say how text becomes examples.
@@ -31,19 +32,17 @@ def held_out_batches(
     config = _config(found)
     size = batch_size or config.training.micro_batch_size
     examples = limit or config.training.eval_examples
+    data, ranks = config.data, {"rank": rank, "world_size": world_size, "batch_size": size}
+    if data.objective == "tasks":
+        return task_validation_batches(data, found.tokenizer, limit=examples, **ranks)
     number = max(1, examples // (size * world_size))
-    return validation_batches(
-        config.data,
-        found.tokenizer,
-        rank=rank,
-        world_size=world_size,
-        batch_size=size,
-        num_batches=number,
-        settings=SETTINGS,
-    )
+    batches = validation_batches(data, found.tokenizer, num_batches=number, settings=SETTINGS, **ranks)
+    return batches, data.validation_domains()
 
 
-def cross_entropy(found: Found, trained: Trained, batches: list[Batch], rank: int) -> dict[str, float]:
+def cross_entropy(
+    found: Found, trained: Trained, batches: list[Batch], domains: list[str], rank: int
+) -> dict[str, float]:
     """Return the columns of a row of validation: nats per target token, of all text and of each domain; collective."""
     from training.engine.batches import to_device
     from training.engine.step import evaluate
@@ -52,7 +51,7 @@ def cross_entropy(found: Found, trained: Trained, batches: list[Batch], rank: in
     on_device = [to_device(batch, trained.device) for batch in batches]
     terms = evaluate(trained.model, on_device, int(trained.config.pad_token_id or 0), config.training.seed, rank)
     trained.model.eval()
-    values = terms.reduce(trained.config, config.data.validation_domains())
+    values = terms.reduce(trained.config, domains)
     return {name: value for name, value in values.items() if name.partition("/")[0] == "cross_entropy"}
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from data.objectives.registry import make_objective
+from data.objectives.registry import targets_length
 from training.config.errors import ConfigError
 from training.export.trained import Found
 
@@ -34,7 +34,7 @@ def lengths_of(found: Found, inputs: int | None, answers: int | None, *, sentine
     """
     if found.config is not None:
         config = found.config.data
-        lengths = Lengths(config.inputs_length, make_objective(config, found.tokenizer).targets_length)
+        lengths = Lengths(config.inputs_length, targets_length(config, found.tokenizer))
     else:
         folder = found.source.folder
         lengths = Lengths(

@@ -19,6 +19,7 @@ from common.arguments import Parser, positive
 from common.logs import get_logger
 from common.paths import check_can_write, path_argument
 from common.program import begin, run
+from data.streaming.loader import Batch
 from data.tasks.sources.base import DEFAULT_FOLDER
 from training.config.errors import ConfigError
 from training.export.trained import find_trained, load_trained
@@ -133,7 +134,8 @@ def evaluate(arguments: argparse.Namespace, process: Process) -> None:
     asked, of_text = questions(arguments)
     out: Path = arguments.out or folder_of(found)
     check_can_write(out, "--out")
-    batches, domains = [], []
+    batches: list[Batch] = []
+    domains: list[str] = []
     if of_text:
         batches, domains = held_out_batches(
             found, process.rank, process.world_size, batch_size=arguments.batch_size, limit=arguments.limit

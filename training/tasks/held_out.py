@@ -32,11 +32,20 @@ def held_out_batches(
     config = _config(found)
     size = batch_size or config.training.micro_batch_size
     examples = limit or config.training.eval_examples
-    data, ranks = config.data, {"rank": rank, "world_size": world_size, "batch_size": size}
+    data = config.data
     if data.objective == "tasks":
-        return task_validation_batches(data, found.tokenizer, limit=examples, **ranks)
-    number = max(1, examples // (size * world_size))
-    batches = validation_batches(data, found.tokenizer, num_batches=number, settings=SETTINGS, **ranks)
+        return task_validation_batches(
+            data, found.tokenizer, rank=rank, world_size=world_size, batch_size=size, limit=examples
+        )
+    batches = validation_batches(
+        data,
+        found.tokenizer,
+        rank=rank,
+        world_size=world_size,
+        batch_size=size,
+        num_batches=max(1, examples // (size * world_size)),
+        settings=SETTINGS,
+    )
     return batches, data.validation_domains()
 
 

@@ -125,8 +125,7 @@ def evaluate(arguments: argparse.Namespace, process: Process) -> None:
         ValueError: a mistake in the model's folder, the tasks or the options.
     """
     found = find_trained(arguments.model, arguments.checkpoint, arguments.vocabulary)
-    if arguments.routing == "trained" and found.config is None:
-        raise ConfigError(f"--routing trained: {found.name} is an export, which routes as it was exported")
+    found.check_routing(arguments.routing or "dropless")
     sentinels = arguments.sentinels
     if sentinels is None:
         sentinels = found.config is not None and found.config.data.sentinels

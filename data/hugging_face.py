@@ -6,6 +6,7 @@ an error, and the exported tokenizer would give other ids than the model was tra
 probe text, here without transformers, and after an export with the exported files.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -177,7 +178,8 @@ def save(content: bytes, folder: Path, num_sentinels: int, longest: int | None =
     (folder / MODEL_FILE).write_bytes(content)
 
     # What others will read, not the object in memory: transformers builds it anew from the files.
-    exported = T5Tokenizer.from_pretrained(str(folder))
+    # The probe texts may be longer than the limit, of which transformers would warn.
+    exported = T5Tokenizer.from_pretrained(str(folder), model_max_length=sys.maxsize)
     last = len(model.pieces) + num_sentinels - 1
     first = exported.convert_tokens_to_ids("<extra_id_0>")
     if (len(exported), first) != (last + 1, last):

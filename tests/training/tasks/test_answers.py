@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.support.launch import python
+from training.export.export import export
 from training.export.fill import load
 from training.export.trained import find_trained
 from training.tasks.answers import Answerer, Decoding
@@ -33,7 +34,7 @@ def test_generation_depends_on_nothing_but_the_inputs(trained: Path, exported: P
             found.append(Answerer(model, tokenizer, decoding).generate(questions))
         assert sorted(found[0]) == list(range(10))
         assert found[1:] == found[:1] * 3
-        assert any(found[0].values())
+        assert len(set(found[0].values())) > 5  # the model does not say the same of everything
 
 
 def test_log_probabilities_are_those_of_the_tokens_one_after_another(trained: Path, task_folder: Path):
@@ -64,6 +65,12 @@ def test_lengths_are_those_of_training(trained: Path, exported: Path):
     assert of_run.inputs == 32
 
 
+def test_an_export_is_silent(trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """Its check of the tokenizer reads texts that are longer than the limit."""
+    export(trained, tmp_path / "exported", torch.float32)
+    assert caplog.records == []
+
+
 def evaluate(model: Path, folder: Path, out: Path, *options: str, ranks: int = 1) -> dict[str, list[str]]:
     """Return the lines of the predictions of ``TASKS``."""
     common = ("--task-folder", str(folder), "--out", str(out), "--max-length", "8")
@@ -85,6 +92,7 @@ def test_two_ranks_that_share_the_experts_answer_alike(
         for left, right in zip(map(json.loads, one[name]), map(json.loads, two[name]), strict=True):
             assert left.pop("scores", []) == pytest.approx(right.pop("scores", []), abs=1e-4)
             assert left == right
+    assert len({json.loads(line)["prediction"] for line in one["synopsis"]}) > 5
     results = json.loads((tmp_path / "two" / "results.json").read_text())
     assert results["ranks"] == 2
     assert results["results"]["wiki_topic"]["generated"].keys() == {"accuracy"}
@@ -103,4 +111,4 @@ def test_the_same_text_in_every_way(trained: Path, exported: Path, task_folder: 
             found.append([json.loads(line)["prediction"] for line in lines["synopsis"]])
         assert len(found) == 16 and len(found[0]) == 64
         assert found[1:] == found[:1] * 15
-        assert len(set(found[0])) > 1
+        assert len(set(found[0])) > 32

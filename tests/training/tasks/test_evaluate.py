@@ -25,7 +25,7 @@ def test_the_cross_entropy_of_held_out_text_is_that_of_the_run(trained: Path, tm
     expected = [row["cross_entropy"] for row in rows(trained) if row["split"] == "validation"][-1]
     found = json.loads((out / "results.json").read_text())
     assert found["held_out"]["cross_entropy"] == pytest.approx(expected, abs=1e-6)
-    assert (found["step"], found["capacity"], found["results"]) == (40, "factor", {})
+    assert (found["step"], found["capacity"], found["results"]) == (4, "factor", {})
     assert f"cross_entropy: {expected:.4f} nats" in done.stdout
 
 
@@ -38,7 +38,7 @@ def test_the_cross_entropy_of_held_out_text_is_that_of_the_run(trained: Path, tm
         (["RUN", "--tasks", "synopsis", "--answers", "likeliest"], "task synopsis has no choices"),
         (["RUN", "--tasks", "sst2", "--max-length", "1"], "--max-length 1 has no room"),
         (["RUN", "--tasks", "sst2", "--inputs-length", "2", "--sentinels"], "--inputs-length 2 has no room"),
-        (["RUN", "--tasks", "sst2", "--checkpoint", "7"], "has no checkpoint of step 7: name one of 40"),
+        (["RUN", "--tasks", "sst2", "--checkpoint", "7"], "has no checkpoint of step 7: name one of 4"),
         (["RUN", "--tasks", "sst2", "--out", "FILE/out"], "--out"),
         (["EXPORT", "--tasks", "validation"], "which does not say how text becomes examples: name the run"),
         (["EXPORT", "--tasks", "sst2", "--routing", "trained"], "routes as it was exported"),

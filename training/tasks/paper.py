@@ -1,7 +1,8 @@
 """What the paper's models reach (Zoph et al. 2022), by task and metric.
 
-Dense-L and ST-MoE-L: one fine-tuning run on a mixture of tasks, scores of the validation split. ST-MoE-32B: the best of
-the paper, of the test split where a test server scores it; figures that could not be confirmed are left out.
+Dense-L and ST-MoE-L: validation scores. ST-MoE-32B, and COPA of ST-MoE-L: as public lists of results quote the paper,
+which do not always name the split; the mean of SuperGLUE is of its validation rows. Figures that no list confirms are
+left out.
 """
 
 MODELS = ("Dense-L", "ST-MoE-L", "ST-MoE-32B")

@@ -10,8 +10,8 @@ Line = dict[str, str]
 WORDS = ("task", "split", "metric")  # columns of text
 FIRST = ("task", "split", "rows", "metric")
 CITATION = (
-    "Dense-L, ST-MoE-L and ST-MoE-32B: Zoph et al. 2022; ST-MoE-32B is measured on the test split where a test server "
-    "scores it."
+    "Dense-L and ST-MoE-L: Zoph et al. 2022, validation rows. ST-MoE-32B: the same as public lists quote it, mostly on "
+    "other splits."
 )
 
 

@@ -91,8 +91,8 @@ def test_an_export_that_transformers_reads_otherwise_is_an_error(
     tokenizer = Tokenizer(write_vocabulary(tmp_path / "v", make_texts(200)))
     load = T5Tokenizer.from_pretrained
 
-    def other(folder: str) -> Any:
-        found = load(folder)
+    def other(folder: str, **options: Any) -> Any:
+        found = load(folder, **options)
         found.backend_tokenizer.normalizer = None
         return found
 

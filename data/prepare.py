@@ -227,7 +227,7 @@ def summarize(description: dict[str, Any]) -> str:
         ]
         items += [f"skipped {count} {kind}" for kind, count in description["skipped_rows"].items()]
     if description.get("excluded_documents"):
-        items.append(f"left out {description['excluded_documents']} documents (--exclude)")
+        items.append(f"excluded {description['excluded_documents']} documents (--exclude)")
     lines = [", ".join(items)]
     for name, domain in description.get("domains", {}).items():
         train, held_out = domain["train"], domain["validation"]

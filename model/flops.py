@@ -51,7 +51,7 @@ def forward_flops(
         inputs: L, padding included.
         targets: M, padding included.
         expert_rows: rows that all experts of all sparse layers process; None: ``buffer_rows`` in training. With the
-            served choices only, the result is the useful work: rows without a token are left out.
+            served choices only, the result is the useful work: rows without a token are not counted.
     """
     d, inner = config.d_model, config.num_heads * config.d_kv
     assert config.num_decoder_layers is not None

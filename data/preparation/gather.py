@@ -22,7 +22,7 @@ class Part(NamedTuple):
     Args:
         name: of the domain; empty where all text is one part.
         train, validation: documents in a random order that the recipe fixes.
-        excluded: number of training documents left out by their hashes.
+        excluded: number of training documents excluded by their hashes.
         facts: for ``dataset.json``.
     """
 

@@ -77,7 +77,7 @@ class TaskExamples:
             raise DataError(f"{self.key}: {error.filename} cannot be read: {error.strerror}") from None
 
     def _of_files(self, number: int, files: TaskFiles) -> list[Pair]:
-        """Read each column of the files; a row that is bad in one of them is left out and counted."""
+        """Read each column of the files; a row that is bad in one of them is skipped and counted."""
         word = "train_files" if self.split == "train" else "validation_files"
         setting, patterns = f"data.task_files[{number}].{word}", getattr(files, word)
         if patterns is None:

@@ -99,7 +99,7 @@ class TaskStream:
     def _state_of(self, task: int, drawn: int) -> dict[str, Any]:
         counts = self._cut[task] + Counter({ROWS: self._given[task], DOCUMENTS: self._given[task]})
         source = self._order.tasks[task]
-        if self._number == 0:  # one of all streams counts what was left out when the files were read
+        if self._number == 0:  # one of all streams counts what was skipped when the files were read
             counts += source.bad_rows
         return {
             "drawn": drawn,

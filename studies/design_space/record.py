@@ -27,7 +27,7 @@ from training.monitoring.columns import (
 )
 
 LAST = 0.2  # of a run's steps, over which dropped tokens are averaged: the routers have settled
-FIRST = 0.1  # of a run's steps, whose times are left out
+FIRST = 0.1  # of a run's steps, whose times are not counted
 
 
 class Recorder(FollowUp):

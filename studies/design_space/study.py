@@ -86,7 +86,7 @@ def _main(arguments: argparse.Namespace) -> int:
         check_layout(trial.config, ranks)
     if not arguments.only:
         for name, reason in impossible.items():
-            print(f"left out: {name}: {reason}")
+            print(f"skipped: {name}: {reason}")
     check_rows(arguments.rows)
     if arguments.report:
         return write_section(arguments, trials)

@@ -21,7 +21,7 @@ from training.export.held_out import HeldOut
 from training.export.trained import Found, Trained
 from training.monitoring.routers import RouterObserver
 
-CHOICES = 2  # recorded of each token, first ones first; a third choice is left out
+CHOICES = 2  # recorded of each token, first ones first; a third choice is not recorded
 MEMBERS = ("expert_TN", "kept_TN", "gate_TN", "entropy_T", "logsumexp_T")
 
 Recorded = dict[str, dict[str, Array]]  # of a batch: arrays of each stack and layer

@@ -62,7 +62,7 @@ def class_entropies(
     """Return the entropies of every class in one layer.
 
     Args:
-        first_T: first expert of each token; -1: none, the token is left out.
+        first_T: first expert of each token; -1: none, the token is not counted.
         router_entropy_T: of the router's probabilities, nats.
         class_T: of each token, from 0 to ``classes`` - 1.
         example_T: of each token.

@@ -65,7 +65,7 @@ def information_of_layers(
     """Return the mutual information of every layer with every factor; one permutation serves all layers.
 
     Args:
-        experts_of: first expert of each token, of each layer of a stack; tokens without one (-1) are left out.
+        experts_of: first expert of each token, of each layer of a stack; tokens without one (-1) are not counted.
         factors: int64, value of each token, from 0.
         example_T: of each token, ascending.
         experts: E.

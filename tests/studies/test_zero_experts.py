@@ -5,29 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from studies.zero_experts import silences
 from tests.support.forks import fork
-from tests.support.launch import python, train
-from tests.support.small import small_config
+from tests.support.launch import python
+from tests.support.trained import trained_run
 
 
 @pytest.fixture(scope="module")
 def trained(corpus: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two steps with two sparse layers in the encoder and one in the decoder."""
     folder = tmp_path_factory.mktemp("zero_experts")
-    config = small_config(
+    return trained_run(
         folder,
         data=corpus,
         model={"num_layers": 2, "num_decoder_layers": 1, "sparse_step": 1, "initializer_scale": 1.0},
         training={"steps": 2, "eval_every": 2, "eval_examples": 16, "save_every": 2},
     )
-    file = folder / "config.yaml"
-    file.write_text(yaml.safe_dump(config.model_dump()))
-    result = train(file)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return config.run_dir
 
 
 def test_every_layer_every_stack_and_all_are_silent_in_turn():

@@ -2,7 +2,7 @@
 
 Dense-L and ST-MoE-L: validation scores. ST-MoE-32B, and COPA of ST-MoE-L: as public lists of results quote the paper,
 which do not always name the split; the mean of SuperGLUE is of its validation rows. Figures that no list confirms are
-left out.
+missing.
 """
 
 MODELS = ("Dense-L", "ST-MoE-L", "ST-MoE-32B")

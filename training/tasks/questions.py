@@ -135,7 +135,7 @@ def decode(ids: Sequence[int], tokenizer: Tokenizer, *, sentinels: bool) -> str:
     """Return the text that a model has written.
 
     Args:
-        ids: of the decoder, without its start token; what follows EOS is left out.
+        ids: of the decoder, without its start token; what follows EOS is not counted.
         tokenizer: of the model.
         sentinels: whether a sentinel at the beginning is no part of the answer.
     """

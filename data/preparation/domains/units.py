@@ -15,7 +15,7 @@ def join_parts(parts: Iterable[str], separator: str = "\n") -> Unit:
     A longer part is cut between its lines; a longer line is a document itself.
 
     Args:
-        parts: paragraphs, verses, statements or functions, in order; blank ones are left out.
+        parts: paragraphs, verses, statements or functions, in order; blank ones are dropped.
         separator: between two parts of a document.
     """
     documents: list[str] = []

@@ -17,7 +17,7 @@ REVIEWS = Archive(
 )
 INNER_ARCHIVE = "vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz"
 RATINGS = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
-CLEAR = 0.5  # of ratings from -4 to 4: sentences nearer to 0 are left out
+CLEAR = 0.5  # of ratings from -4 to 4: sentences nearer to 0 are dropped
 VALIDATION_ROWS = 500
 
 MARK = re.compile(r"([^\w\s'-]|''|--)")
@@ -27,7 +27,7 @@ ENDING = re.compile(r"(n't|'(?:s|re|ve|ll|d|m))\b")
 def sentiment_rows(reviews: Path, evaluation: Path) -> Splits:
     """Return training and validation rows out of the ratings, and SST-2's validation rows as test rows.
 
-    Sentences that are near-duplicates of test rows are left out: both come from the same reviews.
+    Sentences that are near-duplicates of test rows are dropped: both come from the same reviews.
 
     Raises:
         DataError: an archive does not hold what it should.

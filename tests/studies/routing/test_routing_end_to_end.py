@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from common.strict_json import finite_or_null, to_json
 from data.config import DataConfig
@@ -17,8 +16,8 @@ from model.st_moe import StMoeForConditionalGeneration
 from studies.routing.__main__ import OF_COLLECTION, check_sparse, parse_arguments, read_traces, texts
 from studies.routing.analysis import analyze
 from studies.routing.trace import FILE, load_trace
-from tests.support.launch import python, train
-from tests.support.small import small_config
+from tests.support.launch import python
+from tests.support.trained import trained_run
 from training.config.errors import ConfigError
 from training.config.run import load_config
 from training.export.export import export
@@ -33,12 +32,7 @@ def trained(corpus: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
     """A run of six steps with checkpoints of step 3 and 6; two blocks, one of them sparse, in each stack."""
     folder = tmp_path_factory.mktemp("trained")
     training = {"steps": 6, "eval_every": 6, "eval_examples": 16, "save_every": 3}
-    config = small_config(folder, data=corpus, model={"num_layers": 2, "sparse_step": 2}, training=training)
-    file = folder / "config.yaml"
-    file.write_text(yaml.safe_dump(config.model_dump()))
-    result = train(file)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return config.run_dir
+    return trained_run(folder, data=corpus, model={"num_layers": 2, "sparse_step": 2}, training=training)
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from tests.support.forks import fork
 from tests.support.launch import python, rows, train
 from tests.support.ranks import run_ranks
 from tests.support.small import global_batch, small_config
+from tests.support.trained import trained_run
 from training.checkpoint.load import load_checkpoint
 from training.checkpoint.optimizer_state.adafactor import SavedState
 from training.checkpoint.reshard import rank_share, reshard, resume_command
@@ -42,8 +43,9 @@ NAME = "step_00000004"
 def trained(corpus: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 8 steps on two ranks, at EP 2 and ZeRO 1, that was saved after 4."""
     folder = tmp_path_factory.mktemp("trained")
-    config = small_config(
+    return trained_run(
         folder,
+        ranks=2,
         data=corpus,
         parallel={"expert_parallel_size": 2},
         # no random draws, and no group of tokens with more than one sequence: nothing depends on the world size
@@ -52,11 +54,6 @@ def trained(corpus: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
             "steps": 8, "micro_batch_size": 2, "log_every": 1, "eval_every": 8, "eval_examples": 16, "save_every": 4,
         },
     )  # fmt: skip
-    file = folder / "config.yaml"
-    file.write_text(yaml.safe_dump(config.model_dump()))
-    result = train(file, ranks=2)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return config.run_dir
 
 
 @pytest.fixture

@@ -5,11 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
-from tests.support.launch import train
-from tests.support.small import small_config
 from tests.support.tasks import small_tasks
+from tests.support.trained import trained_run
 from training.export.export import export
 
 
@@ -22,12 +20,7 @@ def trained(corpus: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("trained")
     model = {"num_layers": 2, "sparse_step": 2, "initializer_scale": 4.0}
     training = {"steps": 4, "eval_every": 4, "eval_examples": 16, "save_every": 4}
-    config = small_config(folder, data=corpus, model=model, training=training)
-    file = folder / "config.yaml"
-    file.write_text(yaml.safe_dump(config.model_dump()))
-    result = train(file)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return config.run_dir
+    return trained_run(folder, data=corpus, model=model, training=training)
 
 
 @pytest.fixture(scope="module")

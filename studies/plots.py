@@ -94,6 +94,22 @@ def plot_sweep(results: Mapping[float, Sequence[Result]], path: Path) -> None:
     _save(figure, path)
 
 
+def plot_lines(
+    lines: Sequence[tuple[str, Sequence[float], Sequence[float]]], x_label: str, y_label: str, path: Path
+) -> None:
+    """Plot lines of (label, xs, ys); those of one label have its color, and one entry in the legend."""
+    figure, axis = pyplot.subplots(figsize=(7, 5), layout="constrained")
+    colors = _colors([label for label, _, _ in lines])
+    for index, (label, xs, ys) in enumerate(lines):
+        first = label not in [other for other, _, _ in lines[:index]]
+        axis.plot(xs, ys, marker=".", color=colors[label], linewidth=0.9, alpha=0.8, label=label if first else None)
+    axis.set_xlabel(x_label)
+    axis.set_ylabel(y_label)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
+    _save(figure, path)
+
+
 def _colors(names: Sequence[str]) -> dict[str, Any]:
     return {name: f"C{index}" for index, name in enumerate(dict.fromkeys(names))}
 

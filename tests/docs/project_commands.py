@@ -22,7 +22,7 @@ from training.tasks.questions import CROSS_ENTROPY, task_names
 GPUS_OF_A_HOST = (1, 2, 4, 8)  # of the machines on which a command may start one rank per GPU
 INTERNAL_PROGRAMS = ("data.streaming.worker",)  # started by other programs, with arguments that only these know
 # Studies of trained models: they train nothing, and so have no --dry-run.
-STUDIES_OF_A_MODEL = ("studies.routing", "studies.zero_experts", "studies.design_space.evaluate")
+STUDIES_OF_A_MODEL = ("studies.routing", "studies.speed_up", "studies.zero_experts", "studies.design_space.evaluate")
 RESTART_OPTIONS = ("--max-restarts", "--backoff", "--crash-loop")
 #: Options of pytest, and whether a value follows.
 PYTEST_OPTIONS = {
@@ -129,6 +129,9 @@ def check_program(page: Page, module: str, arguments: list[str]) -> None:
         check_prepare(page, options)
     elif module in ("training.report", "studies.zero_experts"):
         for run in options.run:
+            page.run(str(run))
+    elif module == "studies.speed_up":
+        for run in (*options.sparse, *options.dense):
             page.run(str(run))
     elif module == "evaluate":
         check_evaluate(page, options)

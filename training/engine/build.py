@@ -18,7 +18,7 @@ from parallel.layer import sparse_factory
 from training.config.deepspeed import deepspeed_config, zero_stage
 from training.config.run import RunConfig
 from training.config.training import TRAINABLE
-from training.engine.compilation import compile_blocks
+from training.engine.compilation import compile_blocks, import_muon
 from training.engine.numerics import set_numerics
 from training.engine.parameters import engine_partitions, freeze, model_parameter_specs
 from training.engine.profiling import prepare_comms_logger
@@ -63,6 +63,7 @@ def build_engine(config: RunConfig, world_size: int, device: str) -> Any:
     bf16_optimizer.see_memory_usage = lambda *_, **__: None  # it prints a page about the memory of this host
     if options.get("comms_logger", {}).get("enabled"):
         prepare_comms_logger()
+    import_muon()
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,

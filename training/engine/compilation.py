@@ -1,6 +1,9 @@
-"""Compilation of the blocks of a model by torch.compile."""
+"""Compilation of the blocks of a model by torch.compile, and of nothing else."""
+
+import importlib
 
 import torch
+from deepspeed.runtime import compiler
 
 from model.st_moe import StMoeForConditionalGeneration
 from model.transformer import Block
@@ -24,3 +27,17 @@ def compile_blocks(model: StMoeForConditionalGeneration, backend: str = "inducto
     for module in model.modules():
         if isinstance(module, Block):
             module.compile(dynamic=False, backend=backend)
+
+
+def import_muon() -> None:
+    """Import DeepSpeed's Muon, which no run uses, without compiling it.
+
+    ``deepspeed.initialize`` imports it to know its class. Its functions are decorated with ``torch.compile``, for which
+    torch imports its whole compiler: as long as the rest of building an engine of a small model.
+    """
+    compile_function = compiler.compile
+    compiler.compile = lambda: compiler.dummy_decorator
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        compiler.compile = compile_function

@@ -63,7 +63,8 @@ def initialize_distributed(process: Process, timeout_seconds: float, store: Any 
 
     if device == "cpu":
         # DeepSpeed would compile its shared-memory collectives at first use: a minute, and an error without a compiler.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        # In place of the table that it makes at first use, by compiling a test program for each of its operations.
+        deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     dist.init_process_group(
         "gloo" if device == "cpu" else "nccl",
         store=dist.PrefixStore("group", store),

@@ -1,5 +1,6 @@
 """Compiled blocks train as blocks that are not compiled."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +78,13 @@ def test_compiled_training_equals_eager_at_every_stage(tmp_path: Path) -> None:
         for (_, precision, _), eager, compiled in zip(cases, found[::2], found[1::2], strict=True):
             tolerance = 1e-5 if precision == "fp32" else 2e-3
             assert compiled["losses"] == pytest.approx(eager["losses"], rel=tolerance)
+
+
+def compilers_after_building(folder: str) -> list[str]:
+    """Compilers that are imported when an engine has been built: of torch, and of C for DeepSpeed's operations."""
+    build.build_engine(small_config(Path(folder)), 1, "cpu")
+    return [name for name in ("torch._inductor.compile_fx", "setuptools") if name in sys.modules]
+
+
+def test_an_engine_without_compilation_imports_no_compiler(tmp_path: Path) -> None:
+    assert run_ranks(compilers_after_building, 1, tmp_path, str(tmp_path)) == [[]]

@@ -1,11 +1,10 @@
 """How many steps a dense twin takes to reach a sparse model's quality, from the evaluations of trained runs.
 
-python -m studies.speed_up --sparse runs/laboratory-cpu --dense runs/laboratory-cpu-dense
-python -m studies.speed_up --sparse runs/sparse-0 runs/sparse-1 --dense runs/dense-0 runs/dense-1 --picture speed_up.png
+python -m studies.speed_up --sparse runs/laboratory-cpu --dense runs/laboratory-cpu-dense --picture runs/speed_up.png
 
-Runs are paired by training.seed. The speed-up (as in Fedus et al. 2021) is the dense run's steps over those after which
-the sparse run was first as good as the dense run at its end. A learning rate that decays is still high at that step,
-so a sparse run of just that length would be better: the figure is a lower bound.
+Several runs on each side are paired by training.seed. The speed-up (as in Fedus et al. 2021) is the dense run's steps
+over those after which the sparse run was first as good as the dense run at its end. A learning rate that decays is
+still high at that step, so a sparse run of just that length would be better: the figure is a lower bound.
 """
 
 from common.exit_codes import end_quietly_on_interrupt

@@ -41,6 +41,7 @@ class Page:
     ) -> None:
         self.root, self.sandbox, self.in_order = root, sandbox, in_order
         self.trained: dict[str, RunConfig] = {}
+        self.studied: dict[Path, RunConfig] = {}  # runs of the page's studies, by folder
         self.images: set[str] = set()
         self._check = check
         for entry in root.iterdir():
@@ -63,8 +64,10 @@ class Page:
         self.trained[name] = config
 
     def run(self, folder: str) -> RunConfig:
-        """The configuration of the run in ``runs/NAME``, of an earlier command or one of ``configs/``."""
+        """The configuration of the run in ``runs/NAME``, of an earlier command or of ``configs/``, or of a study's run."""
         path = Path(folder)
+        if path in self.studied:
+            return self.studied[path]
         require(path.parent == Path("runs"), f"{folder}: not the folder of a run, runs/NAME")
         known = {config.training.name: config for config in configs_of(self.root)} | self.trained
         require(path.name in known, f"{folder}: no config and no command of this page trains it")

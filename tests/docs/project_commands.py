@@ -15,6 +15,7 @@ from data.span_corruption import NUM_SENTINELS
 from data.tasks import get
 from tests.docs.page import Page, configs_of
 from tests.docs.parsing import PreflightError, called_as, parse, require, unknown
+from training.checkpoint.initial.fitting import load_run_config
 from training.config.checks import check_all_to_all, check_layout
 from training.config.run import load_config
 from training.tasks.questions import CROSS_ENTROPY, task_names
@@ -119,7 +120,7 @@ def check_program(page: Page, module: str, arguments: list[str]) -> None:
     package = (page.root / module.replace(".", "/") / "__main__.py").is_file()
     program = importlib.import_module(f"{module}.__main__" if package else module)
     if module.startswith("studies.") and module not in STUDIES_OF_A_MODEL:
-        return check_study(program, arguments)
+        return check_study(page, program, arguments)
     options = parse(program, module, arguments)
     if options is None:
         return None
@@ -175,13 +176,19 @@ def is_program(root: Path, module: str) -> bool:
     return (path / "__main__.py").is_file() or path.with_suffix(".py").is_file()
 
 
-def check_study(program: Any, arguments: list[str]) -> None:
-    """Plan all runs of a study: their configurations are checked for their ranks."""
-    code, err = 0, io.StringIO()
+def check_study(page: Page, program: Any, arguments: list[str]) -> None:
+    """Plan all runs of a study: their configurations are checked for their ranks. Later commands may name them."""
+    code, out, err = 0, io.StringIO(), io.StringIO()
     dry_run = arguments if "--dry-run" in arguments else [*arguments, "--dry-run"]
-    with called_as("study", dry_run), contextlib.redirect_stderr(err):
+    with called_as("study", dry_run), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = program.main()
     require(not code, err.getvalue().strip())
+    for line in out.getvalue().splitlines() if page.in_order and dry_run is not arguments else ():
+        _, found, rest = line.partition(" train.py --config ")
+        if found:
+            file, *overrides = shlex.split(rest)
+            config = load_run_config(file, [override for override in overrides if not override.startswith("-")])
+            page.studied[config.run_dir] = config
 
 
 def check_prepare(page: Page, options: argparse.Namespace) -> None:

@@ -64,7 +64,7 @@ class Page:
         self.trained[name] = config
 
     def run(self, folder: str) -> RunConfig:
-        """The configuration of the run in ``runs/NAME``, of an earlier command or of ``configs/``, or of a study's run."""
+        """The configuration of the run in ``runs/NAME``, of an earlier command, a study or ``configs/``."""
         path = Path(folder)
         if path in self.studied:
             return self.studied[path]

@@ -132,6 +132,7 @@ def private_apt(folder: Path, languages: Sequence[str] = ("none",)) -> list[str]
         folder: for lists and cache; made ready.
         languages: of the package descriptions that ``update`` fetches, such as ``en``.
     """
+    folder = folder.absolute()  # apt looks for the others in its own folder, and _run changes the current one
     for name in ("lists/partial", "cache/archives/partial"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     config = folder / "apt.conf"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data.archives.debian import read_deb
-from data.archives.download import Archive, fetch_archive
+from data.archives.download import Archive, fetch_archive, private_apt
 from tests.support.archives import make_deb
 
 CONTENT = make_deb({"usr/share/doc/x/text": b"words", "usr/share/doc/x/other": b"", "etc/odd": b"3"})
@@ -55,16 +55,25 @@ def test_a_damaged_archive_is_fetched_again(apt: Path, tmp_path: Path) -> None:
     assert fetch_archive(PACKAGE, tmp_path).read_bytes() == CONTENT
 
 
-def test_package_lists_that_lack_the_package_are_fetched_to_a_folder_of_ours(apt: Path, tmp_path: Path) -> None:
+def test_package_lists_that_lack_the_package_are_fetched_to_a_folder_of_ours(
+    apt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     write_apt(
         apt, f'case "$*" in -qq*) echo "E: no such" >&2; exit 100;; *update) ;; *) cp {apt}/words.deb w.deb;; esac'
     )
-    assert fetch_archive(PACKAGE, tmp_path / "f").read_bytes() == CONTENT
+    assert fetch_archive(PACKAGE, Path("f")).read_bytes() == CONTENT
     first, update, download = log(apt)
     assert first == "-qq download words=1.0-2"
-    assert "Dir::State::lists=" in update and "Dir::Cache=" in update and update.endswith("-qq update")
+    assert f"Dir::State::lists={tmp_path}/f" in update and f"Dir::Cache={tmp_path}/f" in update and update.endswith("-qq update")
     assert "APT::Update::Error-Mode=any" in update  # it fails where it could not fetch a list
     assert download.startswith("-c ") and download.endswith("-qq download words=1.0-2")
+
+
+def test_apt_looks_for_no_list_in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = private_apt(Path("apt"), ("en",))
+    assert f"Dir::State::lists={tmp_path}/apt/lists" in command and f"Dir::Cache={tmp_path}/apt/cache" in command
 
 
 @pytest.mark.parametrize(

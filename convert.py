@@ -1,6 +1,7 @@
-"""Export a run's newest checkpoint to a Hugging Face folder, or rewrite it for another parallel layout; on a CPU.
+"""Export a checkpoint of a run to a Hugging Face folder, or rewrite it for another parallel layout; on a CPU.
 
 python convert.py export runs/tiny --output exported/tiny --dtype bf16
+python convert.py export runs/finetuned --output exported/finetuned --checkpoint best
 python convert.py reshard runs/tiny --expert-parallel-size 1 --world-size 1 --zero-stage 3
 """
 
@@ -19,7 +20,7 @@ from common.logs import get_logger
 from common.paths import check_can_write, path_argument, searched
 from common.program import begin, run
 from training.config.errors import ConfigError
-from training.export.folders import check_has_checkpoint
+from training.export.folders import check_has_checkpoint, check_step
 
 logger = get_logger("convert")
 
@@ -42,6 +43,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     export.add_argument(
         "--vocabulary", type=path_argument, metavar="FOLDER", help="of the run's spiece.model, if the run has no copy"
+    )
+    export.add_argument(
+        "--checkpoint", metavar="STEP", help="of the run: a step, best or best:TASK (default: the newest)"
     )
     reshard = commands.add_parser(
         "reshard",
@@ -68,6 +72,7 @@ def check_folders(arguments: argparse.Namespace) -> None:
     if arguments.command == "reshard":
         check_can_write(arguments.run / "checkpoints", "RUN")
         return
+    check_step(arguments.run, arguments.checkpoint)
     if arguments.output.exists():
         raise ConfigError(f"--output {arguments.output} exists: remove it, or name another folder")
     check_can_write(arguments.output, "--output")
@@ -85,8 +90,14 @@ def main() -> None:
         from training.export.export import DTYPES, export
 
         if arguments.command == "export":
-            dtype, options = DTYPES[arguments.dtype], {"routing": arguments.routing, "vocabulary": arguments.vocabulary}
-            source, routing = export(arguments.run, arguments.output, dtype, **options)
+            source, routing = export(
+                arguments.run,
+                arguments.output,
+                DTYPES[arguments.dtype],
+                routing=arguments.routing,
+                vocabulary=arguments.vocabulary,
+                step=arguments.checkpoint,
+            )
             logger.info(f"{source} → {arguments.output}\n{routing}")
         else:
             size, world, stage = arguments.expert_parallel_size, arguments.world_size, arguments.zero_stage

@@ -22,15 +22,16 @@ from common.program import begin, run
 from data.streaming.loader import Batch
 from data.tasks.sources.base import DEFAULT_FOLDER
 from training.config.errors import ConfigError
-from training.export.trained import find_trained, load_trained
+from training.export.trained import Found, find_trained, load_trained
 from training.run.distributed import initialize_distributed, refuse, shut_down_distributed
 from training.run.process import Process
+from training.tasks.batches import BATCH_SIZE
 from training.tasks.held_out import cross_entropy, folder_of, held_out_batches
 from training.tasks.lengths import lengths_of
+from training.tasks.of_run import own_tasks
 from training.tasks.questions import CROSS_ENTROPY, Asked, ask, task_names
 
 TIMEOUT_SECONDS = 7200.0  # of a collective: rank 0 computes metrics while others wait
-BATCH_SIZE = 32
 
 logger = get_logger("evaluate")
 
@@ -49,13 +50,24 @@ def parse_arguments() -> argparse.Namespace:
         nargs="+",
         required=True,
         metavar="TASK",
-        help="tasks or groups of python -m data.tasks --list, also with commas between; validation: the cross-entropy "
-        "of the run's held-out text",
+        help="tasks or groups of python -m data.tasks --list, or names of the run's own data.task_files, also with "
+        "commas between; validation: the cross-entropy of the run's held-out text",
     )
     add("--split", default="validation", help="of all tasks (default: %(default)s)")
     add("--limit", type=positive, metavar="N", help="most examples of each task, the first ones (default: all)")
-    add("--task-folder", type=path_argument, metavar="FOLDER", help=f"of prepared tasks (default: {DEFAULT_FOLDER})")
-    add("--checkpoint", type=int, metavar="STEP", help="of the run (default: the newest)")
+    add(
+        "--draw",
+        type=int,
+        metavar="SEED",
+        help="with --limit: the examples that a run with this data.seed draws for training.eval_answers, not the first",
+    )
+    add(
+        "--task-folder",
+        type=path_argument,
+        metavar="FOLDER",
+        help=f"of prepared tasks (default: that of the run, or {DEFAULT_FOLDER})",
+    )
+    add("--checkpoint", metavar="STEP", help="of the run: a step, best or best:TASK (default: the newest)")
     add("--vocabulary", type=path_argument, metavar="FOLDER", help="of the run's spiece.model, if the run has no copy")
     add = parser.add_argument_group("how it is answered").add_argument
     add(
@@ -103,14 +115,20 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def questions(arguments: argparse.Namespace) -> tuple[list[Asked], bool]:
-    """Read the rows of all tasks; return them, and whether the held-out text is asked for, too.
+def questions(arguments: argparse.Namespace, found: Found) -> tuple[list[Asked], bool]:
+    """Read the rows of all tasks, those of the run's own files included; return them, and whether the held-out text is
+    asked for, too.
 
     Raises:
         ValueError: no such task or split, rows that cannot be had, or without answers to compare with.
     """
-    names = task_names(arguments.tasks)
-    asked = [ask(n, arguments.split, arguments.limit, arguments.task_folder) for n in names if n != CROSS_ENTROPY]
+    own = {} if found.config is None else own_tasks(found.config.data)
+    names = task_names(arguments.tasks, own)
+    asked = [
+        ask(own.get(name, name), arguments.split, arguments.limit, arguments.task_folder, seed=arguments.draw)
+        for name in names
+        if name != CROSS_ENTROPY
+    ]
     if arguments.answers == "likeliest":
         for one in asked:
             if not one.has_choices:
@@ -130,7 +148,9 @@ def evaluate(arguments: argparse.Namespace, process: Process) -> None:
     if sentinels is None:
         sentinels = found.config is not None and found.config.data.sentinels
     lengths = lengths_of(found, arguments.inputs_length, arguments.max_length, sentinels=sentinels)
-    asked, of_text = questions(arguments)
+    if arguments.task_folder is None and found.config is not None:
+        arguments.task_folder = path_argument(found.config.data.task_folder)
+    asked, of_text = questions(arguments, found)
     out: Path = arguments.out or folder_of(found)
     check_can_write(out, "--out")
     batches: list[Batch] = []

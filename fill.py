@@ -18,7 +18,7 @@ from common.exit_codes import USER_ERROR
 from common.logs import get_logger
 from common.paths import path_argument
 from common.program import begin, run
-from training.export.folders import check_source
+from training.export.folders import check_source, check_step
 from training.export.sentences import parse_sentence
 
 logger = get_logger("fill")
@@ -30,6 +30,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("run", type=path_argument, help="run folder, such as runs/tiny, or exported folder")
     parser.add_argument(
         "sentences", nargs="*", metavar="SENTENCE", help="with <extra_id_0>, <extra_id_1>, …; none: lines of stdin"
+    )
+    parser.add_argument(
+        "--checkpoint", metavar="STEP", help="of the run: a step, best or best:TASK (default: the newest)"
     )
     parser.add_argument("--num-beams", type=positive, default=1, metavar="N", help="beams (default: 1, greedy)")
     parser.add_argument(
@@ -68,6 +71,7 @@ def main() -> None:
         sentences = read_sentences(arguments.sentences)
         parsed = [parse_sentence(text, name) for name, text in sentences]
         check_source(arguments.run)
+        check_step(arguments.run, arguments.checkpoint)
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         from transformers.utils.logging import disable_progress_bar
@@ -75,7 +79,7 @@ def main() -> None:
         from training.export.fill import load
 
         disable_progress_bar()
-        filler = load(arguments.run, arguments.vocabulary)
+        filler = load(arguments.run, arguments.vocabulary, arguments.checkpoint)
     except ValueError as error:
         logger.error(str(error))
         sys.exit(USER_ERROR)

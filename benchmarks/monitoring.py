@@ -92,8 +92,11 @@ def _rank(rank: int, port: int, values: list[str], blocks: int, out: Path) -> No
             terms, _ = trainer.train_step()
         trainer.log(terms)
 
+    def evaluation() -> None:
+        trainer.evaluate()
+
     steps = _interleaved(block, switch, blocks + WARMUP_BLOCKS)
-    evaluations = _interleaved(trainer.evaluate, switch, 2 * EVALUATIONS)
+    evaluations = _interleaved(evaluation, switch, 2 * EVALUATIONS)
     if rank == 0:
         without_warmup = {on: seconds[WARMUP_BLOCKS // 2 :] for on, seconds in steps.items()}
         torch.save((without_warmup, evaluations, TrainingConfig().eval_every), out)

@@ -1,6 +1,8 @@
 """The keys of the ``data`` section that only ``data.objective = tasks`` uses."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from common.paths import UserPath
 from data.file_names import NAME_PATTERN, FilePatterns
@@ -16,6 +18,26 @@ class TaskFiles(BaseModel):
     validation_files: FilePatterns | None = Field(default=None, description="Files of held-out examples.")
     inputs_column: str = Field(default="inputs", min_length=1, description="JSON key or Parquet column of the inputs.")
     targets_column: str = Field(default="targets", min_length=1, description="The same of the targets.")
+    metrics: list[Literal["accuracy", "squad", "rouge", "bleu"]] = Field(
+        default=["accuracy"],
+        min_length=1,
+        description="Of answers. accuracy: share that equals the target; squad: exact match and F1 of words.",
+    )
+    labels: list[str] = Field(
+        default=[], description="Texts of the classes, where every target is one of a few: they are the choices."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.labels and self.metrics != ["accuracy"]:
+            raise ValueError(
+                f"metrics = [{', '.join(self.metrics)}] of task {self.name} with labels: classes have an accuracy "
+                "alone; leave metrics out, or labels"
+            )
+        for kind, words in (("labels", self.labels), ("metrics", self.metrics)):
+            if len(set(words)) < len(words):
+                raise ValueError(f"{kind} of task {self.name} = [{', '.join(words)}]: give each once")
+        return self
 
 
 class TaskKeys(BaseModel):

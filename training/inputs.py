@@ -19,6 +19,8 @@ from training.config.checks import check_all_to_all, check_layout
 from training.config.run import RunConfig
 from training.run.lock import check_new
 from training.run.process import Process
+from training.tasks.of_run import asked_in_training
+from training.tasks.questions import Asked
 
 UNIGRAM_EXAMPLES = 4096  # training examples, over all ranks, that the unigram baseline counts
 
@@ -34,6 +36,7 @@ class Inputs:
     target_counts: np.ndarray  # int64 [vocab_size], of this rank's share of the first training examples
     validation: list[Batch]
     domains: list[str]  # of the validation text, or tasks, whose cross-entropy is reported
+    asked: list[Asked]  # held-out examples whose answers are scored
     zero_stage: int
     resume_from: Checkpoint | None
     init_from: Source | None  # of a new run
@@ -83,6 +86,7 @@ def prepare(config: RunConfig, process: Process, resume: bool, *, restart: bool 
         target_counts=count_targets((sample.next_batch() for _ in range(batches)), tokenizer.vocab_size),
         validation=validation,
         domains=domains,
+        asked=asked_in_training(config),
         zero_stage=stage,
         resume_from=saved,
         init_from=source,

@@ -23,7 +23,7 @@ from training.engine.loss_terms import LossTerms
 from training.engine.parameters import trained_numel
 from training.engine.profiling import StepProfiler, report_communication
 from training.engine.step import update
-from training.evaluation import Evaluator
+from training.evaluation import make_evaluator
 from training.health.reaction import Health, RollBack, UnhealthyError
 from training.inputs import Inputs
 from training.monitoring.examples import HeldOutExamples
@@ -89,8 +89,7 @@ class Trainer:
         elif weights is not None:
             begin_with(self.engine, weights, config)
         self.validation = [to_device(batch, device) for batch in inputs.validation]
-        seeds = (config.training.seed, process.rank)
-        self.evaluator = Evaluator(self.engine, self.model_config, self.validation, inputs.domains, seeds)
+        self.evaluator = make_evaluator(self.engine, config, self.validation, inputs, watchdog, self.state)
         if process.rank == 0:
             self.folder.write_config(config)
             keep_inputs(config.run_dir, config, inputs.tokenizer)
@@ -161,9 +160,9 @@ class Trainer:
             if roll_back is not None:
                 self.roll_back(roll_back)
                 continue
-            if (state.step % t.eval_every == 0 or state.step == t.steps) and not self.stopping:
-                self.evaluate()  # before the checkpoint of this step, which then knows its row
-            if state.step % t.save_every == 0 or self.stopping:
+            is_due = (state.step % t.eval_every == 0 or state.step == t.steps) and not self.stopping
+            is_best = is_due and self.evaluate()  # before the checkpoint of this step, which then knows its row
+            if state.step % t.save_every == 0 or self.stopping or is_best:
                 self.save()
         if not self.stopping and not state.is_evaluated:
             self.evaluate()
@@ -228,12 +227,13 @@ class Trainer:
         self.progress.row(row)
         self.throughput.restart()
 
-    def evaluate(self) -> None:
-        """Measure the objective's terms on the held-out examples, the same ones every time."""
+    def evaluate(self) -> bool:
+        """Measure the held-out examples, the same ones every time; return whether the step is the best so far."""
         state = self.state
         self.watchdog.enter("evaluating", state.step)
         with self.examples.watching() as examples:
             values = self.evaluator.measure()
+        values |= self.evaluator.measure_further()
         self.metrics.write({"split": "validation", "step": state.step, "tokens": state.tokens, **values})
         routing = self.monitors.routing_row()
         if routing:
@@ -242,9 +242,10 @@ class Trainer:
             self.metrics.write_example({"step": state.step, **example})
         self.progress.validation(state.step, values)
         self.health.check_validation(state.step, values)
-        of_domains = {name: values[f"cross_entropy/{name}"] for name in self.inputs.domains}
-        state.evaluated = Evaluation(state.step, values["cross_entropy"], of_domains)
+        state.evaluated = Evaluation.of(state.step, values)
+        is_best = self.checkpointer.is_due(state.step, state.evaluated.cross_entropy, state.evaluated.scores)
         self.throughput.restart()
+        return is_best
 
     def save(self) -> None:
         """Begin a checkpoint, after waiting for the one before. Raises UnhealthyError: it would not be finite."""
@@ -256,8 +257,7 @@ class Trainer:
             tokens=state.tokens,
             data=self.inputs.loader.state_dict(),
             guard=self.health.guard.state_dict(),
-            evaluated=None if state.evaluated is None else [state.evaluated.step, state.evaluated.cross_entropy],
-            evaluated_domains={} if state.evaluated is None else state.evaluated.domains,
+            **state.evaluation_saved(),
             metrics_bytes=self.metrics.nbytes,
             code=code_version(),
             seconds=self._seconds(),
@@ -330,8 +330,8 @@ class Trainer:
             self.inputs,
             steps=self.state.step,
             tokens=self.state.tokens,
-            validation_cross_entropy=self.state.evaluated.cross_entropy,
-            validation_cross_entropy_of=self.state.evaluated.domains,
+            **self.state.evaluated.summary(),
+            best={name: entry._asdict() for name, entry in self.checkpointer.best.entries.items()},
             unigram_cross_entropy=unigram,
             mfu_peak=str(self.monitors.efficiency.peak),
             wall_seconds=self._seconds(),

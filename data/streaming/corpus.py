@@ -13,7 +13,7 @@ from data.sources.base import ShardSource
 from data.sources.rows import Row
 
 # First word of every seed, one for each use of randomness, so that no two share a seed (numpy pads seeds with zeros).
-SHARD_ORDER, TRAIN_MASK, VALIDATION_MASK, DOCUMENT_ORDER, TASK_ORDER, VALIDATION_SAMPLE = 1, 2, 3, 4, 5, 6
+SHARD_ORDER, TRAIN_MASK, VALIDATION_MASK, DOCUMENT_ORDER, TASK_ORDER, VALIDATION_SAMPLE, ANSWERED_SAMPLE = range(1, 8)
 
 
 class Position(NamedTuple):

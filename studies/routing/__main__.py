@@ -80,7 +80,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add("--text-column", metavar="NAME", help="JSON key or Parquet column of --data (default: data.text_column)")
     add("--config", type=path_text_argument, metavar="FILE", help="of an export: the configuration it was trained with")
-    add("--checkpoint", type=int, metavar="STEP", help="of the run (default: the newest)")
+    add("--checkpoint", metavar="STEP", help="of the run: a step, best or best:TASK (default: the newest)")
     add(
         "--against",
         metavar="STEP",

@@ -39,6 +39,7 @@ class Moment:
     seconds: float = 0.0
     routing: dict[str, list[float]] = field(default_factory=dict)
     evaluated_domains: dict[str, float] = field(default_factory=dict)
+    evaluated_scores: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

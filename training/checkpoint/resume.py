@@ -6,6 +6,7 @@ from typing import Any
 from common.logs import NOTICE, get_logger
 from data.streaming.identity import VOCABULARY
 from data.tokenizer import Tokenizer
+from training.checkpoint.store.best import checkpoint_named
 from training.checkpoint.store.layout import ParallelLayout
 from training.checkpoint.store.manifest import DamagedError, check_contents, check_sizes, read_manifest
 from training.checkpoint.store.state import Checkpoint, candidates, read_folder
@@ -17,28 +18,32 @@ from training.run.kept_inputs import kept_vocabulary
 logger = get_logger(__name__)
 
 _OTHER_VALIDATION = "figures of validation before and after cannot be compared"
+_OTHER_SCORES = "scores before and after cannot be compared"
 # What may change on resume, but is worth a word. docs/faults.md lists all.
 NOTED = {
     ("training", "precision"): "losses are rounded otherwise",
     ("training", "micro_batch_size"): "routing groups lie within a micro-batch, so other tokens may be dropped",
     ("training", "eval_examples"): _OTHER_VALIDATION,
+    ("training", "eval_answers"): _OTHER_SCORES,
+    ("training", "eval_answers_by"): _OTHER_SCORES,
     ("data", "validation_files"): _OTHER_VALIDATION,
 }
 
 
-def read_checkpoint(run_dir: Path, *, contents: bool = True, sizes: bool = True) -> Checkpoint:
+def read_checkpoint(run_dir: Path, name: str | None = None, *, contents: bool = True, sizes: bool = True) -> Checkpoint:
     """Return the newest intact checkpoint of a run; damaged ones are named in a warning and skipped.
 
     Args:
         run_dir: of the run.
+        name: the checkpoint that ``checkpoint_named`` finds, and no other.
         contents: check every byte, and that all numbers are finite. Otherwise the caller must, before it uses any.
         sizes: check that all files are there and have their sizes.
 
     Raises:
-        ConfigError: there is no intact checkpoint.
+        ConfigError: there is no intact checkpoint, or none of this name.
     """
     folder = RunFolder(run_dir).checkpoints
-    found = candidates(run_dir)
+    found = candidates(run_dir) if name is None else [checkpoint_named(run_dir, name)]
     if not found:
         raise ConfigError(f"{folder} holds no checkpoint")
     reasons = []

@@ -19,6 +19,7 @@ import torch
 from training.checkpoint.capture import Capture, Moment, capture, write_files, write_rest
 from training.checkpoint.finite import NotFiniteError, not_finite_on_any_rank, some
 from training.checkpoint.host_copies import HostCopies
+from training.checkpoint.store.best import Best, write_best
 from training.checkpoint.store.manifest import FileRecord
 from training.checkpoint.store.publish import partial_folder, prune, publish, remove_abandoned
 from training.config.run import RunConfig
@@ -38,13 +39,14 @@ class Saved(NamedTuple):
     nbytes: int  # of this rank's tensors
     error: str | None
     pruned: list[str]
+    best: Best  # with it
 
 
 class _Job:
     """One checkpoint on its way to disk."""
 
-    def __init__(self, captured: Capture, folder: Path, began: float):
-        self.captured, self.folder, self.began = captured, folder, began
+    def __init__(self, captured: Capture, folder: Path, began: float, best: Best):
+        self.captured, self.folder, self.began, self.best = captured, folder, began, best
         self.stall_seconds = 0.0
         self.records: list[FileRecord] = []
         self.publishing = False
@@ -86,8 +88,13 @@ class Saver:
         self.abandoned = remove_abandoned(self.folder.checkpoints) if dist.get_rank() == 0 else []
         dist.barrier()
 
-    def start(self, engine: Any, moment: Moment) -> None:
+    def start(self, engine: Any, moment: Moment, best: Best | None = None) -> None:
         """Begin a checkpoint; the one before must be finished.
+
+        Args:
+            engine: the DeepSpeed engine.
+            moment: the position of the run.
+            best: the best checkpoints once it is published.
 
         Raises:
             ValueError: the optimizer keeps state that a checkpoint cannot hold.
@@ -102,7 +109,7 @@ class Saver:
         if self.config.training.save_in_background:
             captured = self.copies.copy(captured)
         folder = self.folder.checkpoint(moment.step)
-        job = self.job = _Job(captured, folder, began)
+        job = self.job = _Job(captured, folder, began, best or Best())
 
         def write() -> None:
             partial_folder(folder).mkdir(parents=True, exist_ok=True)  # every rank tries, whoever is first
@@ -159,8 +166,10 @@ class Saver:
         publish(job.folder)
         self.folder.set_latest(job.folder)
         t = self.config.training
+        if job.best.entries:
+            write_best(self.folder.path, job.best)
         if t.keep_checkpoints is not None:
-            job.pruned = prune(job.folder, t.keep_checkpoints, t.keep_every)
+            job.pruned = prune(job.folder, t.keep_checkpoints, t.keep_every, job.best.steps)
 
     def _finish(self, job: _Job, failed: bool) -> Saved:
         error = None
@@ -174,4 +183,6 @@ class Saver:
         self.job = None
         seconds = time.monotonic() - job.began
         stall = job.stall_seconds if self.config.training.save_in_background else seconds
-        return Saved(job.folder, job.captured.state.step, stall, seconds, job.captured.nbytes, error, job.pruned)
+        return Saved(
+            job.folder, job.captured.state.step, stall, seconds, job.captured.nbytes, error, job.pruned, job.best
+        )

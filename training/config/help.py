@@ -39,7 +39,7 @@ def _describe_fields(prefix: str, config: type[BaseModel]) -> list[str]:
         lines.append(f"  {prefix}.{name} ({_type_name(field.annotation)}, {default})")
         lines += textwrap.wrap(field.description or "", 112, initial_indent="      ", subsequent_indent="      ")
         item = (typing.get_args(field.annotation) or (None,))[0]
-        if typing.get_origin(field.annotation) is list and issubclass(item, BaseModel):
+        if typing.get_origin(field.annotation) is list and isinstance(item, type) and issubclass(item, BaseModel):
             lines += _describe_fields(f"{prefix}.{name}[]", item)
     return lines
 

@@ -113,6 +113,7 @@ def validate(values: Any) -> RunConfig:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     _check_kept(config)
+    _check_answers(config)
     if config.training.trainable == "moe" and not config.architecture().sparse_layer_names():
         raise ConfigError(
             "training.trainable = moe but model.num_experts = 0: a dense model has neither experts nor routers; set "
@@ -142,6 +143,20 @@ def _check_kept(config: RunConfig) -> None:
         raise ConfigError(
             f"training.keep_checkpoints = 1 with guard.spike_threshold = {config.guard.spike_threshold}: the only "
             "checkpoint may be too near a spike to roll back to; keep at least 2"
+        )
+
+
+def _check_answers(config: RunConfig) -> None:
+    t = config.training
+    if t.eval_answers and config.data.objective != "tasks":
+        raise ConfigError(
+            f"training.eval_answers = {t.eval_answers} with data.objective = {config.data.objective}, which asks "
+            "nothing: set 0, or data.objective=tasks"
+        )
+    if t.keep_best in ("score", "tasks") and not t.eval_answers:
+        fix = "training.eval_answers=256" if config.data.objective == "tasks" else "training.keep_best=cross_entropy"
+        raise ConfigError(
+            f"training.keep_best = {t.keep_best} without training.eval_answers, by which answers are scored: set {fix}"
         )
 
 

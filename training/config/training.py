@@ -90,6 +90,17 @@ class TrainingConfig(BaseModel):
         description="Held-out sequences per evaluation; a multiple of micro_batch_size x world size. Of tasks: at most "
         "so many of each.",
     )
+    eval_answers: int = Field(
+        0,
+        ge=0,
+        description="tasks: examples of each task whose answers are generated at each evaluation and scored by the "
+        "task's metrics, at most; of a larger split so many are drawn by data.seed. 0: none.",
+    )
+    eval_answers_by: Literal["generated", "likeliest"] = Field(
+        "generated",
+        description="generated: greedily, as the paper; likeliest: where a task has choices, the choice of the largest "
+        "log probability.",
+    )
     save_every: int = Field(1000, ge=1, description="Steps between checkpoints; the run also ends with one.")
     save_in_background: bool = Field(
         True,
@@ -101,6 +112,12 @@ class TrainingConfig(BaseModel):
     )
     keep_every: int | None = Field(
         None, ge=1, description="Also keep checkpoints whose step is a multiple of this; needs keep_checkpoints."
+    )
+    keep_best: Literal["cross_entropy", "score", "tasks"] | None = Field(
+        None,
+        description="Also keep the checkpoint of the best evaluation, and write one where save_every has none: of the "
+        "lowest validation cross-entropy, of the highest mean score of the tasks, or (tasks) of the highest score of "
+        "each task and of their mean. null: none.",
     )
     on_save_error: Literal["stop", "continue"] = Field(
         "stop",

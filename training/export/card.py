@@ -119,6 +119,7 @@ def _metrics(state: SavedState, summary: dict[str, Any] | None) -> list[tuple[st
     step, cross_entropy = int(state.evaluated[0]), state.evaluated[1]
     rows = [(f"validation cross-entropy at step {step:,}, nats per target token", f"{cross_entropy:.4f}")]
     rows += [(f"the same of domain {name}", f"{nats:.4f}") for name, nats in state.evaluated_domains.items()]
+    rows += [(f"score of task {name}, %", f"{score:.1f}") for name, score in state.scores.items()]
     if summary is not None and summary.get("unigram_cross_entropy") is not None:
         rows.append(("the same of a unigram model", f"{summary['unigram_cross_entropy']:.4f}"))
     return rows

@@ -25,9 +25,15 @@ VOCABULARY_KEY = "fingerprint of data.vocabulary"  # of ``SavedState.data["ident
 
 
 def export(
-    run_dir: Path, folder: Path, dtype: torch.dtype, *, routing: Routing = "dropless", vocabulary: Path | None = None
+    run_dir: Path,
+    folder: Path,
+    dtype: torch.dtype,
+    *,
+    routing: Routing = "dropless",
+    vocabulary: Path | None = None,
+    step: str | None = None,
 ) -> tuple[Path, str]:
-    """Write the run's newest weights with all experts, for ``from_pretrained(folder, trust_remote_code=True)``.
+    """Write the run's weights with all experts, for ``from_pretrained(folder, trust_remote_code=True)``.
 
     The folder holds weights, config, generation config, tokenizer, the model's code in one file, and a model card.
 
@@ -37,6 +43,7 @@ def export(
         dtype: of the weights in the file; float32 is what was trained. Routers are float32 in any case.
         routing: see ``serving.served``.
         vocabulary: folder of the run's vocabulary; None: the run's copy, or ``data.vocabulary``.
+        step: of the checkpoint, ``best`` or ``best:TASK``; None: the newest.
 
     Returns:
         The checkpoint's folder, and in words how the exported model routes.
@@ -47,7 +54,7 @@ def export(
     if folder.exists():
         raise ConfigError(f"--output {folder} exists: remove it, or name another folder")
     check_can_write(folder, "--output")
-    checkpoint, state = read_checkpoint(run_dir)
+    checkpoint, state = read_checkpoint(run_dir, step)
     config = validate(state.config)
     tokenizer = vocabulary_of(run_dir, config, state.data["identity"][VOCABULARY_KEY], vocabulary)
     model_config, described = served(config.model.model_dump(), routing)

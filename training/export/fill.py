@@ -14,7 +14,7 @@ from training.checkpoint.resume import read_checkpoint
 from training.config.errors import ConfigError
 from training.config.run import validate
 from training.export.export import VOCABULARY_KEY
-from training.export.folders import check_source
+from training.export.folders import check_source, check_step
 from training.export.sentences import Sentence, decode, encode
 from training.export.serving import served
 from training.export.spans import SpansInTurn
@@ -52,19 +52,21 @@ class Filler(NamedTuple):
                 yield decode(row[1:], sentence, self.tokenizer)
 
 
-def load(folder: Path, vocabulary: Path | None = None) -> Filler:
+def load(folder: Path, vocabulary: Path | None = None, step: str | None = None) -> Filler:
     """Load a run folder (its newest intact checkpoint) or an exported folder, on the GPU if there is one.
 
     Args:
         folder: of the run or the export.
         vocabulary: of a run that has no copy of it, and whose ``data.vocabulary`` is not to be found.
+        step: of a run, the checkpoint after this step, ``best`` or ``best:TASK`` in place of the newest.
 
     Raises:
         ConfigError: it is neither, or cannot fill spans.
     """
     check_source(folder)
+    check_step(folder, step)
     if RunFolder(folder).checkpoints.is_dir():
-        checkpoint, state = read_checkpoint(folder)
+        checkpoint, state = read_checkpoint(folder, step)
         config = validate(state.config)
         if config.data.objective != "span_corruption":
             raise ConfigError(f"{folder} was trained with data.objective = {config.data.objective}: it fills no spans")

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from training.checkpoint.store.best import checkpoint_named
 from training.checkpoint.store.state import candidates
 from training.config.errors import ConfigError
 from training.run.folder import RunFolder
@@ -30,3 +31,12 @@ def check_source(folder: Path) -> None:
         ) from None
     if kind != MODEL_TYPE:
         raise ConfigError(f"{folder} holds a model of type {kind}, not {MODEL_TYPE}: name an export")
+
+
+def check_step(folder: Path, step: str | None) -> None:
+    """Raise ConfigError if ``checkpoint_named`` finds no checkpoint of this name in a run, or it is an export."""
+    if step is None:
+        return
+    if not RunFolder(folder).checkpoints.is_dir():
+        raise ConfigError(f"checkpoint {step}: {folder} is an export, which has one set of weights: leave it out")
+    checkpoint_named(folder, step)

@@ -10,12 +10,12 @@ from data.config import DataConfig
 from data.tokenizer import Tokenizer
 from model.architecture import Architecture, documented_fields
 from training.checkpoint.initial.source import Source, look_into
+from training.checkpoint.store.best import checkpoint_named, resolved
 from training.checkpoint.store.manifest import MANIFEST_FILE
-from training.checkpoint.store.state import candidates, step_of
+from training.checkpoint.store.state import step_of
 from training.config.errors import ConfigError
 from training.config.run import RunConfig, validate
-from training.export.folders import check_source
-from training.run.folder import RunFolder
+from training.export.folders import check_source, check_step
 from training.run.kept_inputs import vocabulary_of
 
 if TYPE_CHECKING:
@@ -115,22 +115,25 @@ class Trained:
         }
 
 
-def find_trained(folder: Path, step: int | None = None, vocabulary: Path | None = None) -> Found:
+def find_trained(folder: Path, step: int | str | None = None, vocabulary: Path | None = None) -> Found:
     """Return what a folder holds: a run (its newest intact checkpoint), one of its checkpoints, or an export.
 
-    Imports neither torch nor DeepSpeed.
+    ``RUN/checkpoints/best`` and ``…/best:TASK`` are its best checkpoints. Imports neither torch nor DeepSpeed.
 
     Args:
         folder: of the run, the checkpoint or the export.
-        step: of a run, the checkpoint after this step in place of the newest.
+        step: of a run, the checkpoint after this step, ``best`` or ``best:TASK`` in place of the newest.
         vocabulary: of a run that has no copy of it, and whose ``data.vocabulary`` is not to be found.
 
     Raises:
         ConfigError: it is none of them, is damaged, or has no checkpoint of this step.
     """
     name = folder
+    folder = resolved(folder)
     if step is not None:
-        folder = _checkpoint_of_step(folder, step)
+        check_source(folder)
+        check_step(folder, str(step))
+        folder = checkpoint_named(folder, str(step))
     if not (folder / MANIFEST_FILE).is_file():
         check_source(folder)
     source = look_into(folder, str(folder))
@@ -139,18 +142,6 @@ def find_trained(folder: Path, step: int | None = None, vocabulary: Path | None 
     config = validate(source.sections)
     assert source.fingerprint is not None
     return Found(name, source, config, vocabulary_of(source.run_dir, config, source.fingerprint, vocabulary))
-
-
-def _checkpoint_of_step(run_dir: Path, step: int) -> Path:
-    check_source(run_dir)
-    if not RunFolder(run_dir).checkpoints.is_dir():
-        raise ConfigError(f"step {step}: {run_dir} is an export, which has one set of weights: leave the step out")
-    found = candidates(run_dir)
-    here = [path for path in found if step_of(path) == step]
-    if not here:
-        steps = ", ".join(str(number) for number in sorted(set(map(step_of, found))))
-        raise ConfigError(f"{run_dir} has no checkpoint of step {step}: name one of {steps}")
-    return here[0]
 
 
 def load_trained(found: Found, routing: "Routing", world_size: int, device: str) -> Trained:

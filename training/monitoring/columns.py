@@ -66,6 +66,29 @@ CROSS_ENTROPY_OF_DOMAIN = Column(
     "their target tokens, they average to `cross_entropy`",
     VALIDATION,
 )
+SCORE = Column(
+    "score", "%", "mean of the scores of all tasks, where `training.eval_answers` asks for answers", VALIDATION
+)
+SCORE_OF_TASK = Column(
+    "score/<task>", "%", "the one figure of a task: the mean of its headline metrics, or of all its metrics", VALIDATION
+)
+# The names that the metrics of ``data/tasks/metrics`` give.
+for _name, _meaning in {
+    "accuracy": "answers that are right",
+    "f1": "F1 of class 1; of answers to questions and of own texts, mean F1 of their words",
+    "mean_3class_f1": "unweighted mean of the F1 of three classes",
+    "exact_match": "questions all of whose answers are judged right (MultiRC)",
+    "em": "answers that equal a right one, but for case, punctuation and articles",
+    "matthews_corrcoef": "Matthews correlation, times 100",
+    "pearson_corrcoef": "Pearson correlation, times 100; null where all answers are the same",
+    "spearman_corrcoef": "Spearman correlation, times 100; null where all answers are the same",
+    "rouge1": "mean ROUGE-1 F of words",
+    "rouge2": "mean ROUGE-2 F of pairs of words",
+    "rougeLsum": "mean ROUGE-L F, sentence by sentence",
+    "bleu": "BLEU of all answers together",
+    "sequence_accuracy": "answers that equal their targets exactly",
+}.items():
+    Column(f"{_name}/<task>", "%", _meaning, VALIDATION)
 PERPLEXITY = Column("perplexity", "", "exp(cross_entropy)", *_LOSS)
 LOAD_BALANCE_LOSS = Column("load_balance_loss", "", "L_B, unweighted, mean over sparse layers; 1 is uniform", *_LOSS)
 ROUTER_Z_LOSS = Column("router_z_loss", "nats²", "L_Z, unweighted: mean (logsumexp of the router logits)²", *_LOSS)

@@ -12,6 +12,7 @@ from training.monitoring.columns import (
     ERROR,
     GUARD,
     ROUTING,
+    SCORE,
     STEP,
     STEP_SECONDS,
     TOKENS,
@@ -200,6 +201,11 @@ def final_figures(history: History) -> dict[str, float]:
         **{
             f"validation cross-entropy of {domain}, nats": history.last(f"{CROSS_ENTROPY}/{domain}", VALIDATION)
             for domain in history.layers(CROSS_ENTROPY, VALIDATION)
+        },
+        "score, mean of all tasks, %": history.last(SCORE, VALIDATION),
+        **{
+            f"score of {task}, %": history.last(f"{SCORE}/{task}", VALIDATION)
+            for task in history.layers(SCORE, VALIDATION)
         },
         "validation perplexity": math.exp(min(history.last(CROSS_ENTROPY, VALIDATION), 700.0)),
         "unigram cross-entropy, nats": number(summary.get("unigram_cross_entropy")),

@@ -55,6 +55,7 @@ class Chart:
 
 CHARTS = (
     Chart("cross_entropy", "Cross-entropy, nats per target", marks=True, validation=True),
+    Chart("score", "Mean score of all tasks, %", split=VALIDATION),
     Chart("grad_norm", "Gradient norm before clipping", log=True, marks=True),
     Chart("load_balance_loss", "Load balance loss L_B (1 is uniform)", sparse=True, validation=True),
     Chart("router_z_loss", "Router z-loss L_Z, nats²", log=True, sparse=True, validation=True),
@@ -68,6 +69,7 @@ LAYER_CHARTS = (
     Chart(
         "cross_entropy", "Validation cross-entropy of each domain, nats per target", of_layers=True, split=VALIDATION
     ),
+    Chart("score", "Score of each task, %", of_layers=True, split=VALIDATION),
     Chart("router_entropy", "Router entropy, nats", sparse=True, of_layers=True),
     Chart("expert_load_cv", "Coefficient of variation of expert load", sparse=True, of_layers=True),
     Chart("dead_experts", "Dead experts (load below 1 % of the mean)", sparse=True, of_layers=True),

@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 from common.text import counted
+from training.checkpoint.store.best import read_best
 from training.run.folder import RunFolder
 
 FIGURES = (
@@ -31,6 +32,11 @@ def describe(run_dir: Path) -> str:
     excess = summary["validation_cross_entropy"] - summary["unigram_cross_entropy"]
     found = summary.get("validation_cross_entropy_of") or {}  # older runs lack it
     of_domains = ", ".join(f"{name} {nats:.3f}" for name, nats in found.items())
+    found = summary.get("validation_score_of") or {}  # null: no number
+    scores = ", ".join(f"{name} {score:.1f}" for name, score in found.items() if score is not None)
+    best = ", ".join(
+        f"{name} {entry.value:.4g} at step {entry.step:,}" for name, entry in read_best(run_dir).entries.items()
+    )
     side = "above" if excess > 0 else "below"
     return "\n".join(
         (
@@ -41,6 +47,8 @@ def describe(run_dir: Path) -> str:
             f"Validation cross-entropy {summary['validation_cross_entropy']:.3f} nats per target, {abs(excess):.3f} "
             f"{side} the unigram baseline ({summary['unigram_cross_entropy']:.3f}).",
             *([f"Of each domain: {of_domains}."] if of_domains else []),
+            *([f"Scores of the answers, %: {scores}."] if scores else []),
+            *([f"Best checkpoints: {best}."] if best else []),
             f"  run         {run_dir}/  (config.yaml, metrics.jsonl, summary.json)",
             f"  checkpoint  {folder.checkpoints / checkpoint}/"
             f"{'  (later than these figures: the run went on, and has not finished)' if later else ''}",

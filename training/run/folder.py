@@ -66,6 +66,7 @@ class RunFolder:
         self.vocabulary = path / "vocabulary"  # a copy, with which the run can be moved
         self.text_file = path / "text.json"  # origin and license of the training text
         self.latest_file = self.checkpoints / "latest"
+        self.best_file = path / "best.json"  # which checkpoints are best
         self.stop_file = path / "stop"
         self.lock_file = path / ".lock"
 

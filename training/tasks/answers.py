@@ -3,19 +3,22 @@
 Shape suffixes: B = sequences of a batch, L = encoder positions, M = decoder positions, V = vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from data.tokenizer import Tokenizer
 from model.losses import IGNORED_LABEL
 from model.st_moe import StMoeForConditionalGeneration
 from training.engine.randomness import seed_everything
-from training.tasks.batches import Turn, padded, turns
-from training.tasks.questions import Question, decode
+from training.tasks.batches import BATCH_SIZE, Turn, padded, turns
+from training.tasks.questions import Asked, Question, decode
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Decoding:
 
     max_length: int
     beams: int = 1
-    batch_size: int = 32
+    batch_size: int = BATCH_SIZE
     use_cache: bool = True
     length_penalty: float = 1.0
     sentinels: bool = False
@@ -126,6 +129,26 @@ class Answerer:
         own = [questions[number].inputs for number in turn.own]
         rows = padded(own, turn.rows, length, self.tokenizer.eos_id, self.tokenizer.pad_id)
         return torch.tensor(rows, device=self.model.device)
+
+
+def likeliest(asked: Asked, totals: Mapping[int, Sequence[float]]) -> list[str]:
+    """Return the choice of the largest log probability for each example, the first of equal ones.
+
+    Args:
+        asked: examples of a task with choices.
+        totals: by number of the example, the log probability of each of its choices.
+    """
+    return [
+        max(zip(totals[number], asked.task.choices(example.row) or (), strict=True), key=lambda pair: pair[0])[1]
+        for number, example in enumerate(asked.examples)
+    ]
+
+
+def gathered(own: Mapping[int, Answer]) -> dict[int, Answer]:
+    """Return the answers of all ranks on rank 0, nothing on others; collective."""
+    parts: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(own, parts, dst=0)
+    return {number: answer for part in parts or [] for number, answer in part.items()}
 
 
 def _log_probabilities(logits_BMV: Tensor, labels_BM: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ same length on all ranks; a rank with fewer questions fills its batch with a row
 from collections.abc import Sequence
 from typing import NamedTuple
 
+BATCH_SIZE = 32  # questions on each rank, unless the user says otherwise
+
 
 class Turn(NamedTuple):
     """One batch on every rank.

@@ -3,7 +3,7 @@
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch.distributed as dist
 
@@ -12,13 +12,12 @@ from common.logs import get_logger
 from common.strict_json import finite_or_null, to_json
 from common.text import counted
 from training.export.trained import Found, Trained
-from training.tasks.answers import Answerer, Decoding
+from training.tasks.answers import Answerer, Decoding, gathered, likeliest
 from training.tasks.questions import Asked, Question, encode
 from training.tasks.scores import Result, means, result_of
 from training.tasks.tables import markdown
 
 RESULTS_FILE, TABLE_FILE = "results.json", "table.md"
-Answer = TypeVar("Answer")
 Answers = Literal["both", "generated", "likeliest"]
 
 logger = get_logger("evaluate")
@@ -54,10 +53,10 @@ def evaluate_tasks(found: Found, trained: Trained, every: list[Asked], options: 
         began = time.perf_counter()
         questions = encode(asked, found.tokenizer, options.inputs_length, sentinels=options.decoding.sentinels)
         by_generation = options.answers != "likeliest"
-        texts = _gathered(answerer.generate(questions)) if by_generation else None
+        texts = gathered(answerer.generate(questions)) if by_generation else None
         totals = None
         if asked.has_choices and options.answers != "generated":
-            totals = _gathered(answerer.log_probabilities(questions))
+            totals = gathered(answerer.log_probabilities(questions))
         if answerer.rank == 0:
             results.append(_write(asked, questions, texts, totals, options))
             seconds = time.perf_counter() - began
@@ -122,7 +121,7 @@ def _write(
     totals: dict[int, list[float]] | None,
     options: Options,
 ) -> Result:
-    likeliest: list[str] | None = None if totals is None else []
+    choices = None if totals is None else likeliest(asked, totals)
     lines = []
     for number, (example, question) in enumerate(zip(asked.examples, questions, strict=True)):
         line: dict[str, Any] = {"inputs": example.inputs, "target": example.targets}
@@ -130,20 +129,12 @@ def _write(
             line["inputs_were_cut"] = True
         if texts is not None:
             line["prediction"] = texts[number]
-        if totals is not None and likeliest is not None:
-            choices, scores = asked.task.choices(example.row) or (), totals[number]
-            likeliest.append(choices[max(range(len(scores)), key=scores.__getitem__)])
-            line |= {"likeliest": likeliest[-1], "choices": list(choices), "scores": scores}
+        if totals is not None and choices is not None:
+            among = list(asked.task.choices(example.row) or ())
+            line |= {"likeliest": choices[number], "choices": among, "scores": totals[number]}
         lines.append(to_json(finite_or_null(line), ensure_ascii=False) + "\n")
     options.out.mkdir(parents=True, exist_ok=True)
     write_atomically(options.out / f"{asked.task.name}.jsonl", "".join(lines))
     generated = None if texts is None else [texts[number] for number in range(len(questions))]
     cut = sum(question.is_cut for question in questions)
-    return result_of(asked, generated, likeliest, cut, options.folder)
-
-
-def _gathered(own: dict[int, Answer]) -> dict[int, Answer]:
-    """Return the answers of all ranks on rank 0, nothing on others; collective."""
-    parts: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-    dist.gather_object(own, parts, dst=0)
-    return {number: answer for part in parts or [] for number, answer in part.items()}
+    return result_of(asked, generated, choices, cut, options.folder)

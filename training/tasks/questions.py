@@ -1,14 +1,17 @@
 """What a trained model is asked: examples of tasks, as texts and as token ids. Imports no torch."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 import data.tasks
 from data.sources.retry import DataError
+from data.streaming.corpus import ANSWERED_SAMPLE
 from data.tasks.task import Example, Task
 from data.tokenizer import Tokenizer
 from training.config.errors import ConfigError
@@ -57,12 +60,13 @@ class Question(NamedTuple):
     is_cut: bool
 
 
-def task_names(given: Sequence[str]) -> list[str]:
+def task_names(given: Sequence[str], own: Collection[str] = ()) -> list[str]:
     """Return names of tasks, in order and once each.
 
     Args:
         given: names of tasks and groups, or several of them with commas between; ``validation`` is the cross-entropy of
             a run's held-out text.
+        own: names of the run's own tasks, which come before all others.
 
     Raises:
         ConfigError: there is no such task or group; the line names those with a similar name.
@@ -73,36 +77,62 @@ def task_names(given: Sequence[str]) -> list[str]:
     found: list[str] = []
     for word in words:
         try:
-            found += [word] if word == CROSS_ENTROPY else data.tasks.expand([word])
+            found += [word] if word == CROSS_ENTROPY or word in own else data.tasks.expand([word])
         except DataError as error:
-            if difflib.get_close_matches(word.lower(), [CROSS_ENTROPY]):
-                raise ConfigError(f"--tasks {word}: did you mean {CROSS_ENTROPY}?") from None
+            close = difflib.get_close_matches(word.lower(), [CROSS_ENTROPY, *own], n=1)
+            if close:
+                raise ConfigError(f"--tasks {word}: did you mean {close[0]}?") from None
             raise ConfigError(f"--tasks {word}: {error}") from None
     return list(dict.fromkeys(found))
 
 
-def ask(name: str, split: str, limit: int | None, folder: Path | None) -> Asked:
+def ask(of: str | Task, split: str, limit: int | None, folder: Path | str | None, *, seed: int | None = None) -> Asked:
     """Read the rows of a task.
 
     Args:
-        name: of the task.
+        of: a task, or the name of one.
         split: such as ``validation``.
-        limit: most rows, the first ones; None: all.
+        limit: most rows; None: all.
         folder: see ``Task.load``.
+        seed: of which rows are taken where there are more, see ``draw``; None: the first ones.
 
     Raises:
         DataError: the rows cannot be had, or have no right answer to compare with; one line.
         ConfigError: a file of the task cannot be read.
     """
-    task = data.tasks.get(name)
+    task = data.tasks.get(of) if isinstance(of, str) else of
     try:
-        every = data.tasks.examples(name, split, folder)
-        examples = list(islice(every, limit))
+        every = data.tasks.examples(task, split, folder)
+        examples = list(islice(every, None if seed is not None else limit))
         is_complete = next(every, None) is None
     except OSError as error:
-        raise ConfigError(f"task {name}: {error.filename} cannot be read: {error.strerror}") from None
+        raise ConfigError(f"task {task.name}: {error.filename} cannot be read: {error.strerror}") from None
+    if seed is not None and limit is not None and len(examples) > limit:
+        is_complete = False
+        examples = [examples[n] for n in draw([task.answers.group(e.row) for e in examples], limit, seed)]
     task.references([example.row for example in examples])
     return Asked(task, split, examples, is_complete)
+
+
+def draw(groups: Sequence[Hashable], limit: int, seed: int) -> list[int]:
+    """Return the numbers of at most ``limit`` rows, drawn by a seed, in their order.
+
+    Rows that are judged together (MultiRC: the answers to a question) are taken together, as far as there is room.
+
+    Args:
+        groups: of each row; None: the row is judged by itself.
+        limit: at least 1.
+        seed: the same rows follow from the same seed.
+    """
+    members: dict[Hashable, list[int]] = {}
+    for number, group in enumerate(groups):
+        members.setdefault((number,) if group is None else group, []).append(number)
+    together = list(members.values())
+    chosen: list[int] = []
+    for place in np.random.default_rng((ANSWERED_SAMPLE, seed)).permutation(len(together)):
+        if len(chosen) + len(together[place]) <= limit:
+            chosen += together[place]
+    return sorted(chosen) or together[0][:limit]
 
 
 def encode(asked: Asked, tokenizer: Tokenizer, inputs_length: int, *, sentinels: bool) -> list[Question]:

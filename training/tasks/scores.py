@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import data.tasks
-from data.tasks.task import TRAIN
+from data.tasks.task import TRAIN, Task
+from training.monitoring.columns import SCORE
 from training.tasks.paper import MEAN, figures
 from training.tasks.questions import Asked
 
@@ -26,7 +27,8 @@ class Result:
         cut: how many inputs were longer than the limit.
         generated: metrics of generated answers; empty if there are none.
         likeliest: metrics of the likeliest choices; empty if there are none.
-        score: the headline of ``generated``, or else of ``likeliest``.
+        score: the mean of the headline metrics of ``generated``, or else of ``likeliest``.
+        headline: those metrics; empty: all.
         baselines: metrics by baseline.
         paper: figures by metric and model.
     """
@@ -38,6 +40,7 @@ class Result:
     generated: Metrics
     likeliest: Metrics
     score: float
+    headline: tuple[str, ...] = ()
     baselines: dict[str, Metrics] = field(default_factory=dict)
     paper: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -65,7 +68,9 @@ def result_of(
     paper = {metric: found for metric in metrics if (found := figures(task.name, metric))}
     score = task.score(metrics)
     baselines = baselines_of(asked, folder)
-    return Result(task.name, asked.split, len(asked.examples), cut, generated, likeliest, score, baselines, paper)
+    return Result(
+        task.name, asked.split, len(asked.examples), cut, generated, likeliest, score, task.headline, baselines, paper
+    )
 
 
 def baselines_of(asked: Asked, folder: Path | None) -> dict[str, Metrics]:
@@ -121,10 +126,24 @@ def _mean(name: str, results: Sequence[Result]) -> Result:
         {MEAN: score} if generated else {},
         likeliest,
         score,
+        (),
         baselines,
         {MEAN: found} if (found := figures(name, MEAN)) else {},
     )
 
 
+def columns(tasks: Sequence[Task], metrics: Mapping[str, Metrics]) -> dict[str, float]:
+    """Return the columns of a row of validation: each metric and the score of each task, and the mean of the scores.
+
+    Args:
+        tasks: in their order, at least one.
+        metrics: of each task, by its name.
+    """
+    scores = {task.name: task.score(metrics[task.name]) for task in tasks}
+    of_tasks = {f"{metric}/{name}": value for name, of in metrics.items() for metric, value in of.items()}
+    of_scores = {f"{SCORE}/{name}": value for name, value in scores.items()}
+    return {str(SCORE): sum(scores.values()) / len(scores), **of_scores, **of_tasks}
+
+
 def _score(result: Result, metrics: Mapping[str, float]) -> float:
-    return data.tasks.get(result.name).score(metrics)
+    return sum(metrics[name] for name in result.headline or metrics) / len(result.headline or metrics)

@@ -1,5 +1,6 @@
 """Metrics of classes, with scikit-learn. References and predictions are numbers of classes; -1 is none of them."""
 
+import warnings
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -56,10 +57,12 @@ def exact_match_of_groups(
 
 
 def correlations(references: Sequence[Any], predictions: Sequence[Any], groups: Sequence[Hashable]) -> dict[str, float]:
-    """Return ``pearson_corrcoef`` and ``spearman_corrcoef``, STS-B's metrics."""
-    from scipy.stats import pearsonr, spearmanr
+    """Return ``pearson_corrcoef`` and ``spearman_corrcoef``, STS-B's metrics; NaN if all predictions are the same."""
+    from scipy.stats import ConstantInputWarning, pearsonr, spearmanr
 
-    return {
-        "pearson_corrcoef": 100 * pearsonr(references, predictions)[0],
-        "spearman_corrcoef": 100 * spearmanr(references, predictions)[0],
-    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConstantInputWarning)
+        return {
+            "pearson_corrcoef": 100 * float(pearsonr(references, predictions)[0]),
+            "spearman_corrcoef": 100 * float(spearmanr(references, predictions)[0]),
+        }

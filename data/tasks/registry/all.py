@@ -64,21 +64,21 @@ def _unknown(name: str) -> str:
     return f"there is no task {name!r}: {hint}"
 
 
-def examples(name: str, split: str, folder: str | Path | None = None) -> Iterator[Example]:
+def examples(of: str | Task, split: str, folder: str | Path | None = None) -> Iterator[Example]:
     """Yield the examples of a split of a task.
 
     In training a row gives an example per answer (ReCoRD) or none (WSC: the wrong referents); in evaluation each row is
     asked once, so that there is one prediction per example and ``metrics`` takes the examples' rows.
 
     Args:
-        name: of the task.
+        of: a task, or its name.
         split: such as ``train`` or ``validation``.
         folder: see ``Task.load``.
 
     Raises:
         DataError: no such task or split, at the call; rows that do not fit, at the example. One line.
     """
-    task = get(name)
+    task = get(of) if isinstance(of, str) else of
     rows = task.load(split, folder)
 
     def of_rows() -> Iterator[Example]:

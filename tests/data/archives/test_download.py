@@ -65,7 +65,11 @@ def test_package_lists_that_lack_the_package_are_fetched_to_a_folder_of_ours(
     assert fetch_archive(PACKAGE, Path("f")).read_bytes() == CONTENT
     first, update, download = log(apt)
     assert first == "-qq download words=1.0-2"
-    assert f"Dir::State::lists={tmp_path}/f" in update and f"Dir::Cache={tmp_path}/f" in update and update.endswith("-qq update")
+    assert (
+        f"Dir::State::lists={tmp_path}/f" in update
+        and f"Dir::Cache={tmp_path}/f" in update
+        and update.endswith("-qq update")
+    )
     assert "APT::Update::Error-Mode=any" in update  # it fails where it could not fetch a list
     assert download.startswith("-c ") and download.endswith("-qq download words=1.0-2")
 

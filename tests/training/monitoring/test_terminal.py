@@ -23,6 +23,8 @@ SUMMARY: dict[str, Any] = {
     "steps": 60, "tokens": 300_000, "wall_seconds": 56.4, "validation_cross_entropy": 5.0, "world_size": 2,
     "unigram_cross_entropy": 5.5, "bad_rows": {},
     "validation_cross_entropy_of": {},
+    "validation_score_of": {},
+    "best": {},
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from common.paths import searched
 from data.streaming.identity import VOCABULARY
 from data.tokenizer import MODEL_FILE, Tokenizer
 from training.checkpoint.resume import read_checkpoint
+from training.checkpoint.store.best import resolved
 from training.checkpoint.store.manifest import MANIFEST_FILE, DamagedError
 from training.checkpoint.store.state import SavedState, read_folder
 from training.config.errors import ConfigError
@@ -39,12 +40,16 @@ def look_into(folder: Path, key: str) -> Source:
     """Return the weights in a folder.
 
     Args:
-        folder: of a run (its newest intact checkpoint), a checkpoint or an export.
+        folder: of a run (its newest intact checkpoint), a checkpoint, also ``checkpoints/best``, or an export.
         key: setting and value that name it, for messages.
 
     Raises:
         ConfigError: there are none, or they cannot be read.
     """
+    try:
+        folder = resolved(folder)
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from None
     if not folder.is_dir():
         raise ConfigError(f"{key}: no such folder{searched(folder)}: name a run, a checkpoint or an export")
     try:

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from common.files import sync_folder
@@ -40,20 +41,21 @@ def remove_abandoned(folder: Path) -> list[str]:
     return [path.name for path in left]
 
 
-def prune(folder: Path, keep: int, keep_every: int | None) -> list[str]:
+def prune(folder: Path, keep: int, keep_every: int | None, best: Collection[int] = ()) -> list[str]:
     """Remove old checkpoints after ``folder`` was published, and return their names.
 
     Args:
         folder: of the newest checkpoint. Later ones, of a future that was rolled back, stay until they are replaced.
         keep: how many to keep, ``folder`` among them.
         keep_every: checkpoints whose step is a multiple of it are kept, too.
+        best: steps whose checkpoints are kept, too.
     """
     named = f"step_{step_of(folder):08d}"
     mine = [path for path in folder.parent.glob("step_*") if path.name == f"step_{step_of(path):08d}"]
     past = sorted((path for path in mine if path.name <= named), reverse=True)
     removed = []
     for path in past[keep:]:
-        if keep_every is None or step_of(path) % keep_every:
+        if step_of(path) not in best and (keep_every is None or step_of(path) % keep_every):
             aside = _set_aside(path)  # a checkpoint in removal must not have the name of an intact one
             if aside is not None:
                 shutil.rmtree(aside, ignore_errors=True)

@@ -6,6 +6,7 @@ the newest and is updated last.
 """
 
 import json
+import math
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -41,12 +42,18 @@ class SavedState:
     evaluated_domains: dict[str, float] = field(
         default_factory=dict
     )  # cross-entropies of that evaluation; lacking, too
+    evaluated_scores: dict[str, float | None] = field(default_factory=dict)  # of tasks, in it; None: no number; lacking
     format: int = FORMAT
 
     @property
     def layout(self) -> ParallelLayout:
         """The layout that the checkpoint was written at."""
         return ParallelLayout.of(self.config, self.world_size, self.zero_stage)
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """``evaluated_scores`` with NaN for what is no number."""
+        return {name: math.nan if score is None else score for name, score in self.evaluated_scores.items()}
 
     @property
     def optimizer(self) -> str:

@@ -23,6 +23,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, Sessi
 
 METRICS = {
     "validation/cross_entropy": "validation cross-entropy",
+    "validation/score": "mean score of tasks",
     "validation/loss": "validation objective",
     "train/cross_entropy": "cross-entropy",
     "train/tokens": "tokens",
@@ -35,7 +36,7 @@ KEYS = (
     "data.objective", "data.inputs_length", "data.noise_density", "data.mean_noise_span_length", "data.seed",
     "training.steps", "training.global_batch_size", "training.micro_batch_size", "training.precision",
     "training.deepspeed_config", "training.compile", "training.activation_checkpointing", "training.init_from",
-    "training.seed",
+    "training.seed", "training.trainable", "training.init_optimizer",
 )  # fmt: skip
 
 

@@ -38,6 +38,13 @@ LAYOUT: dict[str, dict[str, list[str]]] = {
         "learning rate": ["train/learning_rate$"],
         "memory (bytes)": ["train/(peak_)?memory_bytes$"],
     },
+    "Tasks": {
+        "mean score of all tasks (%)": ["validation/score$"],
+        "score of each task (%)": ["validation/score/.+"],
+        "accuracy (%)": ["validation/accuracy/.+"],
+        "F1 and exact match (%)": ["validation/(f1|mean_3class_f1|em|exact_match)/.+"],
+        "ROUGE (%)": ["validation/rouge(1|2|Lsum)/.+"],
+    },
     "Against tokens": {
         "cross-entropy against tokens": [f"tokens/{tag}" for tag in _both("cross_entropy")],
         "objective against tokens": [f"tokens/{tag}" for tag in _both("loss")],

@@ -14,6 +14,7 @@ from training.monitoring.columns import (
     MFU,
     PEAK_MEMORY_BYTES,
     PERPLEXITY,
+    SCORE,
     STEP,
     TOKENS_PER_SECOND,
 )
@@ -82,14 +83,13 @@ class Progress:
 
     def validation(self, step: int, row: Mapping[str, float]) -> None:
         """Show an evaluation."""
-        prefix = f"{CROSS_ENTROPY}/"
-        of_domains = [f"{key.removeprefix(prefix)} {row[key]:.4f}" for key in row if key.startswith(prefix)]
         logger.info(
-            "step %d  validation cross-entropy %.4f, perplexity %.2f%s",
+            "step %d  validation cross-entropy %.4f, perplexity %.2f%s%s",
             step,
             row[CROSS_ENTROPY],
             row[PERPLEXITY],
-            f" ({', '.join(of_domains)})" if of_domains else "",
+            _parts(row, CROSS_ENTROPY, 4),
+            f"; score {row[SCORE]:.1f}{_parts(row, SCORE, 1)}" if SCORE in row else "",
         )
 
     def close(self) -> None:
@@ -97,3 +97,13 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+def _parts(row: Mapping[str, float], column: str, digits: int) -> str:
+    """Return a column of each domain or task in parentheses; nothing if there are none."""
+    parts = [
+        f"{key.removeprefix(f'{column}/')} {value:.{digits}f}"
+        for key, value in row.items()
+        if key.startswith(f"{column}/")
+    ]
+    return f" ({', '.join(parts)})" if parts else ""

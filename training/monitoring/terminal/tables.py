@@ -81,6 +81,10 @@ def end_table(folder: RunFolder, summary: dict[str, Any]) -> str:
             "reached": f"validation cross-entropy {cross_entropy:.4f} nats per target, {abs(excess):.4f} {side} the "
             "unigram baseline",
             "domains": ", ".join(f"{name} {nats:.4f}" for name, nats in summary["validation_cross_entropy_of"].items()),
+            "scores": ", ".join(f"{name} {score:.1f}" for name, score in summary["validation_score_of"].items()),
+            "best": ", ".join(
+                f"{name} {entry['value']:.4g} (step {entry['step']:,})" for name, entry in summary["best"].items()
+            ),
             "skipped": f"data lines: {skipped}" if skipped else "",
             "files": f"{folder.path}/, newest checkpoint {folder.checkpoints / (folder.latest() or '')}",
             "report": f"python -m training.report {run}",

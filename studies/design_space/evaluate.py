@@ -20,7 +20,7 @@ from common.files import write_atomically
 from common.paths import path_argument
 from common.program import run
 from common.strict_json import finite_or_null, to_json
-from studies.design_space.machine import device_name
+from studies.results.machine import device_name
 from studies.runner.options import report_user_error
 from training.export.folders import check_has_checkpoint
 from training.reevaluate import Change, reevaluate

@@ -13,9 +13,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from studies.design_space.machine import circumstances, device_name
-from studies.design_space.rows import TIME, Row, append_row, of_kind, read_rows
 from studies.design_space.trials import Trial
+from studies.results.machine import circumstances, device_name
+from studies.results.rows import TIME, Row, append_row, of_kind, read_rows
 from training.config.run import RunConfig, validate
 from training.cost import cost_of
 from training.timed_steps import time_steps

@@ -9,17 +9,15 @@ Each finished run is a line of the file of rows, and is not trained again by any
 """
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
-from common.paths import path_argument
-from studies.design_space.machine import processor_name
 from studies.design_space.record import Recorder
 from studies.design_space.report import show_results, write_section
-from studies.design_space.rows import check_rows, read_rows
 from studies.design_space.trials import Trial, format_costs, trials_of
-from studies.runner.launcher import Local, Slurm
+from studies.results.command import add_options, one_thread_without_gpus, ranks_of, surroundings
+from studies.results.rows import check_rows, read_rows
+from studies.runner.launcher import Local
 from studies.runner.options import common_arguments, execute_plan, make_launcher, make_parser, report_user_error
 from training.checkpoint.initial.fitting import load_run_config
 from training.config.checks import check_layout
@@ -34,40 +32,20 @@ def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = make_parser("studies.design_space", __doc__, "runs/design_space", steps=None)
     parser.set_defaults(config=CONFIG)
-    add = parser.add_argument
-    add("--only", nargs="+", default=[], metavar="NAME", help="variants to run, of those that --dry-run names (all)")
-    add("--seeds", type=seeds_argument, default=(0,), metavar="0,1", help="seeds, each after the one before (0)")
-    add("--rows", type=path_argument, default=ROWS, help="file of results, read and appended to (%(default)s)")
-    way = parser.add_mutually_exclusive_group()
+    way = add_options(parser, ROWS, DOCUMENT)
     way.add_argument(
         "--measure",
         action="store_true",
         help="train nothing: time the steps of all variants in turn, for a quiet machine",
     )
-    way.add_argument(
-        "--report", action="store_true", help="train nothing: write tables and picture into --document from the rows"
-    )
-    add("--document", type=path_argument, default=DOCUMENT, help="document that --report writes into (%(default)s)")
-    add("--rounds", type=int, default=3, help="with --measure: turns of each variant (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="with --measure: turns of each variant (%(default)s)")
     return parser.parse_intermixed_args()
-
-
-def seeds_argument(text: str) -> tuple[int, ...]:
-    """Parse ``0,1,2``. Raises ArgumentTypeError."""
-    try:
-        seeds = tuple(dict.fromkeys(int(word) for word in text.split(",")))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds, such as 0,1") from None
-    if min(seeds) < 0:
-        raise argparse.ArgumentTypeError(f"{text!r}: a seed is 0 or greater")
-    return seeds
 
 
 def main() -> int:
     """Execute the runs that have no row yet, and show the results so far; return the exit code."""
     arguments = parse_arguments()
-    if "CUDA_VISIBLE_DEVICES" in os.environ and not os.environ["CUDA_VISIBLE_DEVICES"]:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    one_thread_without_gpus()
     try:
         return _main(arguments)
     except ValueError as error:
@@ -81,9 +59,8 @@ def _main(arguments: argparse.Namespace) -> int:
     launcher = make_launcher(arguments)
     common, config = common_arguments(arguments, launcher)
     trials, impossible = trials_of(config, arguments.only)
-    ranks = launcher.ranks if isinstance(launcher, Local) else launcher.nodes * launcher.gpus_per_node
     for trial in trials:
-        check_layout(trial.config, ranks)
+        check_layout(trial.config, ranks_of(launcher))
     if not arguments.only:
         for name, reason in impossible.items():
             print(f"skipped: {name}: {reason}")
@@ -96,7 +73,7 @@ def _main(arguments: argparse.Namespace) -> int:
         from studies.design_space.measure import measure_all  # imports torch
 
         return 0 if arguments.dry_run else measure_all(trials, arguments.config, arguments.rows, arguments.rounds)
-    recorder = Recorder(arguments.rows, {t.name: t for t in trials}, arguments.config, surroundings(launcher, ranks))
+    recorder = Recorder(arguments.rows, {t.name: t for t in trials}, arguments.config, surroundings(launcher))
     outcome = execute_plan(arguments, launcher, common, plan(trials, arguments.seeds, config), recorder)
     if outcome is None:
         return 0
@@ -114,16 +91,3 @@ def plan(trials: list[Trial], seeds: tuple[int, ...], config: RunConfig) -> list
     """
     kept = {"training.keep_checkpoints": 1, "training.eval_every": config.training.eval_every}
     return [(trial.name, seed, trial.overrides | kept) for seed in seeds for trial in trials]
-
-
-def surroundings(launcher: Local | Slurm, ranks: int) -> dict[str, Any]:
-    """Return what a row says about how its run was started."""
-    if isinstance(launcher, Slurm):
-        return {"ranks": ranks, "jobs": 1, "threads": None, "device": None}
-    device = processor_name()
-    if launcher.gpus:
-        import torch
-
-        device = torch.cuda.get_device_name()
-    threads = launcher.environment().get("OMP_NUM_THREADS")
-    return {"ranks": ranks, "jobs": launcher.jobs, "threads": threads and int(threads), "device": device}

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 
 from studies.design_space.evaluate import FACTOR
 from studies.design_space.pareto import Point
-from studies.design_space.rows import RUN, TIME, Row, of_kind, quietest
 from studies.design_space.trials import Trial
 from studies.design_space.variants import BASELINE, TABLES, VARIANTS, Variant
+from studies.results.rows import RUN, TIME, Row, of_kind, quietest
+from studies.results.tables import number, share, signed
 from studies.runner.statistics import Mean, mean_of
 from training.monitoring.columns import CROSS_ENTROPY, DROPPED_FRACTION
 
@@ -142,10 +143,10 @@ def _quality_rows(results: Results, name: str, variant: Variant) -> list[str]:
         paper = variant.paper.get(factor, variant.paper.get(None))
         against = results.against_baseline(name, factor)
         is_itself = name == BASELINE and factor == own
-        difference = "-" if against is None or is_itself else _signed(against)
+        difference = "-" if against is None or is_itself else signed(against)
         lines.append(
             f"| {variant.title} | {factor:g} | {len(found)}/{len(rows)} | {quality or 'diverged'} "
-            f"| {difference} | {_share(dropped)} | {_share(dropped_eval)} "
+            f"| {difference} | {share(dropped)} | {share(dropped_eval)} "
             f"| {'-' if paper is None else f'{paper:.3f}'} |"
         )
     return lines
@@ -183,8 +184,8 @@ def _cost_table(results: Results) -> str:
         memory = max((r["peak_memory_bytes"] for r in rows if r["peak_memory_bytes"]), default=None)
         lines.append(
             f"| `{trial.name}` | {first['training_flops_of_token'] / 1e6:.3f} | {first['parameters_total']:,} "
-            f"| {first['parameters_active']:,} | {_number(seconds[0], '.3f')} | {_number(seconds[1], '.3f')} "
-            f"| {_number(memory and memory / 1e6, ',.0f')} |"
+            f"| {first['parameters_active']:,} | {number(seconds[0], '.3f')} | {number(seconds[1], '.3f')} "
+            f"| {number(memory and memory / 1e6, ',.0f')} |"
         )
     title = "**What each costs in training**: the median step of the fastest seed, beside whatever else the machine did"
     return "\n".join([title, "", COST_HEADER, *lines]) if lines else ""
@@ -202,8 +203,8 @@ def _time_tables(results: Results) -> list[str]:
             memory = row["peak_memory_bytes"]
             lines.append(
                 f"| `{name}` | {1e3 * row['step_seconds']:.1f} | {1e3 * row['median_seconds']:.1f} "
-                f"| {_number(ratio, '.3f')} | {1e3 * row['processor_seconds']:.1f} "
-                f"| {_number(memory and memory / 1e6, ',.0f')} |"
+                f"| {number(ratio, '.3f')} | {1e3 * row['processor_seconds']:.1f} "
+                f"| {number(memory and memory / 1e6, ',.0f')} |"
             )
         first = next(iter(named.values()))
         title = (
@@ -224,15 +225,3 @@ def _diverged(results: Results) -> str:
         if row["status"] == "diverged"
     ]
     return "\n".join(lines)
-
-
-def _signed(mean: Mean) -> str:
-    return f"{mean.value:+.3f}" + ("" if mean.error is None else f" ± {mean.error:.3f}")
-
-
-def _share(mean: Mean | None) -> str:
-    return "-" if mean is None else f"{mean.value:.1%}"
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)

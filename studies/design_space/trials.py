@@ -3,30 +3,17 @@
 Their cost is counted, as ``--dry-run`` prints it: FLOPs, parameters, widths of equal FLOPs.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from common.strict_json import to_json
 from studies.design_space.variants import VARIANTS, with_overrides
+from studies.results.keys import config_key
+from studies.results.tables import aligned
 from training.config.errors import ConfigError
 from training.config.run import RunConfig
 from training.cost import cost_of
 
-# Settings with which a run computes the same, or nearly: where it lies, how it is spread, how it is watched.
-PLACE = {
-    "training": {
-        "name", "output_dir", "seed", "deepspeed_config", "log_every", "eval_every", "save_every", "save_in_background",
-        "keep_checkpoints", "keep_every", "on_save_error", "monitor", "profile", "timeout_seconds",
-        "silence_timeout_seconds", "start_timeout_seconds",
-    },
-    "data": {"num_workers", "prefetch_batches", "retries", "retry_seconds", "remote_block_bytes", "on_other_text"},
-    "optimizer": {"non_finite"},
-    "parallel": {"expert_parallel_size"},
-    "guard": {"spike_threshold"},
-}  # fmt: skip
-HASH_DIGITS = 12
 COST_HEADER = ("variants", "d_ff", "MFLOPs/token", "of baseline", "parameters", "active", "settings")
 
 
@@ -52,15 +39,6 @@ class Trial:
     def name(self) -> str:
         """The name of the first variant."""
         return self.names[0]
-
-
-def config_key(config: RunConfig) -> str:
-    """Return a hash of the settings on which a run's numbers depend, without those that have their default value.
-
-    A later version of this project that adds a setting, and keeps what was as its default, gives the same key.
-    """
-    values = config.model_dump(exclude_defaults=True, exclude=PLACE)
-    return hashlib.sha256(to_json({k: v for k, v in sorted(values.items()) if v}).encode()).hexdigest()[:HASH_DIGITS]
 
 
 def trials_of(config: RunConfig, only: Sequence[str] = ()) -> tuple[list[Trial], dict[str, str]]:
@@ -127,7 +105,4 @@ def format_costs(trials: Sequence[Trial]) -> str:
                 " ".join(settings) or "-",
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(COST_HEADER))]
-    return "\n".join(
-        "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return aligned(rows)

@@ -7,8 +7,8 @@ import pytest
 
 from studies.design_space import measure
 from studies.design_space.measure import measure_all
-from studies.design_space.rows import read_rows
 from studies.design_space.trials import trials_of
+from studies.results.rows import read_rows
 from tests.support.small import small_config
 from training.config.run import RunConfig
 

@@ -8,10 +8,10 @@ import pytest
 
 from studies.design_space.evaluate import FILE
 from studies.design_space.record import Recorder, make_row
-from studies.design_space.rows import RUN, append_row, read_rows
 from studies.design_space.study import main, plan
 from studies.design_space.tables import Results, format_tables, points
 from studies.design_space.trials import Trial, trials_of
+from studies.results.rows import RUN, append_row, read_rows
 from studies.runner.runs import Run, make_run
 from tests.studies.conftest import write_rows
 from training.config.run import RunConfig, load_config

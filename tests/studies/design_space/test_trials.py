@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from studies.design_space.trials import Trial, config_key, trials_of
+from studies.design_space.trials import Trial, trials_of
 from studies.design_space.variants import BASELINE, VARIANTS, with_overrides
+from studies.results.keys import config_key
 from tests.support.small import small_config
 from training.config.errors import ConfigError
 from training.config.run import RunConfig, load_config

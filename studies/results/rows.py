@@ -19,7 +19,7 @@ from training.config.errors import ConfigError
 RUN, TIME = "run", "time"  # kinds of rows
 Row = dict[str, Any]
 
-logger = get_logger("design_space")
+logger = get_logger("rows")
 
 
 def identity(row: Row) -> tuple[Any, ...]:

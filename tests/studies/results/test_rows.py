@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from studies.design_space.rows import RUN, TIME, append_row, of_kind, quietest, read_rows
+from studies.results.rows import RUN, TIME, append_row, of_kind, quietest, read_rows
 
 
 def row(seed: int, key: str = "a", **more: Any) -> dict[str, Any]:

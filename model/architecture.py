@@ -188,6 +188,13 @@ class Architecture:
         """Return whether block ``index`` (from 0) of a stack has a sparse feed-forward."""
         return self.num_experts > 0 and index % self.sparse_step == self.sparse_step - 1
 
+    def has_dense_feed_forward(self) -> bool:
+        """Return whether any feed-forward is dense: that of a block, or one beside a sparse layer."""
+        assert self.num_decoder_layers is not None
+        blocks = self.num_layers + self.num_decoder_layers
+        sparse = len(self.sparse_layer_names())
+        return sparse < blocks or self.extra_feed_forward != "none"
+
     def sparse_layer_names(self) -> list[str]:
         """Return ``<stack>_<block>`` of every sparse layer, such as ``encoder_1``: those of the encoder come first."""
         assert self.num_decoder_layers is not None

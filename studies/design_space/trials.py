@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from studies.design_space.variants import VARIANTS, with_overrides
+from studies.design_space.variants import VARIANTS
 from studies.results.keys import config_key
 from studies.results.tables import aligned
+from studies.runner.runs import with_overrides
 from training.config.errors import ConfigError
 from training.config.run import RunConfig
 from training.cost import cost_of

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from training.config.run import RunConfig, validate
+from studies.runner.runs import with_overrides
+from training.config.run import RunConfig
 from training.cost import width_of_equal_flops
 
 Overrides = dict[str, Any]
@@ -76,15 +77,6 @@ def _at_equal_flops(change: Change) -> Change:
         return overrides | {"model.d_ff": width}
 
     return changed
-
-
-def with_overrides(config: RunConfig, overrides: Overrides) -> RunConfig:
-    """Return a configuration with other values. Raises ConfigError: they are not valid."""
-    values = config.model_dump()
-    for key, value in overrides.items():
-        section, _, name = key.partition(".")
-        values[section][name] = value
-    return validate(values)
 
 
 def _twice_as_long(change: Change) -> Change:

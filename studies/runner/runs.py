@@ -12,7 +12,7 @@ from common.strict_json import to_json
 from studies.runner.divergence import Verdict, judge
 from training.checkpoint.initial.fitting import load_run_config
 from training.config.errors import ConfigError
-from training.config.run import RunConfig
+from training.config.run import RunConfig, validate
 from training.monitoring.columns import CROSS_ENTROPY, DECISION, REASON, STEP, VALIDATION, split_of, training_rows
 from training.run.folder import RunFolder
 
@@ -152,6 +152,15 @@ def make_run(
     }
     arguments += to_arguments({key: value for key, value in own.items() if key not in overrides})
     return Run(variant, seed, config_file, tuple(arguments), load_run_config(config_file, arguments))
+
+
+def with_overrides(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
+    """Return a configuration with other values. Raises ConfigError: they are not valid."""
+    values = config.model_dump()
+    for key, value in overrides.items():
+        section, _, name = key.partition(".")
+        values[section][name] = value
+    return validate(values)
 
 
 def to_arguments(overrides: Mapping[str, Any]) -> list[str]:

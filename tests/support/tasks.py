@@ -19,8 +19,8 @@ def write_rows(folder: Path, task: str, rows: Mapping[str, Sequence[Row]]) -> No
         (folder / task / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in of_split))
 
 
-def small_tasks(folder: Path, count: int = 64) -> Path:
-    """Write ``count`` validation rows of tasks of several kinds, in words of ``tests.support.corpus``."""
+def small_tasks(folder: Path, count: int = 64, splits: Sequence[str] = ("validation",)) -> Path:
+    """Write ``count`` rows of tasks of several kinds, in words of ``tests.support.corpus``, the same in all splits."""
     rng = random.Random(0)
     texts = [" ".join(text.split()[: rng.randrange(3, 30)]) for text in sentences(count, seed=11)]
     topics = [rng.randrange(len(TOPICS)) for _ in texts]
@@ -40,5 +40,5 @@ def small_tasks(folder: Path, count: int = 64) -> Path:
         ],
     }
     for task, rows in tasks.items():
-        write_rows(folder, task, {"validation": rows})
+        write_rows(folder, task, dict.fromkeys(splits, rows))
     return folder

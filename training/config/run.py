@@ -114,11 +114,7 @@ def validate(values: Any) -> RunConfig:
         raise ConfigError(str(error)) from None
     _check_kept(config)
     _check_answers(config)
-    if config.training.trainable == "moe" and not config.architecture().sparse_layer_names():
-        raise ConfigError(
-            "training.trainable = moe but model.num_experts = 0: a dense model has neither experts nor routers; set "
-            "all, dense_feed_forward or attention"
-        )
+    _check_trainable(config)
     if config.training.init_optimizer and config.training.init_from is None:
         raise ConfigError(
             "training.init_optimizer = true without training.init_from: name the run whose optimizer's state is meant, "
@@ -131,6 +127,21 @@ def validate(values: Any) -> RunConfig:
             "earlier steps"
         )
     return config
+
+
+def _check_trainable(config: RunConfig) -> None:
+    model = config.architecture()
+    if config.training.trainable == "moe" and not model.sparse_layer_names():
+        raise ConfigError(
+            "training.trainable = moe but model.num_experts = 0: a dense model has neither experts nor routers; set "
+            "all, dense_feed_forward or attention"
+        )
+    if config.training.trainable == "dense_feed_forward" and not model.has_dense_feed_forward():
+        raise ConfigError(
+            f"training.trainable = dense_feed_forward but all feed-forwards are sparse (model.sparse_step = "
+            f"{model.sparse_step}), and none has a dense one beside it (model.extra_feed_forward = none): set all, "
+            "non_moe, moe or attention"
+        )
 
 
 def _check_kept(config: RunConfig) -> None:

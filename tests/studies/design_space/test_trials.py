@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from studies.design_space.trials import Trial, trials_of
-from studies.design_space.variants import BASELINE, VARIANTS, with_overrides
+from studies.design_space.variants import BASELINE, VARIANTS
 from studies.results.keys import config_key
+from studies.runner.runs import with_overrides
 from tests.support.small import small_config
 from training.config.errors import ConfigError
 from training.config.run import RunConfig, load_config

@@ -109,16 +109,21 @@ def _main(arguments: argparse.Namespace) -> int:
     return _execute(arguments, launcher, common, trials, asked, page)
 
 
+def runs_of(arguments: argparse.Namespace) -> dict[str, Path]:
+    """Return the pretrained runs by kind."""
+    runs = {SPARSE: arguments.sparse, DENSE: arguments.dense}
+    if arguments.sparse is None:
+        runs = {kind: run or TWINS[kind] for kind, run in runs.items()}
+    return {kind: run for kind, run in runs.items() if run is not None}
+
+
 def _settle(arguments: argparse.Namespace) -> dict[str, Path]:
     """Complete the arguments, and return the pretrained runs by kind. Raises ConfigError."""
     for word in arguments.overrides:
         key = word.partition("=")[0]
         if key in OWN_KEYS:
             raise ConfigError(f"{word}: {key} is set by {OWN_KEYS[key]}: leave it out")
-    runs = {SPARSE: arguments.sparse, DENSE: arguments.dense}
-    if arguments.sparse is None:
-        runs = {kind: run or TWINS[kind] for kind, run in runs.items()}
-    found = {kind: run for kind, run in runs.items() if run is not None}
+    found = runs_of(arguments)
     own = [f"training.init_from={found[SPARSE]}"]
     if arguments.tasks:
         names = task_names(arguments.tasks)

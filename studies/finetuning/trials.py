@@ -26,6 +26,8 @@ from training.cost import cost_of
 OF_WEIGHTS = {"training": ("init_from",), "data": ("vocabulary", "task_folder")}
 # Keys on which FLOPs depend.
 OF_COST: Any = {"model": True, "data": True, "training": {"micro_batch_size"}}
+# Of the model's keys, those that variants change and on which they do not depend.
+FREE = {"dropout_rate", "expert_dropout_rate", "load_balance_coefficient", "eval_capacity_factor"}
 _ALWAYS = ("training.init_from", "parallel.expert_parallel_size")  # are set for every trial
 COST_HEADER = ("variants", "batch", "steps", "GFLOP/example", "TFLOP", "settings")
 
@@ -56,7 +58,7 @@ class Trial:
     @property
     def example_flops(self) -> float:
         """FLOPs of training on an example, forward and backward, all parameters trained."""
-        return _example_flops(self.config.model_dump_json(include=OF_COST))
+        return _example_flops(self.config.model_dump_json(include=OF_COST, exclude={"model": FREE}))
 
     @property
     def flops(self) -> float:
@@ -69,11 +71,6 @@ class Trial:
 def _example_flops(values: str) -> float:
     """The same for all configurations with these sections; building a model to count takes a tenth of a second."""
     return cost_of(RunConfig.model_validate_json(values, strict=False)).training_flops
-
-
-@functools.cache
-def _vocabulary(folder: str) -> Tokenizer:
-    return Tokenizer(Path(folder))
 
 
 def trials_of(
@@ -104,10 +101,11 @@ def trials_of(
             )
     grouped: dict[str, list[tuple[str, dict[str, Any], RunConfig]]] = {}
     impossible: dict[str, str] = {}
+    fit: set[tuple[Any, ...]] = set()
     for name, variant in variants.items():
         model = models[variant.kind]
         try:
-            overrides, config = _configure(model, variant, ranks)
+            overrides, config = _configure(model, variant, ranks, fit)
         except ValueError as error:
             impossible[name] = str(error)
         else:
@@ -127,15 +125,31 @@ def trials_of(
     return trials, impossible
 
 
-def _configure(model: Pretrained, variant: Variant, ranks: int) -> tuple[dict[str, Any], RunConfig]:
-    """Return the overrides of a variant, and the configuration. Raises ValueError: this model cannot have them."""
+def _configure(
+    model: Pretrained, variant: Variant, ranks: int, fit: set[tuple[Any, ...]]
+) -> tuple[dict[str, Any], RunConfig]:
+    """Return the overrides of a variant, and the configuration.
+
+    Args:
+        model: whose weights it begins with.
+        variant: the variant.
+        ranks: processes of a run.
+        fit: which weights were found to fit, added to: looking into them takes longer than all the rest.
+
+    Raises:
+        ValueError: this model cannot have these settings.
+    """
     own: dict[str, Any] = {"training.init_from": str(model.run)}
     own["parallel.expert_parallel_size"] = model.config.parallel.expert_parallel_size
     overrides = own | variant.overrides
     config = with_overrides(model.config, overrides)
     stage = check_layout(config, ranks)
-    layout = ParallelLayout.of(config.model_dump(), ranks, stage)
-    find_source(config, _vocabulary(config.data.vocabulary), layout)
+    training = config.training
+    kind = (training.init_from, training.init_optimizer, training.trainable, training.precision, config.optimizer.name)
+    if kind not in fit:
+        layout = ParallelLayout.of(config.model_dump(), ranks, stage)
+        find_source(config, Tokenizer(Path(config.data.vocabulary)), layout)
+        fit.add(kind)
     return overrides, config
 
 

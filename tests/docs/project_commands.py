@@ -12,12 +12,17 @@ from typing import Any
 
 from common.hosts import read_hosts
 from data.span_corruption import NUM_SENTINELS
+from data.streaming.identity import VOCABULARY
 from data.tasks import get
+from data.tokenizer import Tokenizer, train_vocabulary
 from tests.docs.page import Page, configs_of
 from tests.docs.parsing import PreflightError, called_as, parse, require, unknown
+from tests.support.checkpoints import write_checkpoint
+from tests.support.corpus import sentences
 from training.checkpoint.initial.fitting import load_run_config
 from training.config.checks import check_all_to_all, check_layout
 from training.config.run import load_config
+from training.run.folder import RunFolder
 from training.tasks.questions import CROSS_ENTROPY, task_names
 
 GPUS_OF_A_HOST = (1, 2, 4, 8)  # of the machines on which a command may start one rank per GPU
@@ -119,6 +124,8 @@ def check_program(page: Page, module: str, arguments: list[str]) -> None:
         return None
     package = (page.root / module.replace(".", "/") / "__main__.py").is_file()
     program = importlib.import_module(f"{module}.__main__" if package else module)
+    if module == "studies.finetuning":
+        make_pretrained(page, arguments)
     if module.startswith("studies.") and module not in STUDIES_OF_A_MODEL:
         return check_study(page, program, arguments)
     options = parse(program, module, arguments)
@@ -174,6 +181,20 @@ def is_program(root: Path, module: str) -> bool:
     """Whether ``python -m`` can start the module."""
     path = root / module.replace(".", "/")
     return (path / "__main__.py").is_file() or path.with_suffix(".py").is_file()
+
+
+def make_pretrained(page: Page, arguments: list[str]) -> None:
+    """The runs that a fine-tuning study begins with, which the page trains, with checkpoints of no weights."""
+    study = importlib.import_module("studies.finetuning.study")
+    options = parse(study, "study", arguments)
+    for run in study.runs_of(options).values() if options is not None else ():
+        config = page.run(str(run))
+        vocabulary = RunFolder(run).vocabulary
+        if not vocabulary.is_dir():
+            train_vocabulary(sentences(400, seed=0), 50, vocabulary)
+            state = {"identity": {VOCABULARY: Tokenizer(vocabulary).fingerprint}}
+            training = config.training.model_copy(update={"output_dir": str(run.parent), "name": run.name})
+            write_checkpoint(config.model_copy(update={"training": training}), data=state)
 
 
 def check_study(page: Page, program: Any, arguments: list[str]) -> None:

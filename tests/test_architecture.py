@@ -43,7 +43,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         "health",
         "report",
     ),
-    "studies": ("runner", "results", "stability", "design_space", "routing", "round_off"),
+    "studies": ("runner", "results", "stability", "design_space", "finetuning", "routing", "round_off"),
 }
 # Modules of a room that its packages may import: the foundations. All others lie above the packages.
 FOUNDATIONS: dict[str, tuple[str, ...]] = {

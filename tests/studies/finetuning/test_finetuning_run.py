@@ -47,7 +47,8 @@ def test_a_run_is_trained_evaluated_and_recorded(corpus: dict[str, Any], finetun
     network = StMoeForConditionalGeneration(run.config.st_moe_config())
     moe = sum(p.numel() for name, p in network.named_parameters() if ".experts." in name or ".router." in name)
     assert row["parameters_trained"] == moe < row["parameters_total"]
-    assert row["optimizer_bytes"] == 4 * moe  # Adafactor's fp32 second moments: no matrix is large enough to factor
+    # Adafactor's second moments in fp32, since no matrix is large enough to factor, and its counter of updates
+    assert row["optimizer_bytes"] == 4 * moe + 8
     validation = [one for one in rows(run.dir) if one["split"] == "validation"][-1]
     assert row["validation"]["cross_entropy"] == validation["cross_entropy"]
     assert {"cross_entropy/sst2", "cross_entropy/wiki_topic"} <= row["validation"].keys()

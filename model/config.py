@@ -43,3 +43,13 @@ class StMoeConfig(Architecture, PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.resolve_defaults()
         PreTrainedConfig.__post_init__(self, **kwargs)  # @strict validates when it returns
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> "StMoeConfig":
+        """Return the config of one stack, with ``num_layers`` of its own, as ``generate`` makes the decoder's cache by.
+
+        The base class knows ``num_hidden_layers``, which is the encoder's, alone.
+        """
+        config: StMoeConfig = super().get_text_config(decoder=decoder, encoder=encoder)
+        if decoder and not encoder and config.num_decoder_layers is not None:
+            config.num_layers = config.num_decoder_layers  # of a copy
+        return config

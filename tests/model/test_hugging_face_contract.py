@@ -205,3 +205,14 @@ def test_the_router_stays_in_float32_when_a_model_is_loaded_in_bf16(tmp_path: Pa
     output = model(**batch())
     assert output.logits.dtype == torch.bfloat16
     assert torch.isfinite(output.loss)
+
+
+@pytest.mark.parametrize("layers", [(1, 3), (3, 1)])
+def test_stacks_of_unequal_depth_generate_the_same_with_and_without_a_cache(layers: tuple[int, int]):
+    depths = {"num_layers": layers[0], "num_decoder_layers": layers[1], "sparse_step": 1}
+    model, inputs = make_model(**depths), batch()["input_ids"]
+    for beams in (1, 3):
+        options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "num_beams": beams, "eos_token_id": None}
+        cached = model.generate(inputs, **options)
+        assert torch.equal(cached, model.generate(inputs, use_cache=False, **options))
+    assert (model.config.num_layers, model.config.num_decoder_layers) == layers

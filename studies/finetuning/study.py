@@ -1,7 +1,7 @@
 """The fine-tuning study (Zoph et al. 2022, section 4): what helps a sparse model, and its dense twin, on tasks.
 
 python -m studies.finetuning --sparse runs/laboratory-cpu --dense runs/laboratory-cpu-dense --only batches
-python -m studies.finetuning --sparse runs/tiny --tasks sst2,wiki_topic --config configs/finetune_cpu.yaml --steps 500 --only start
+python -m studies.finetuning --sparse runs/tiny --tasks sst2,wiki_topic --steps 500 --only start
 
 Each run begins with the weights of a pretrained run and is evaluated on the tasks. It is a line of the file of rows,
 and is not trained again by any later call, here or elsewhere.

@@ -46,9 +46,16 @@ class Results:
         return [row for row in self.runs if row["key"] == self.trials[name].key]
 
     def by_setting(self, table: str, kind: str) -> dict[tuple[Any, ...], list[Row]]:
-        """Return the rows of a table by setting, of one kind of model; settings without a row are left out."""
+        """Return the rows of a table by setting, of one kind of model; settings without a row are left out.
+
+        Nothing where the only one is the base configuration, which is in the first table, too.
+        """
         of_table = {v.setting: name for name, v in self.variants.items() if (v.table, v.kind) == (table, kind)}
-        return {setting: rows for setting, name in of_table.items() if (rows := self.of(name))}
+        found = {setting: rows for setting, name in of_table.items() if (rows := self.of(name))}
+        if table == BATCHES:
+            return found
+        elsewhere = {self.trials[name].key for name, variant in self.variants.items() if variant.table == BATCHES}
+        return found if {rows[0]["key"] for rows in found.values()} - elsewhere else {}
 
 
 def format_tables(results: Results) -> str:

@@ -64,6 +64,7 @@ def test_means_are_those_of_the_grid_with_the_papers_beside(planned: Study, tmp_
         0.001: 85.0,
     }
     tables = format_tables(results)
+    assert "Parameters that are trained" not in tables  # of which the base configuration alone is there
     assert "| 8 | 0.01 | 8 | 80.0 | 80.0 | 0.200 | 0.200 |" in tables
     assert "| 128 | 0.001 | 1 | 72.0 | 88.0 | 0.280 | 0.120 |" in tables
     assert "| 8 | 79.0 ± 0.6 | 81.0 ± 0.6 | -2.0 | 65,536 | 85.5 | 84.0 |" in tables

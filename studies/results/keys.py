@@ -11,8 +11,8 @@ from training.config.run import RunConfig
 PLACE = {
     "training": {
         "name", "output_dir", "seed", "deepspeed_config", "log_every", "eval_every", "save_every", "save_in_background",
-        "keep_checkpoints", "keep_every", "keep_best", "eval_answers", "eval_answers_by", "on_save_error", "monitor", "profile", "timeout_seconds",
-        "silence_timeout_seconds", "start_timeout_seconds",
+        "keep_checkpoints", "keep_every", "keep_best", "eval_answers", "eval_answers_by", "on_save_error", "monitor",
+        "profile", "timeout_seconds", "silence_timeout_seconds", "start_timeout_seconds",
     },
     "data": {"num_workers", "prefetch_batches", "retries", "retry_seconds", "remote_block_bytes", "on_other_text"},
     "optimizer": {"non_finite"},

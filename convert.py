@@ -17,10 +17,10 @@ import sys
 from common.arguments import Parser, positive
 from common.exit_codes import USER_ERROR
 from common.logs import get_logger
-from common.paths import check_can_write, path_argument, searched
+from common.paths import check_can_write, path_argument
 from common.program import begin, run
 from training.config.errors import ConfigError
-from training.export.folders import check_has_checkpoint, check_step
+from training.export.folders import check_run, check_step
 
 logger = get_logger("convert")
 
@@ -66,9 +66,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def check_folders(arguments: argparse.Namespace) -> None:
     """Check what needs no torch. Raises ConfigError or ValueError."""
-    if not arguments.run.is_dir():
-        raise ConfigError(f"{arguments.run} holds no checkpoint: no such folder{searched(arguments.run)}")
-    check_has_checkpoint(arguments.run)
+    check_run(arguments.run)
     if arguments.command == "reshard":
         check_can_write(arguments.run / "checkpoints", "RUN")
         return

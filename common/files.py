@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import sys
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,6 +38,21 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def wait_for_lock(file: IO[Any], what: str) -> None:
+    """Take the lock of an open file, alone; say on stderr that another process holds it, if one does.
+
+    Args:
+        file: any open file.
+        what: the other process does, such as ``preparing runs/data/c4``.
+
+    Raises:
+        OSError: the file system has no locks.
+    """
+    if not acquire_lock(file):
+        print(f"another process is {what}: waiting for it to end", file=sys.stderr, flush=True)
+        acquire_lock(file, wait=True)
 
 
 def acquire_lock(file: IO[Any], *, wait: bool = False, shared: bool = False) -> bool:

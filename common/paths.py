@@ -4,6 +4,7 @@ Every path of a config has the type ``UserPath``, every path of a command line t
 """
 
 import argparse
+import difflib
 import errno
 import os
 import re
@@ -62,6 +63,33 @@ def searched(path: str | Path) -> str:
     """Return `` in FOLDER`` for a relative path, the folder that it was looked for in; nothing for other paths."""
     text = str(path)
     return "" if os.path.isabs(text) or "://" in text else f" in {Path.cwd()}"
+
+
+def nearest(path: str | Path) -> Path | None:
+    """Return the existing path that a missing one was probably meant to be, by the names in the folders above it."""
+    path = Path(path)
+    parent = path.parent if path.parent.is_dir() else nearest(path.parent)
+    try:
+        names = [entry.name for entry in parent.iterdir()] if parent is not None and parent.is_dir() else []
+    except OSError:
+        names = []
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return parent / close[0] if parent is not None and close else None
+
+
+def no_folder(path: Path, setting: str, otherwise: str) -> str:
+    """Return one line about a path that is no folder, with the name that was probably meant.
+
+    Args:
+        path: is a file, or is not there.
+        setting: key or option and value that name it, or the path itself.
+        otherwise: what to do if no name is like it.
+    """
+    if path.exists():
+        return f"{setting} is a file, no folder: {otherwise}"
+    close = nearest(path)
+    fix = f"did you mean {close}?" if close is not None and close.is_dir() else otherwise
+    return f"{setting}: no such folder{searched(path)}: {fix}"
 
 
 def beside(path: str, *folders: Path) -> Path:

@@ -30,7 +30,7 @@ from common.arguments import Parser
 from common.exit_codes import USER_ERROR
 from common.paths import check_can_write, path_argument, path_text_argument
 from common.program import run
-from data.preparation.build import prepare
+from data.preparation.build import existing, prepare
 from data.preparation.command import training_command
 from data.preparation.domains.registry import CONSENTS, DOMAINS, choose_domains
 from data.preparation.exclusion import read_hashes
@@ -92,7 +92,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--accept-licenses",
         nargs="+",
         metavar="FAMILY",
-        help=f"Source laboratory: licences to accept, for domains that need it: {', '.join(CONSENTS)}.",
+        help=f"Source laboratory: licenses to accept, for domains that need it: {', '.join(CONSENTS)}.",
     )
     add(
         "--domain-megabytes",
@@ -175,6 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.source == "laboratory":
             options.domains = choose_domains(options.domains, options.accept_licenses or [])
         recipe = Recipe(**{field: getattr(options, field) for field in Recipe._fields})
+        existing(recipe, options.out)  # another dataset is refused before anything is printed
         print(f"source: {recipe.origin}")
         for name in recipe.domains or []:
             print(f"license of {name}: {DOMAINS[name].licence}")
@@ -211,7 +212,7 @@ def command() -> int:
 
 
 def _report(error: str) -> int:
-    print(f"data.prepare: error: {error}", file=sys.stderr)
+    print(f"error: {error}", file=sys.stderr)
     return USER_ERROR
 
 

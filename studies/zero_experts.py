@@ -21,12 +21,12 @@ from common.paths import check_can_write, path_argument
 from common.program import run
 from common.strict_json import finite_or_null, to_json
 from studies.runner.options import report_user_error
+from training.checkpoint.resume import read_checkpoint
 from training.config.errors import ConfigError
 from training.config.run import validate
-from training.export.folders import check_has_checkpoint
+from training.export.folders import check_run
 from training.monitoring.columns import CROSS_ENTROPY
 from training.reevaluate import Change, reevaluate
-from training.run.folder import RunFolder
 
 HEADER = "| Run | Whole | Without | Cross-entropy | Cost, nats |\n| --- | --- | --- | --- | --- |"
 
@@ -53,16 +53,30 @@ def silences(layers: list[str]) -> dict[str, tuple[str, ...]]:
     return found | ({"all": tuple(layers)} if len(layers) > 1 else {})
 
 
-def costs_of(run_dir: Path) -> dict[str, Any]:
-    """Return the row of a run: its cross-entropy, nats per target token, and how much higher it is without experts.
+def sparse_layers(run_dir: Path) -> list[str]:
+    """Return the names of a run's sparse layers, such as ``decoder_1``.
 
     Raises:
         ConfigError: the folder holds no checkpoint, or no sparse model.
     """
-    check_has_checkpoint(run_dir)
-    layers = validate(RunFolder(run_dir).saved_config()).architecture().sparse_layer_names()
+    check_run(run_dir)
+    saved = read_checkpoint(run_dir, contents=False).state.config
+    layers = validate(saved).architecture().sparse_layer_names()
     if not layers:
         raise ConfigError(f"{run_dir} is a dense model: name a run with model.num_experts above 0")
+    return layers
+
+
+def costs_of(run_dir: Path, layers: list[str]) -> dict[str, Any]:
+    """Return the row of a run: its cross-entropy, nats per target token, and how much higher it is without experts.
+
+    Args:
+        run_dir: the run's folder.
+        layers: ``sparse_layers`` of it.
+
+    Raises:
+        ConfigError: there is no intact checkpoint, or vocabulary or text are not there.
+    """
     silent = silences(layers)
     whole, *without = reevaluate(run_dir, [Change(), *(Change(without=names) for names in silent.values())])
     base = whole[CROSS_ENTROPY]
@@ -85,10 +99,10 @@ def main() -> int:
     try:
         if arguments.rows is not None:
             check_can_write(arguments.rows.parent, "--rows")
-        print(HEADER)
-        for run_dir in arguments.run:
-            row = costs_of(run_dir)
-            print(format_row(row), flush=True)
+        layers_of = {run_dir: sparse_layers(run_dir) for run_dir in arguments.run}
+        for number, (run_dir, layers) in enumerate(layers_of.items()):
+            row = costs_of(run_dir, layers)
+            print(*([HEADER] if number == 0 else []), format_row(row), sep="\n", flush=True)
             if arguments.rows is not None:
                 with arguments.rows.open("a", encoding="utf-8") as file:
                     file.write(to_json(finite_or_null(row)) + "\n")

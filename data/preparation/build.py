@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common.files import acquire_lock, sync_folder, write_atomically
+from common.files import sync_folder, wait_for_lock, write_atomically
 from common.strict_json import to_json
 from data.hugging_face import MODEL_FILE
 from data.preparation.gather import Part, gather
@@ -101,7 +101,7 @@ def working_folder(recipe: Recipe, out: Path) -> Iterator[Path]:
     work = out.parent / f".{out.name}.partial"
     work.mkdir(parents=True, exist_ok=True)
     with (work / "lock").open("w") as lock:
-        acquire_lock(lock, wait=True)
+        wait_for_lock(lock, f"preparing {out}")
         for name, wanted in (("fetched", recipe.fetch_fields()), ("dataset", recipe._asdict())):
             fields = work / f"{name}.json"
             if not _holds(fields, wanted):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-SECONDS = 5.0
+SECONDS = 5.0  # between lines at first; later a tenth of the time so far, so that hours give no thousands of lines
 
 Item = TypeVar("Item")
 
@@ -42,7 +42,7 @@ class Progress:
     def update(self, count: int) -> None:
         """Set the count; shown if the last line is some seconds old."""
         self._count = count
-        if time.monotonic() - self._shown >= SECONDS:
+        if time.monotonic() - self._shown >= _pause(self._shown - self._start):
             self._show(f"{count:,}{f' of {self._total:,}' if self._total is not None else ''}")
 
     def close(self) -> None:
@@ -55,13 +55,17 @@ class Progress:
         print(f"{self._what}: {state}, {self._shown - self._start:.0f} s", file=sys.stderr, flush=True)
 
 
+def _pause(elapsed: float) -> float:
+    return max(SECONDS, elapsed / 10)
+
+
 @contextmanager
 def show_elapsed(what: str) -> Iterator[None]:
     """Say every few seconds that work without counts is still running; it must release Python's lock."""
     start, done = time.monotonic(), threading.Event()
 
     def tick() -> None:
-        while not done.wait(SECONDS):
+        while not done.wait(_pause(time.monotonic() - start)):
             print(f"{what}, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
 
     thread = threading.Thread(target=tick, daemon=True)

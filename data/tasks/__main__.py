@@ -8,6 +8,11 @@ Writes OUT/TASK/train.jsonl, validation.jsonl and test.jsonl, as far as the pack
 source, license and baselines, and OUT/exclude.txt, hashes of what must not be pretrained on. A complete task is kept.
 """
 
+from common.exit_codes import end_quietly_on_interrupt
+
+if __name__ == "__main__":
+    end_quietly_on_interrupt()  # the imports below take a second
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -15,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from common.arguments import Parser
-from common.exit_codes import USER_ERROR
+from common.exit_codes import INTERRUPTED, USER_ERROR
 from common.paths import check_can_write, path_argument
 from common.program import run
 from data.tasks.offline.preparations import EVALUATED_OFFLINE, PREPARATIONS, TRAINED_OFFLINE
@@ -70,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             description, was_there = write_task(name, options.out)
             report(options.out / name, description, was_there)
     except (ValueError, OSError) as error:
-        print(f"data.tasks: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
     return 0
 
@@ -83,5 +88,14 @@ def report(folder: Path, description: dict[str, Any], was_there: bool) -> None:
         print(f"  {name}: {', '.join(f'{metric} {score:.1f}' for metric, score in scores.items())}", flush=True)
 
 
+def command() -> int:
+    """Run ``main`` as a program: Ctrl-C ends it with one line and exit status 130."""
+    try:
+        return main()
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues", file=sys.stderr, flush=True)
+        return INTERRUPTED
+
+
 if __name__ == "__main__":
-    run(main)
+    run(command)

@@ -22,7 +22,7 @@ from common.program import run
 from common.strict_json import finite_or_null, to_json
 from studies.results.machine import device_name
 from studies.runner.options import report_user_error
-from training.export.folders import check_has_checkpoint
+from training.export.folders import check_run
 from training.reevaluate import Change, reevaluate
 
 FILE = "evaluations.json"
@@ -63,7 +63,7 @@ def main() -> int:
     if not factors:
         return 0
     try:
-        check_has_checkpoint(arguments.run)
+        check_run(arguments.run)
         found = reevaluate(arguments.run, [Change({FACTOR: factor}) for factor in factors])
     except ValueError as error:
         return report_user_error(error)

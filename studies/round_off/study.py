@@ -30,7 +30,7 @@ from studies.runner.options import (
 from studies.runner.runs import Result, Run
 from training.config.errors import ConfigError
 from training.config.run import RunConfig
-from training.export.folders import check_has_checkpoint
+from training.export.folders import check_run
 from training.run.folder import RunFolder
 
 FP32_FACTORS = [100.0]
@@ -67,7 +67,7 @@ def check(arguments: argparse.Namespace, config: RunConfig) -> None:
         if "=" in str(folder):
             raise ConfigError(f"{folder} follows --trained and is read as a folder: put key=value before --trained")
     for folder in arguments.trained:
-        check_has_checkpoint(folder)
+        check_run(folder)
     model = config.architecture()
     if model.feed_forward != "geglu" or model.feed_forward_bias != "none":
         raise ConfigError("the study reads experts with model.feed_forward = geglu and model.feed_forward_bias = none")

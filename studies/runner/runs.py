@@ -16,6 +16,12 @@ from training.config.run import RunConfig, validate
 from training.monitoring.columns import CROSS_ENTROPY, DECISION, REASON, STEP, VALIDATION, split_of, training_rows
 from training.run.folder import RunFolder
 
+LOG_EVERY = "training.log_every"  # taken from the user, where it is short enough
+OPTIONS = {
+    "training.seed": "use --seeds",
+    "training.output_dir": "use --out",
+    "training.name": "use --out, the folder of all runs",
+}
 LOGGED_ROWS = 100  # at least, if the run has as many steps: a spike between two rows goes unnoticed
 
 
@@ -138,19 +144,21 @@ def make_run(
     Raises:
         ConfigError: the resulting configuration is not valid.
     """
-    arguments = [*arguments, *to_arguments(overrides)]
+    given, arguments = arguments, [*arguments, *to_arguments(overrides)]
     base = load_run_config(config_file, arguments)
     steps = base.training.steps
     own: dict[str, Any] = {
         "training.seed": seed,
         "training.eval_every": steps,
-        "training.log_every": min(base.training.log_every, max(1, steps // LOGGED_ROWS)),
+        LOG_EVERY: min(base.training.log_every, max(1, steps // LOGGED_ROWS)),
         "optimizer.non_finite": "stop",
         "guard.spike_threshold": 0.0,
         "training.output_dir": str(out / "runs"),
         "training.name": f"{variant}-{seed}",
     }
-    arguments += to_arguments({key: value for key, value in own.items() if key not in overrides})
+    own = {key: value for key, value in own.items() if key not in overrides}
+    _check_free(given, own)
+    arguments += to_arguments(own)
     return Run(variant, seed, config_file, tuple(arguments), load_run_config(config_file, arguments))
 
 
@@ -161,6 +169,14 @@ def with_overrides(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig
         section, _, name = key.partition(".")
         values[section][name] = value
     return validate(values)
+
+
+def _check_free(given: Sequence[str], own: Mapping[str, Any]) -> None:
+    """Raise ConfigError if the user sets a key that the study would set otherwise, and so ignore."""
+    for key, value in own.items():
+        typed = [argument for argument in given if argument.partition("=")[0] == key]
+        if typed and key != LOG_EVERY and typed != to_arguments({key: value}):
+            raise ConfigError(f"{typed[-1]}: the study sets {key} for each run: {OPTIONS.get(key, 'leave it out')}")
 
 
 def to_arguments(overrides: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from common.paths import searched
+from common.paths import nearest, searched
 from common.project import ROOT
 from data.config import DataConfig
 from model.architecture import Architecture, documented_fields
@@ -181,7 +181,8 @@ def _unreadable(path: str | Path, error: OSError) -> str:
     same = [
         name for name in (f"{path}.yaml", f"configs/{file.name}", f"configs/{file.name}.yaml") if Path(name).is_file()
     ]
-    fix = f"did you mean {same[0]}?" if same else f"this project's are in {ROOT / 'configs'}"
+    close = same or [near for near in (nearest(file),) if near is not None and near.is_file()]
+    fix = f"did you mean {close[0]}?" if close else f"this project's are in {ROOT / 'configs'}"
     return f"--config {path}: no such file{searched(path)}; {fix}"
 
 

@@ -4,15 +4,19 @@ python -m training.report runs/tiny                                # and runs/ti
 python -m training.report runs/tiny runs/tiny-dense --html compare.html
 """
 
+from common.exit_codes import end_quietly_on_interrupt
+
+if __name__ == "__main__":
+    end_quietly_on_interrupt()  # the imports below take a second
+
 import argparse
-import signal
 import sys
 from pathlib import Path
 
 from common.arguments import Parser
 from common.exit_codes import USER_ERROR
 from common.paths import PLACE_ERRORS, path_argument, why
-from common.program import print_anything
+from common.program import run
 from training.report.history import History, NoRunError, read_history
 from training.report.page import check_target, write_page
 from training.report.text import describe
@@ -68,6 +72,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    print_anything()
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may close the pipe before the last line
-    sys.exit(main())
+    run(main)

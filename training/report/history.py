@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.paths import no_folder
 from training.monitoring.columns import (
     CHECKPOINT,
     CROSS_ENTROPY,
@@ -118,9 +119,7 @@ def read_history(run: Path) -> History:
     """Read a run, finished or not. Raises NoRunError: the folder holds no run."""
     folder = RunFolder(run)
     if not run.is_dir():
-        raise NoRunError(
-            f"{run} is {'no folder' if run.exists() else 'not there'}: name a run folder, such as runs/tiny"
-        )
+        raise NoRunError(no_folder(run, str(run), "name a run folder, such as runs/tiny"))
     if not folder.config_file.is_file() and not folder.metrics_file.is_file():
         raise NoRunError(
             f"{run} is no run folder, such as runs/tiny: it has neither {folder.config_file.name} nor "

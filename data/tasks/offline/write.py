@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from common.files import acquire_lock, sync_folder, write_atomically
+from common.files import sync_folder, wait_for_lock, write_atomically
 from common.strict_json import to_json
 from data.preparation.exclusion import text_hash
 from data.sources.retry import DataError
@@ -38,7 +38,7 @@ def write_task(name: str, out: Path) -> tuple[dict[str, Any], bool]:
     preparation = PREPARATIONS[name]
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as lock:
-        acquire_lock(lock, wait=True)
+        wait_for_lock(lock, f"preparing tasks in {out}")
         found = existing(folder, preparation)
         if found is not None:
             return found, True

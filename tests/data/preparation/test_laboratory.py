@@ -257,7 +257,7 @@ def test_mistakes_are_one_line_before_anything_is_fetched(
     monkeypatch.setattr(build, "gather", None)
     assert prepare.main([*OPTIONS, *options, "--out", str(tmp_path / "lab")]) == 2
     error = capsys.readouterr().err
-    assert words in error and error.count("\n") == 1 and error.startswith("data.prepare: error: ")
+    assert words in error and error.count("\n") == 1 and error.startswith("error: ")
 
 
 def test_defaults_of_the_source() -> None:
@@ -295,7 +295,7 @@ def test_a_full_disk_is_one_line(
         patch.setattr(build, "write_atomically", full)
         assert make(tmp_path / "lab") == 2
     error = capsys.readouterr().err
-    assert "No space left on device" in error and error.splitlines()[-1].startswith("data.prepare: error: ")
+    assert "No space left on device" in error and error.splitlines()[-1].startswith("error: ")
     assert make(tmp_path / "lab") == 0
 
 

@@ -77,10 +77,7 @@ def test_files_that_are_not_there_name_the_option(tmp_path: Path, capsys: pytest
     options = ["--source", "files", "--files", "none/*.txt", *SMALL, "--out", str(tmp_path / "out")]
     assert prepare.main(options) == 2
     error = capsys.readouterr().err
-    assert (
-        error.startswith("data.prepare: error: --files = 'none/*.txt' matches no file in /")
-        and "data." not in error[13:]
-    )
+    assert error.startswith("error: --files = 'none/*.txt' matches no file in /") and "data." not in error[13:]
 
 
 def test_the_vocabulary_is_trained_on_a_bounded_sample(

@@ -292,9 +292,7 @@ def test_wrong_options_end_with_status_2(options: list[str]) -> None:
 def test_a_revision_that_can_change_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--source", "hub", "--hub-dataset", "x/y", "--hub-revision", "main", "--out", str(tmp_path / "x")]
     assert prepare.main(options) == 2
-    assert capsys.readouterr().err == (
-        "data.prepare: error: hub_revision = 'main' can change: set the 40 digits of a commit\n"
-    )
+    assert capsys.readouterr().err == ("error: hub_revision = 'main' can change: set the 40 digits of a commit\n")
 
 
 def test_the_command_without_a_network(tmp_path: Path) -> None:
@@ -305,4 +303,4 @@ def test_the_command_without_a_network(tmp_path: Path) -> None:
         capture_output=True, text=True, check=False, env={"PIP_NO_INDEX": "1", "PYTHONPATH": ":".join(sys.path)},
     )  # fmt: skip
     assert result.returncode == 2
-    assert result.stderr.startswith("data.prepare: error: cannot download") and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: cannot download") and result.stderr.count("\n") == 1

@@ -199,7 +199,7 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     ):
         assert main([*words, "--out", str(tmp_path / "out")]) == 2
         error = capsys.readouterr().err
-        assert error.startswith("data.tasks: error: ") and expected in error and error.count("\n") == 1
+        assert error.startswith("error: ") and expected in error and error.count("\n") == 1
     for words, expected in (
         (["sst"], "error: there is no task 'sst': did you mean sst2"),
         (["multirc"], "error: task multirc is in no package: it is read from aps/super_glue"),

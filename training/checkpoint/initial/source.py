@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.paths import searched
+from common.paths import no_folder
 from data.streaming.identity import VOCABULARY
 from data.tokenizer import MODEL_FILE, Tokenizer
 from training.checkpoint.resume import read_checkpoint
@@ -51,7 +51,7 @@ def look_into(folder: Path, key: str) -> Source:
     except ConfigError as error:
         raise ConfigError(f"{key}: {error}") from None
     if not folder.is_dir():
-        raise ConfigError(f"{key}: no such folder{searched(folder)}: name a run, a checkpoint or an export")
+        raise ConfigError(no_folder(folder, key, "name a run, a checkpoint or an export"))
     try:
         if RunFolder(folder).has_checkpoint():
             checkpoint = read_checkpoint(folder, contents=False)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.arguments import Parser
-from common.paths import check_can_write, path_argument
+from common.paths import check_can_write, no_folder, path_argument
 from common.program import run
 from studies.runner.options import report_user_error
 from studies.runner.statistics import mean_of
@@ -60,6 +60,8 @@ def read_course(run_dir: Path, *, sparse: bool) -> Course:
         ConfigError: the folder holds no run, no evaluation, or a model of the other kind.
     """
     folder = RunFolder(run_dir)
+    if not run_dir.is_dir():
+        raise ConfigError(no_folder(run_dir, str(run_dir), "name a run folder, such as runs/tiny"))
     if not folder.metrics_file.is_file():
         raise ConfigError(
             f"{run_dir} holds no run: name a folder that train.py has written, with {folder.metrics_file.name}"

@@ -15,10 +15,18 @@ from typing import Any
 from studies.design_space.record import Recorder
 from studies.design_space.report import show_results, write_section
 from studies.design_space.trials import Trial, format_costs, trials_of
+from studies.design_space.variants import VARIANTS
 from studies.results.command import add_options, one_thread_without_gpus, ranks_of, surroundings
 from studies.results.rows import check_rows, read_rows
 from studies.runner.launcher import Local
-from studies.runner.options import common_arguments, execute_plan, make_launcher, make_parser, report_user_error
+from studies.runner.options import (
+    check_variants,
+    common_arguments,
+    execute_plan,
+    make_launcher,
+    make_parser,
+    report_user_error,
+)
 from training.checkpoint.initial.fitting import load_run_config
 from training.config.checks import check_layout
 from training.config.run import RunConfig
@@ -53,6 +61,7 @@ def main() -> int:
 
 
 def _main(arguments: argparse.Namespace) -> int:
+    check_variants("--only", arguments.only, VARIANTS)  # before torch is imported
     if arguments.steps is None:
         arguments.steps = load_run_config(arguments.config, arguments.overrides).training.steps
     arguments.out /= f"{Path(arguments.config).stem}-{arguments.steps}"

@@ -10,6 +10,7 @@ from typing import Any
 from studies.design_space.variants import VARIANTS
 from studies.results.keys import config_key
 from studies.results.tables import aligned
+from studies.runner.options import check_variants
 from studies.runner.runs import with_overrides
 from training.config.errors import ConfigError
 from training.config.run import RunConfig
@@ -56,10 +57,7 @@ def trials_of(config: RunConfig, only: Sequence[str] = ()) -> tuple[list[Trial],
         raise ConfigError("model.num_experts = 0: the study is of sparse models; set 2 or more")
     if config.data.objective == "tasks":
         raise ConfigError("data.objective = tasks: the study is of pretraining; set span_corruption or prefix_lm")
-    for name in only:
-        if name not in VARIANTS:
-            hint = "; put key=value before --only" if "=" in name else f"; choose from {', '.join(VARIANTS)}"
-            raise ConfigError(f"--only {name}: no such variant{hint}")
+    check_variants("--only", only, VARIANTS)
     grouped: dict[str, list[tuple[str, dict[str, Any], RunConfig]]] = {}
     impossible: dict[str, str] = {}
     for name, variant in VARIANTS.items():

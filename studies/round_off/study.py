@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 
 from common.paths import path_argument
-from common.program import run
 from studies.round_off.plan import FACTORS, Planned, plan
 from studies.round_off.rows import FinishedRuns, Measurements, Row, weights_identity
 from studies.runner.execute import alone_in
@@ -154,7 +153,3 @@ def runs_to_measure(arguments: argparse.Namespace, planned: Sequence[Planned]) -
         label = folder.resolve().name
         found[str(folder) if label in found else label] = folder
     return found
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,9 +1,10 @@
 """The command line that all studies share: options, checks, execution of a plan, exit code."""
 
 import argparse
+import difflib
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,26 @@ def positive(arguments: argparse.Namespace, *names: str) -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value} must be 1 or greater")
+
+
+def check_variants(option: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Check names of variants.
+
+    Args:
+        option: that lists them, such as ``--only``.
+        given: on the command line.
+        known: the study's.
+
+    Raises:
+        ConfigError: one is not known, or is an override that the list has swallowed.
+    """
+    for name in given:
+        if "=" in name:
+            raise ConfigError(f"{name} follows {option} and is read as a variant: put key=value before {option}")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            fix = f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
+            raise ConfigError(f"{option} {name}: no such variant; {fix}")
 
 
 def make_launcher(arguments: argparse.Namespace) -> Local | Slurm:

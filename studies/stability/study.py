@@ -9,7 +9,6 @@ Finished runs are kept: after an interruption the same command continues and giv
 import argparse
 from typing import Any
 
-from common.program import run
 from common.strict_json import finite_or_null, to_json
 from studies.runner.options import (
     common_arguments,
@@ -45,11 +44,7 @@ def plan(arguments: argparse.Namespace, config: RunConfig) -> list[tuple[str, in
         ConfigError: an unknown variant, a number that is not positive, or a variant that equals the baseline.
     """
     positive(arguments, "seeds", "baseline_seeds")
-    for name in arguments.variants:
-        if "=" in name:
-            raise ConfigError(f"{name} follows --variants and is read as one: put key=value before --variants")
-        if name not in VARIANTS:
-            raise ConfigError(f"--variants {name}: no such variant; choose from {', '.join(VARIANTS)}")
+    check_variants("--variants", arguments.variants, VARIANTS)
     names = list(dict.fromkeys(arguments.variants))
     seeds = dict.fromkeys(names, arguments.seeds)
     if BASELINE in seeds:
@@ -84,7 +79,3 @@ def main() -> int:
     write_report(runs, results, arguments.config, out / "report.md")
     print(f"\n{tables}\n{out}/report.md holds the figures, and what the study can and cannot show")
     return exit_code(arguments, results)
-
-
-if __name__ == "__main__":
-    run(main)

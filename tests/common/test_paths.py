@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from common.paths import UserPath, beside, check_can_write, expand, path_argument, searched, why
+from common.paths import UserPath, beside, check_can_write, expand, nearest, no_folder, path_argument, searched, why
 
 
 def test_tilde_and_variables_are_those_of_the_shell(monkeypatch: pytest.MonkeyPatch):
@@ -105,3 +105,20 @@ def test_reasons_of_the_system(tmp_path: Path):
         (tmp_path / "none").read_text()
     assert why(error.value) == f"No such file or directory: {tmp_path / 'none'}"
     assert why(OSError("plain")) == "plain"
+
+
+def test_a_missing_path_is_likely_the_one_with_nearly_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for folder in ("runs/tiny", "runs/laboratory", "exported/tiny"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "runs" / "notes.txt").touch()
+    assert nearest(tmp_path / "runs" / "tinny") == tmp_path / "runs" / "tiny"
+    assert nearest(tmp_path / "rns" / "laborotary") == tmp_path / "runs" / "laboratory"
+    for other in ("runs/zzz", "elsewhere/tiny/x", "runs/notes.txt/tiny"):
+        assert nearest(tmp_path / other) is None
+    monkeypatch.chdir(tmp_path)
+    assert nearest("run/tiny") == Path("runs/tiny")
+    assert no_folder(Path("runs/tinny"), "--trained runs/tinny", "name a run") == (
+        f"--trained runs/tinny: no such folder in {tmp_path}: did you mean runs/tiny?"
+    )
+    assert no_folder(Path("runs/note.txt"), "x", "name a run") == f"x: no such folder in {tmp_path}: name a run"
+    assert no_folder(Path("runs/notes.txt"), "x", "name a run") == "x is a file, no folder: name a run"

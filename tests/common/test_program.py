@@ -78,9 +78,22 @@ def test_an_interrupt_of_the_imports_is_quiet():
         assert (result.returncode, b"Traceback" in result.stderr) == (code, shown)
 
 
-@pytest.mark.parametrize(
-    "file", ["train.py", "convert.py", "fill.py", "studies/z_loss_sweep.py", "studies/stability/__main__.py"]
-)
+def programs() -> list[str]:
+    """Return the files that users start: those in the root, and the modules of packages that have a command line."""
+    files = [*ROOT.glob("*.py"), *(f for name in ("data", "studies", "training") for f in (ROOT / name).rglob("*.py"))]
+    found = {file.relative_to(ROOT).as_posix(): file.read_text(encoding="utf-8") for file in files}
+    return sorted(
+        name for name, text in found.items() if '\nif __name__ == "__main__"' in text and name not in NOT_FOR_USERS
+    )
+
+
+# Started by this project, or run to write a file of it.
+NOT_FOR_USERS = {
+    "data/streaming/worker.py", "training/config/deepspeed_keys.py", "training/monitoring/columns.py",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", programs())
 def test_programs_prepare_for_an_interrupt_before_their_imports(file: str):
     text = (ROOT / file).read_text(encoding="utf-8")
     first, second = [line for line in text.splitlines() if line.startswith(("import ", "from "))][:2]
@@ -88,10 +101,7 @@ def test_programs_prepare_for_an_interrupt_before_their_imports(file: str):
     assert 0 < text.index("    end_quietly_on_interrupt()") < text.index(f"\n{second}")
 
 
-USERS_PROGRAMS = ("train.py", "convert.py", "data/prepare.py", "studies/z_loss_sweep.py")
-
-
-@pytest.mark.parametrize("file", USERS_PROGRAMS)
+@pytest.mark.parametrize("file", programs())
 def test_users_programs_begin_alike(file: str):
     text = (ROOT / file).read_text(encoding="utf-8")
     assert "from common.program import" in text

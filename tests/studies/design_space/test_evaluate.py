@@ -54,7 +54,7 @@ def test_the_weights_of_a_run_at_other_capacity_factors(corpus: dict[str, Any], 
     assert mistake.returncode == 2
     assert mistake.stderr == "error: model.eval_capacity_factor = 0.0 must be greater than 0\n"
     nowhere = python("-m", "studies.design_space.evaluate", str(tmp_path / "nowhere"), "2")
-    assert nowhere.returncode == 2 and "holds no checkpoint" in nowhere.stderr
+    assert nowhere.returncode == 2 and "no such folder" in nowhere.stderr
     assert len(nowhere.stderr.splitlines()) == 1
 
 

@@ -93,7 +93,7 @@ def test_dry_run_prints_each_start_and_writes_nothing(tmp_path: Path) -> None:
         (["--factors", "1", "-3"], "--factors -3 must be greater than 0"),
         (["--fp32-factors", "nan"], "--fp32-factors nan must be greater than 0"),
         (["--tokens", "0"], "--tokens 0 must be 1 or greater"),
-        (["--trained", "configs"], "configs/checkpoints holds no checkpoint: name a run folder"),
+        (["--trained", "configs"], "configs is no run, since it has no checkpoints/: name a run folder"),
         (["--trained", "configs", "training.steps=3"], "training.steps=3 follows --trained"),
         (["model.num_experts=0"], "model.num_experts = 0: the study is of routers"),
         (["model.feed_forward=relu"], "the study reads experts with model.feed_forward = geglu"),

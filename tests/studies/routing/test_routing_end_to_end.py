@@ -149,7 +149,7 @@ def test_an_export_of_several_texts_and_a_trace_analyzed_again(
 
 def test_mistakes_are_one_line_with_exit_code_2(trained: Path, tmp_path: Path):
     for arguments, words in (
-        ((str(tmp_path / "none"),), "is neither a run"),
+        ((str(tmp_path / "none"),), "no such folder"),
         ((str(trained), "--data", "law=nowhere/*.txt"), "--data law = 'nowhere/*.txt' matches no file"),
     ):
         done = python(*STUDY, *arguments)

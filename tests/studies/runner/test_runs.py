@@ -92,3 +92,18 @@ def test_last_words_are_the_error(tmp_path: Path):
     assert last_words(log) == "RuntimeError: out of memory"
     log.write_text("")
     assert last_words(log) == "its log is empty"
+
+
+def test_a_key_that_the_study_sets_is_refused_rather_than_ignored(config_file: str, tmp_path: Path):
+    for setting, fix in (
+        ("training.seed=3", "use --seeds"),
+        ("training.name=mine", "use --out"),
+        ("training.output_dir=elsewhere", "use --out"),
+        ("training.eval_every=10", "leave it out"),
+        ("optimizer.non_finite=skip", "leave it out"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^{setting}: the study sets .* for each run: {fix}"):
+            new_run(config_file, tmp_path, setting)
+    assert new_run(config_file, tmp_path, "training.log_every=1").config.training.log_every == 1
+    new_run(config_file, tmp_path, "optimizer.non_finite=stop")  # the same value
+    make_run(config_file, ["training.steps=100", "training.seed=1"], "v", 0, tmp_path, {"training.seed": 7})

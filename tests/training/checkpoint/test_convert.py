@@ -246,9 +246,9 @@ def test_export_in_bf16_and_several_files(run_dir: Path, tmp_path: Path, monkeyp
         (["reshard", "RUN", "3", "3", "1"], "parallel.expert_parallel_size = 3 does not divide model.num_experts = 4"),
         (["reshard", "RUN", "2", "1", "1"], "does not divide the world size 1"),
         (["reshard", "RUN", "1", "3", "1"], "--world-size 3 does not divide data.num_streams = 4"),
-        (["reshard", "OUT", "1", "1", "1"], "holds no checkpoint"),
+        (["reshard", "OUT", "1", "1", "1"], "no such folder"),
         (["export", "RUN", "RUN"], "exists"),
-        (["export", "OUT", "x"], "holds no checkpoint"),
+        (["export", "OUT", "x"], "no such folder"),
     ],
 )
 def test_what_cannot_be_converted_is_one_line(

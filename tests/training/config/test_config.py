@@ -211,6 +211,8 @@ def test_help_lists_every_key_with_meaning_and_default():
             assert f"{section}.{name}" in below or f"  {section}.{name} (" in text
             assert field.description, f"{section}.{name} has no description"
     assert "model.router_z_coefficient (float, default 0.001)" in text
+    assert "data.train_files (str | list, default runs/data/" in text
+    assert "Annotated" not in text and "typing" not in text
     for name, field in MixtureSource.model_fields.items():
         assert f"  data.mixture[].{name} (" in text
         assert field.description

@@ -36,7 +36,7 @@ def test_a_run_and_its_export_fill_the_same(trained: Path, tmp_path: Path):
     [
         (["RUN", "no sentinel"], "sentence 1 has no sentinel"),
         (["RUN", *SENTENCES, "a <extra_id_1>"], "sentence 3 has the sentinels <extra_id_1>"),
-        (["NONE", "a <extra_id_0>"], "is neither a run (no checkpoints/) nor an export"),
+        (["NONE", "a <extra_id_0>"], "no such folder"),
         (["OTHER", "a <extra_id_0>"], "holds a model of type t5"),
         (["EMPTY", "a <extra_id_0>"], "holds no checkpoint"),
         (["CUT", "a <extra_id_0>"], "cannot be loaded"),

@@ -210,8 +210,8 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     (tmp_path / "empty").mkdir()
     for arguments, words in (
         ([str(tmp_path / "empty")], "is no run folder, such as runs/tiny: it has neither config.yaml nor"),
-        ([str(run), str(tmp_path / "nothing")], "nothing is not there: name a run folder"),
-        ([str(run / "config.yaml")], "config.yaml is no folder: name a run folder"),
+        ([str(run), str(tmp_path / "nothing")], "nothing: no such folder"),
+        ([str(run / "config.yaml")], "config.yaml is a file, no folder: name a run folder"),
         ([str(run), "--html", str(run / "config.yaml" / "page.html")], "name another file"),
     ):
         monkeypatch.setattr("sys.argv", ["report", *arguments])

@@ -42,7 +42,7 @@ def test_the_cross_entropy_of_held_out_text_is_that_of_the_run(trained: Path, tm
         (["RUN", "--tasks", "sst2", "--out", "FILE/out"], "--out"),
         (["EXPORT", "--tasks", "validation"], "which does not say how text becomes examples: name the run"),
         (["EXPORT", "--tasks", "sst2", "--routing", "trained"], "routes as it was exported"),
-        (["NONE", "--tasks", "sst2"], "is neither a run (no checkpoints/) nor an export"),
+        (["NONE", "--tasks", "sst2"], "no such folder"),
     ],
 )
 def test_a_mistake_is_one_line(

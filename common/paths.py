@@ -73,7 +73,7 @@ def nearest(path: str | Path) -> Path | None:
         names = [entry.name for entry in parent.iterdir()] if parent is not None and parent.is_dir() else []
     except OSError:
         names = []
-    close = difflib.get_close_matches(path.name, names, n=1)
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.75)
     return parent / close[0] if parent is not None and close else None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from common.strict_json import finite_or_null, to_json
 from studies.runner.options import (
+    check_variants,
     common_arguments,
     execute_plan,
     exit_code,
@@ -22,7 +23,6 @@ from studies.runner.options import (
 from studies.stability.report import write_report
 from studies.stability.table import format_tables, to_rows
 from studies.stability.variants import BASELINE, VARIANTS, variant_overrides
-from training.config.errors import ConfigError
 from training.config.run import RunConfig
 
 

@@ -181,7 +181,8 @@ def _unreadable(path: str | Path, error: OSError) -> str:
     same = [
         name for name in (f"{path}.yaml", f"configs/{file.name}", f"configs/{file.name}.yaml") if Path(name).is_file()
     ]
-    close = same or [near for near in (nearest(file),) if near is not None and near.is_file()]
+    near = nearest(file)
+    close = same or ([str(near)] if near is not None and near.is_file() else [])
     fix = f"did you mean {close[0]}?" if close else f"this project's are in {ROOT / 'configs'}"
     return f"--config {path}: no such file{searched(path)}; {fix}"
 

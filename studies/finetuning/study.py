@@ -25,6 +25,7 @@ from studies.results.rows import check_rows, read_rows
 from studies.runner.launcher import Local, Slurm
 from studies.runner.options import common_arguments, execute_plan, make_launcher, make_parser, report_user_error
 from training.checkpoint.initial.fitting import load_run_config
+from training.checkpoint.initial.source import look_into
 from training.config.errors import ConfigError
 from training.config.run import RunConfig
 from training.tasks.questions import CROSS_ENTROPY, ask, task_names
@@ -122,6 +123,8 @@ def _settle(arguments: argparse.Namespace) -> dict[str, Path]:
         if key in OWN_KEYS:
             raise ConfigError(f"{word}: {key} is set by {OWN_KEYS[key]}: leave it out")
     found = runs_of(arguments)
+    for kind, run in found.items():
+        look_into(run, f"--{kind} {run}")
     own = [f"training.init_from={found[SPARSE]}"]
     if arguments.tasks:
         names = task_names(arguments.tasks)

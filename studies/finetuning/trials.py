@@ -14,6 +14,7 @@ from studies.finetuning.sources import Pretrained
 from studies.finetuning.variants import TABLES, Variant
 from studies.results.keys import config_key
 from studies.results.tables import aligned
+from studies.runner.options import check_variants
 from studies.runner.runs import with_overrides
 from training.checkpoint.initial.fitting import find_source
 from training.checkpoint.store.layout import ParallelLayout
@@ -92,13 +93,7 @@ def trials_of(
     Raises:
         ConfigError: a name is not known, or a named variant cannot be.
     """
-    for name in only:
-        if name not in variants and name not in TABLES:
-            hint = "; put key=value before --only" if "=" in name else ""
-            raise ConfigError(
-                f"--only {name}: no such variant or table{hint}; choose from the tables {', '.join(TABLES)}, or the "
-                "variants that --dry-run prints"
-            )
+    check_variants("--only", only, [*TABLES, *variants])
     grouped: dict[str, list[tuple[str, dict[str, Any], RunConfig]]] = {}
     impossible: dict[str, str] = {}
     fit: set[tuple[Any, ...]] = set()

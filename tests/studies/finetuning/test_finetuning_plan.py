@@ -123,7 +123,7 @@ def test_twins_have_one_vocabulary(twins: Twins, finetuning: str):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--sparse", "nowhere"], "error: training.init_from = nowhere: no such folder"),
+        (["--sparse", "nowhere"], "error: --sparse nowhere: no such folder"),
         (["--sparse", "DENSE"], "error: --sparse DENSE is a dense model (model.num_experts = 0): name it with --dense"),
         (["--dense", "SPARSE"], "error: --dense SPARSE is a sparse model (model.num_experts = 4): name it with"),
         (["--dense", "nowhere"], "error: --dense nowhere: no such folder"),
@@ -132,8 +132,8 @@ def test_twins_have_one_vocabulary(twins: Twins, finetuning: str):
         (["--tasks", "sst2,hypernym"], "error: task hypernym: "),
         (["--split", "dev"], "error: --split dev: task sst2 has train, validation, test"),
         (["--answers", "likeliest", "--tasks", "synopsis"], "error: --answers likeliest: task synopsis has no choices"),
-        (["--only", "batchs"], "error: --only batchs: no such variant or table; choose from the tables batches, start"),
-        (["--only", "moe", "training.steps=3"], "error: --only moe: no such variant"),
+        (["--only", "batchs"], "error: --only batchs: no such variant; did you mean batches?"),
+        (["--only", "start", "training.steps=3"], "error: training.steps=3 follows --only and is read as a variant"),
         (["training.init_from=SPARSE"], "error: training.init_from=SPARSE: training.init_from is set by --sparse"),
         (["--config", "configs/tiny.yaml"], "error: --config configs/tiny.yaml has data.objective = span_corruption"),
         (["--report"], "error: --rows ROWS has no rows of this study"),

@@ -80,7 +80,8 @@ def test_a_run_on_the_wrong_side_or_none_at_all_is_one_line(corpus: dict[str, An
     for dense, expected in (
         (sparse, "is a sparse model: name it after --sparse"),
         (untrained, "has no evaluation yet"),
-        (tmp_path / "none", "holds no run"),
+        (tmp_path / "none", "no such folder"),
+        (tmp_path, "holds no run"),
     ):
         done = python("-m", "studies.speed_up", "--sparse", str(sparse), "--dense", str(dense))
         assert done.returncode == 2

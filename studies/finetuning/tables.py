@@ -46,7 +46,7 @@ class Results:
         return [row for row in self.runs if row["key"] == self.trials[name].key]
 
     def by_setting(self, table: str, kind: str) -> dict[tuple[Any, ...], list[Row]]:
-        """Return the rows of a table by setting, of one kind of model; settings without a row are left out.
+        """Return the rows of a table by setting, of one kind of model; of settings that have one.
 
         Nothing where the only one is the base configuration, which is in the first table, too.
         """

@@ -89,7 +89,7 @@ def standing_best(run_dir: Path, keep_best: str | None, step: int) -> Best:
     Args:
         run_dir: of the run.
         keep_best: the setting.
-        step: at which the run goes on; later checkpoints belong to a future that was rolled back.
+        step: at which the run continues; later checkpoints belong to a future that was rolled back.
     """
     best = Best()
     if keep_best is None:

@@ -14,7 +14,7 @@ from model.initialization import initialize_weights
 from model.st_moe import StMoeForConditionalGeneration
 from parallel.config import ParallelConfig
 from tests.support.ranks import run_ranks
-from tests.support.small import SMALL_MODEL, global_batch, small_config
+from tests.support.small import SMALL_MODEL, TWO_BLOCKS, global_batch, small_config
 from training.engine.build import build_engine, build_model
 from training.engine.step import evaluate, update
 
@@ -31,7 +31,8 @@ def _train(
     rank, world = dist.get_rank(), dist.get_world_size()
     config = small_config(
         Path(folder),
-        model={"second_policy": policy, "second_threshold": 0.9},  # at 0.2 an untrained router leaves nothing to chance
+        # at the default 0.2 an untrained router leaves nothing to chance
+        model=TWO_BLOCKS | {"second_policy": policy, "second_threshold": 0.9},
         zero_stage=zero_stage,
         parallel={"expert_parallel_size": expert_parallel_size},
         training={"precision": precision},

@@ -12,7 +12,7 @@ import model.moe.layer
 from model.moe.router import Routing, route
 from tests.support.gatings import GATINGS
 from tests.support.ranks import run_ranks
-from tests.support.small import global_batch, small_config
+from tests.support.small import TWO_BLOCKS, global_batch, small_config
 from training.engine.build import build_engine
 from training.engine.step import update
 
@@ -34,7 +34,7 @@ def _train(
     config = small_config(
         Path(folder),
         # below 0.9 the second expert is left to chance; at the default 0.2 an untrained router never leaves it
-        model={"train_capacity_factor": 1.0, "second_threshold": 0.9, **options},
+        model=TWO_BLOCKS | {"train_capacity_factor": 1.0, "second_threshold": 0.9} | options,
         zero_stage=zero_stage,
         parallel={"expert_parallel_size": expert_parallel_size},
         training={"activation_checkpointing": recompute},

@@ -15,6 +15,9 @@ SMALL_MODEL: dict[str, Any] = {
     "group_size": 64,
 }  # fmt: skip
 
+# For tests of more than a few steps: of two blocks in each stack, the second is sparse.
+TWO_BLOCKS: dict[str, Any] = {"num_layers": 2, "sparse_step": 2}
+
 
 def small_config(
     tmp_path: Path, *, model: dict[str, Any] | None = None, zero_stage: int = 1, **sections: dict[str, Any]

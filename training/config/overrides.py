@@ -47,11 +47,19 @@ def override(values: dict[str, Any], text: str, sections: Sections) -> None:
 
 def resolve(values: dict[str, Any]) -> dict[str, Any]:
     """Replace interpolations of other keys, such as ``${training.name}``. Raises ConfigError."""
+    if not _interpolates(values):  # OmegaConf takes longer than all else of reading a configuration
+        return values
     try:
         return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(values), resolve=True))
     except OmegaConfBaseException as error:
         reason = str(error.msg or error).splitlines()[0]
         raise ConfigError(f"{error.full_key or 'the config'}: {reason}") from None
+
+
+def _interpolates(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_interpolates, value.values()))
+    return any(map(_interpolates, value)) if isinstance(value, list) else isinstance(value, str) and "${" in value
 
 
 def annotation_of(parts: Sequence[str | int], sections: Sections) -> Any:

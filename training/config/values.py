@@ -4,6 +4,8 @@ YAML 1.1 guesses a type from a value's looks: ``no`` is false, ``010`` is 8, ``2
 key decides: where it is text, the value is what was typed.
 """
 
+import copy
+import functools
 import math
 import os
 import re
@@ -39,6 +41,13 @@ def read_yaml(content: bytes, sections: Sections) -> dict[str, Any]:
     Raises:
         ConfigError: not YAML, no mapping of sections, a key that is given twice, or a number that has two meanings.
     """
+    if b"$" in content:  # its values may be those of the environment, which changes
+        return _read_content(content, tuple(sections.items()))
+    return copy.deepcopy(_read_known(content, tuple(sections.items())))
+
+
+def _read_content(content: bytes, pairs: tuple[tuple[str, type[BaseModel]], ...]) -> dict[str, Any]:
+    sections = dict(pairs)
     node, loader = compose(content)
     if node is None:
         return {}
@@ -46,6 +55,9 @@ def read_yaml(content: bytes, sections: Sections) -> dict[str, Any]:
         raise ConfigError("must hold the sections model, data, … with their keys")
     values = {name: read_node(loader, value, sections.get(name), name) for name, value in _entries(loader, node, "")}
     return {name: value for name, value in values.items() if value is not None}
+
+
+_read_known = functools.lru_cache(maxsize=8)(_read_content)  # a study reads one file for each of its runs
 
 
 def compose(content: bytes) -> tuple[yaml.Node | None, yaml.SafeLoader]:

@@ -16,7 +16,7 @@ from torch.optim import AdamW
 from optim.adafactor import Adafactor
 from tests.support.optimizer import joined, whole_state
 from tests.support.ranks import run_ranks
-from tests.support.small import global_batch, small_config
+from tests.support.small import TWO_BLOCKS, global_batch, small_config
 from training.checkpoint.capture import Moment
 from training.checkpoint.load import load_checkpoint
 from training.checkpoint.resume import find_checkpoint
@@ -53,7 +53,7 @@ def _config(folder: str, place: Place, source: Place) -> RunConfig:
     """A run that resumes from the checkpoint of ``source``. Without clipping, which is wrong under ZeRO 0 and EP 2."""
     return small_config(
         Path(folder),
-        model={"second_policy": "all"},
+        model=TWO_BLOCKS | {"second_policy": "all"},
         zero_stage=place.zero,
         optimizer=OPTIMIZERS[place.optimizer] | {"gradient_clipping": 0.0, "weight_decay": 0.1},
         parallel={"expert_parallel_size": place.ep},

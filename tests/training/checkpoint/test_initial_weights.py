@@ -16,7 +16,7 @@ from model.architecture import Architecture
 from tests.support.corpus import sentences
 from tests.support.launch import python, rows, train
 from tests.support.ranks import run_ranks
-from tests.support.small import global_batch, small_config
+from tests.support.small import TWO_BLOCKS, global_batch, small_config
 from training.checkpoint.capture import Moment
 from training.checkpoint.initial.begin import begin_with
 from training.checkpoint.initial.fitting import load_run_config
@@ -37,7 +37,7 @@ def source(corpus: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
         folder,
         data=corpus,
         # no group of tokens with more than one sequence: nothing depends on the world size
-        model={"second_policy": "all", "group_size": 8},
+        model=TWO_BLOCKS | {"second_policy": "all", "group_size": 8},
         training={
             "steps": 4,
             "micro_batch_size": 2,
@@ -165,8 +165,8 @@ def _continued(folder: str, optimizer: dict[str, Any]) -> list[dict[str, Tensor]
 
     def config(name: str, **training: Any) -> RunConfig:
         ep = {"expert_parallel_size": dist.get_world_size()}
-        return small_config(Path(folder), model={"second_policy": "all"}, optimizer=optimizer, parallel=ep,
-                            training={"name": name} | training)  # fmt: skip
+        return small_config(Path(folder), model=TWO_BLOCKS | {"second_policy": "all"}, optimizer=optimizer,
+                            parallel=ep, training={"name": name} | training)  # fmt: skip
 
     run = config("source")
     engine = build_engine(run, dist.get_world_size(), "cpu")

@@ -92,6 +92,17 @@ def test_variables_and_other_keys_in_text(monkeypatch: pytest.MonkeyPatch):
     assert load_config(TINY, ["training.name=tiny-${training.steps}"]).training.name == "tiny-1200"
 
 
+def test_a_file_that_is_read_again_is_as_it_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first, again = (load_config(TINY, overrides) for overrides in (["model.d_ff=7"], []))
+    assert (first.architecture().d_ff, again.architecture().d_ff) == (7, load_config(TINY).architecture().d_ff)
+    for encoding in ("utf-8", "utf-16"):
+        file = with_line(tmp_path, "data", "text_column: ${COLUMN}")
+        file.write_text(file.read_text(), encoding=encoding)
+        for value in ("one", "two"):
+            monkeypatch.setenv("COLUMN", value)
+            assert load_config(file).data.text_column == value
+
+
 def test_an_item_of_a_list_can_be_set():
     mixture = "data.mixture=[{name: a, weight: 1, files: x}, {name: 2024, weight: 2, files: '*.gz'}]"
     first, second = load_config(TINY, [mixture, "data.mixture[0].files=*.txt", "data.mixture[1].weight=3"]).data.mixture

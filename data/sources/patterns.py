@@ -6,8 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-import fsspec
-
 from common.paths import searched
 from data.config import FILE_ENDINGS, RUN_PREPARE
 from data.sources.formats import file_format
@@ -76,6 +74,8 @@ def _match(key: str, pattern: str) -> list[str]:
     if pattern.startswith(HTTP) or (is_remote(pattern) and not glob.has_magic(pattern)):
         return [pattern]
     if is_remote(pattern):
+        import fsspec  # as in data.sources.remote
+
         try:
             files, path = fsspec.core.url_to_fs(pattern)
             return sorted(files.unstrip_protocol(name) for name in files.glob(path))

@@ -4,8 +4,6 @@ import io
 from functools import cache
 from typing import Any, BinaryIO
 
-import fsspec
-
 from data.sources.retry import DataError
 
 TIMEOUT_SECONDS = 30.0
@@ -32,6 +30,8 @@ def open_bytes(path: str, block_bytes: int) -> BinaryIO:
     if path.startswith(("http://", "https://")):
         return io.BufferedReader(HttpFile(path), block_bytes)
     if is_remote(path):
+        import fsspec  # here, since local files need none of it: its import takes as long as NumPy's
+
         files, name = fsspec.core.url_to_fs(path)
         opened: BinaryIO = files.open(name, "rb", block_size=block_bytes)
         return opened

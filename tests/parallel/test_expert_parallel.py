@@ -20,7 +20,7 @@ from training.engine.step import evaluate, update
 
 pytestmark = pytest.mark.distributed
 
-STEPS = 20
+STEPS = 12
 DENSE = "encoder.blocks.0.feed_forward.w_in.weight"
 
 

@@ -161,7 +161,10 @@ def test_all_held_out_examples_are_in_batches_that_name_their_task(
     assert len(set(found["large"])) == 12  # of 35, drawn by the seed
 
 
-def test_mistakes_are_one_line(make_tasks: MakeTasks, tokenizer: Tokenizer, tmp_path: Path):
+def test_mistakes_are_one_line(
+    make_tasks: MakeTasks, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # its library would retry for half a minute
     rows = [json.dumps({"inputs": "a", "label": "b"}), "{", json.dumps({"inputs": "c", "targets": "d"})]
     (tmp_path / "bad.jsonl").write_text("\n".join(rows))
     (tmp_path / "none.jsonl").write_text(json.dumps({"question": "a", "targets": "b"}) + "\n")

@@ -1,9 +1,6 @@
 """The comparison of sparse layers runs, and every contender does what it is said to do."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,15 +9,14 @@ import torch
 from benchmarks.measure import Step, peak_bytes
 from benchmarks.moe_cell import make_input
 from benchmarks.moe_peers import CONTENDERS, Case, build
-from common.project import ROOT
+from tests.support.launch import python
 
 
 @pytest.mark.distributed
 def test_quick_run_writes_every_row(tmp_path: Path):
     pytest.importorskip("st_moe_pytorch")
     pytest.importorskip("matplotlib")
-    command = [sys.executable, "benchmarks/moe_layer.py", "--quick", "--repeats", "1", "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = python("benchmarks/moe_layer.py", "--quick", "--repeats", "1", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "moe_layer_cpu.json").read_text())
     assert len(results["cells"]) == 4

@@ -1,9 +1,6 @@
 """The comparison of whole steps compares equal work, and runs."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.whole_models import CONTENDERS, TOY, make_ours, products
 from benchmarks.whole_step import make_batch
-from common.project import ROOT
+from tests.support.launch import python
 
 
 def test_models_of_a_comparison_have_equal_parameters() -> None:
@@ -34,9 +31,7 @@ def test_products_of_the_limit_are_those_of_the_dense_model() -> None:
 @pytest.mark.distributed
 def test_a_toy_run_writes_every_row(tmp_path: Path) -> None:
     options = ["--toy", "--no-compile", "--dtypes", "fp32", "--repeats", "1", "--out", str(tmp_path)]
-    command = [sys.executable, "-m", "benchmarks.whole_step", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    done = python("-m", "benchmarks.whole_step", *options)
     assert done.returncode == 0, done.stderr
     cell = json.loads((tmp_path / "whole_step_cpu.json").read_text())["cells"]["fp32"]
     assert list(cell["rows"]) == list(CONTENDERS)

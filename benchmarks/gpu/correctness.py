@@ -19,6 +19,7 @@ SMALL: dict[str, Any] = {
     "vocab_size": 512, "d_model": 128, "d_ff": 256, "d_kv": 32, "num_heads": 4, "num_layers": 4, "num_experts": 4,
     "sparse_step": 2, "group_size": 256,
 }  # fmt: skip
+TOY: dict[str, Any] = {"d_model": 32, "d_ff": 48, "d_kv": 8, "num_layers": 2}  # the rehearsal's: a CPU emulates bf16
 VARIANTS: dict[str, dict[str, Any]] = {  # those with a policy draw nothing, so that devices compute the same
     "top-2": {"second_policy": "all"},
     "top-2, random": {},
@@ -32,12 +33,12 @@ VARIANTS: dict[str, dict[str, Any]] = {  # those with a policy draw nothing, so 
 READS = ("dropless",)  # the host needs the number of rows there
 
 
-def make_model(options: dict[str, Any], device: str) -> StMoeForConditionalGeneration:
-    """Build a small model with the same weights on every device."""
-    config = StMoeConfig(**SMALL | options)
+def make_model(setting: Setting, options: dict[str, Any], device: str | None = None) -> StMoeForConditionalGeneration:
+    """Build a small model with the same weights on every device, that of the setting if none is named."""
+    config = StMoeConfig(**SMALL | setting.pick({}, TOY) | options)
     model = StMoeForConditionalGeneration(config)
     initialize_weights(model, config, seed=0)
-    return model.to(device).train()
+    return model.to(device or setting.device).train()
 
 
 def make_batch(setting: Setting, device: str, vocabulary: int = 512) -> dict[str, Tensor]:
@@ -89,21 +90,21 @@ def check_model(setting: Setting, report: Report) -> None:
         with report.part(f"{name}: this device against the CPU"):
             report.require(3)
             options = VARIANTS[name]
-            single = outputs(make_model(options, setting.device), batches[setting.device])
-            found = differences(single, outputs(make_model(options, "cpu"), batches["cpu"]))
+            single = outputs(make_model(setting, options), batches[setting.device])
+            found = differences(single, outputs(make_model(setting, options, "cpu"), batches["cpu"]))
             report.value(f"{name}, fp32 against the CPU", found)
             report.below(f"{name}, fp32 against the CPU: loss, logits, gradients", max(list(found.values())[:3]), 1e-4)
     for name in ("top-2", "dense"):
         with report.part(f"{name}: autocast against fp32"):
             report.require(3)
-            model = make_model(VARIANTS[name], setting.device)
+            model = make_model(setting, VARIANTS[name])
             found = differences(
                 outputs(model, batches[setting.device], autocast=True), outputs(model, batches[setting.device])
             )
             report.value(f"{name}, autocast against fp32", found)
             report.below(f"{name}, autocast against fp32: loss", found["loss"], 1e-2)
     with report.part("kernels against torch operations"):
-        model, batch = make_model(VARIANTS["top-2"], setting.device), batches[setting.device]
+        model, batch = make_model(setting, VARIANTS["top-2"]), batches[setting.device]
         found_by_kernels = outputs(model, batch, autocast=True)
         with torch_only():
             found = differences(found_by_kernels, outputs(model, batch, autocast=True))
@@ -119,7 +120,7 @@ def check_model(setting: Setting, report: Report) -> None:
 
 def check_checkpointing(setting: Setting, report: Report, batch: dict[str, Tensor]) -> None:
     """Compare a step with recomputation to one without, beside the same step done twice; with dropout."""
-    model = make_model({"dropout_rate": 0.1}, setting.device)
+    model = make_model(setting, {"dropout_rate": 0.1})
     plain, again = (outputs(model, batch, autocast=True) for _ in range(2))
     model.gradient_checkpointing_enable()
     recomputed = outputs(model, batch, autocast=True)
@@ -150,7 +151,7 @@ def check_host_reads(setting: Setting, report: Report, batch: dict[str, Tensor])
     for name, options in VARIANTS.items():
         if name in READS:
             continue
-        model = make_model(options, setting.device)
+        model = make_model(setting, options)
         with report.part(f"{name}: host reads"):
             for checked in (False, True):  # the first call makes handles and workspaces
                 model.zero_grad(set_to_none=True)

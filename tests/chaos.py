@@ -24,7 +24,7 @@ import yaml
 from tests.support.corpus import write_corpus
 from tests.support.launch import rows, train
 from tests.support.processes import PATIENCE_SECONDS, Started, deepspeed_command
-from tests.support.small import small_config
+from tests.support.small import TWO_BLOCKS, small_config
 from training.checkpoint.store.manifest import read_manifest
 from training.config.run import RunConfig
 from training.monitoring.columns import MEASURED
@@ -61,7 +61,7 @@ def make_config(work: Path, name: str) -> RunConfig:
         data=json.loads(section.read_text()),
         parallel={"expert_parallel_size": 2},
         optimizer={"min_dim_size_to_factor": 16},
-        model={"dropout_rate": 0.1, "router_jitter": 0.01, "second_threshold": 0.9},
+        model=TWO_BLOCKS | {"dropout_rate": 0.1, "router_jitter": 0.01, "second_threshold": 0.9},
         guard={"spike_threshold": 50.0, "spike_window": 8},
         training={
             "name": name, "steps": STEPS, "log_every": 1, "eval_every": 6, "eval_examples": 16,

@@ -17,13 +17,13 @@ from tensorboard.plugins.hparams.metadata import SESSION_END_INFO_TAG, parse_ses
 from tests.support.corpus import sentences
 from tests.support.forks import script
 from tests.support.launch import launch, rows, train
-from tests.support.small import small_config
+from tests.support.small import TWO_BLOCKS, small_config
 from training.monitoring.columns import MEASURED
 
 ROW_KEYS = {
     "split", "time", "step", "tokens", "loss", "cross_entropy", "load_balance_loss", "router_z_loss", "learning_rate",
     "grad_norm", "dropped_fraction", "max_router_logit", "tokens_per_second", "step_seconds", "skipped_steps",
-    "update_rms/experts", "clipped_fraction/head", "perplexity", "router_entropy/encoder_3", "gradient_norm/router",
+    "update_rms/experts", "clipped_fraction/head", "perplexity", "router_entropy/encoder_1", "gradient_norm/router",
     "data_seconds", "forward_seconds", "backward_seconds", "all_to_all_seconds", "optimizer_seconds",
     "checkpoint_seconds", "model_tflops", "mfu", "peak_tflops", "capacity_padding", "memory_bytes",
     "peak_memory_bytes",
@@ -46,7 +46,7 @@ def write(tmp_path: Path, corpus: dict[str, Any], zero_stage: int) -> Path:
         parallel={"expert_parallel_size": 2},
         optimizer={"min_dim_size_to_factor": 16},  # so that Adafactor has some of both kinds of state
         # two micro-batches per rank, dropout, jitter, sampled experts: everything that a resumed run must repeat
-        model={"dropout_rate": 0.1, "router_jitter": 0.01, "second_threshold": 0.9},
+        model=TWO_BLOCKS | {"dropout_rate": 0.1, "router_jitter": 0.01, "second_threshold": 0.9},
         training={
             "steps": 8, "micro_batch_size": 2, "log_every": 1, "eval_every": 4, "eval_examples": 16, "save_every": 4,
         },

@@ -21,7 +21,7 @@ from model.st_moe import StMoeForConditionalGeneration
 from tests.support.forks import fork
 from tests.support.launch import python, rows, train
 from tests.support.ranks import run_ranks
-from tests.support.small import global_batch, small_config
+from tests.support.small import TWO_BLOCKS, global_batch, small_config
 from tests.support.trained import trained_run
 from training.checkpoint.load import load_checkpoint
 from training.checkpoint.optimizer_state.adafactor import SavedState
@@ -49,7 +49,7 @@ def trained(corpus: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
         data=corpus,
         parallel={"expert_parallel_size": 2},
         # no random draws, and no group of tokens with more than one sequence: nothing depends on the world size
-        model={"second_policy": "all", "group_size": 8},
+        model=TWO_BLOCKS | {"second_policy": "all", "group_size": 8},
         training={
             "steps": 8, "micro_batch_size": 2, "log_every": 1, "eval_every": 8, "eval_examples": 16, "save_every": 4,
         },

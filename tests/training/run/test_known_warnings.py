@@ -1,11 +1,9 @@
 """Only the warnings that are named are silenced, and they are still those of the installed versions."""
 
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from common.project import ROOT
+from tests.support.launch import python
 from training.run.known_warnings import UNTESTED_OPTIMIZER
 
 WARN = """
@@ -27,10 +25,11 @@ warnings.warn("`torch.distributed.gather` is deprecated", FutureWarning)
 
 
 def test_the_named_warnings_and_no_others_are_silent(tmp_path: Path):
-    shown = {}
+    shown, program = {}, tmp_path / "warn.py"
+    program.write_text(WARN)
     for mode in ("loud", "silent"):
-        command = [sys.executable, "-c", WARN, mode, str(tmp_path / mode)]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        result = python(str(program), mode, str(tmp_path / mode))
+        assert result.returncode == 0, result.stderr
         shown[mode] = result.stdout + result.stderr
     for text in (
         "`torch.distributed.all_gather_into_tensor` is",

@@ -1,12 +1,10 @@
 """A process without a launcher joins a group of its own, whatever address is left in its environment."""
 
-import os
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 
-from common.project import ROOT
+from tests.support.launch import python
 
 JOIN = """
 import os
@@ -20,10 +18,12 @@ NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "
 
 
 @pytest.mark.parametrize("left", [{"MASTER_ADDR": "192.0.2.1", "WORLD_SIZE": ""}, {"DIRECT": "1"}])
-def test_one_process_needs_no_launcher(left: dict[str, str]):
-    environment = {name: value for name, value in os.environ.items() if name not in NAMES} | left
-    result = subprocess.run(
-        [sys.executable, "-c", JOIN], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
-    )
+def test_one_process_needs_no_launcher(left: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "join.py").write_text(JOIN)
+    result = python(str(tmp_path / "join.py"))
     assert result.returncode == 0, result.stderr[-2000:]
     assert result.stdout.splitlines()[-1] == "0 1 cpu"

@@ -1,5 +1,6 @@
 """A small generated language, a vocabulary trained on it, and C4-layout files of it."""
 
+import functools
 import gzip
 import json
 from collections.abc import Callable, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from data.config import DataConfig
 from data.streaming.loader import PretrainingLoader
@@ -17,12 +19,16 @@ MakeTexts = Callable[..., list[str]]
 WriteShards = Callable[[Path, Sequence[Sequence[str | bytes]]], str]
 
 
+@functools.cache
+def _language() -> NDArray[np.str_]:
+    letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
+    return np.array(["".join(np.random.default_rng(i).choice(letters, 2 + i % 6)) for i in range(400)])
+
+
 def _make_texts(count: int, seed: int = 0, words: int = 40) -> list[str]:
     rng = np.random.default_rng(seed)
-    letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
-    language = ["".join(np.random.default_rng(i).choice(letters, 2 + i % 6)) for i in range(400)]
     return [
-        " ".join(rng.choice(language, int(rng.integers(1, words)))) + f" {seed}.{number}." for number in range(count)
+        " ".join(rng.choice(_language(), int(rng.integers(1, words)))) + f" {seed}.{number}." for number in range(count)
     ]
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,10 +96,17 @@ def replace_archives(folder: Path, setattr: Callable[[Any, str, Any], Any]) -> N
     setattr(download, "_apt_download", copy)
 
 
+@pytest.fixture(scope="module")
+def archives(make_texts: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    folder = tmp_path_factory.mktemp("laboratory") / "archives"
+    return folder, write_archives(folder, make_texts)
+
+
 @pytest.fixture
-def wiki(tmp_path: Path, make_texts: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def wiki(tmp_path: Path, archives: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Replace the archives; return the texts of wiki_en."""
-    texts = write_archives(tmp_path / "archives", make_texts)
+    folder, texts = archives
+    shutil.copytree(folder, tmp_path / "archives")
     monkeypatch.setattr(registry, "DOMAINS", registry.DOMAINS)  # the same mapping, whose entries come back, too
     for name, domain in registry.DOMAINS.items():
         monkeypatch.setitem(registry.DOMAINS, name, domain)

@@ -27,7 +27,7 @@ def run(command: list[str]) -> Completed:
 
 
 def launch(config: Path, *arguments: str, ranks: int = 2) -> Completed:
-    """Run ``deepspeed --num_gpus N train.py --config …``, the real launcher: 20 seconds of a core for imports alone."""
+    """Run ``deepspeed --num_gpus N train.py --config …``, the real launcher: 15 seconds of a core for imports alone."""
     deepspeed = str(Path(sys.executable).with_name("deepspeed"))
     start = [deepspeed, "--num_gpus", str(ranks), "--master_port", str(free_port()), "train.py"]
     return run([*start, "--config", str(config), *arguments])

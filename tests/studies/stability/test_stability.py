@@ -29,7 +29,7 @@ def command(tmp_path: Path, corpus: dict[str, Any], out: str, *options: str) -> 
 @pytest.mark.distributed
 def test_two_variants_end_in_a_table_and_are_not_run_again(corpus: dict[str, Any], tmp_path: Path):
     start = command(tmp_path, corpus, "study", "--steps", "10")
-    first = run(start)
+    first = python(*start[1:])
     assert first.returncode == 0, first.stderr[-3000:]
     out = tmp_path / "study"
     table = (out / "table.md").read_text()

@@ -1,5 +1,6 @@
 """Files that other processes read, or that must survive a crash: atomic writes, durable names, locks."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -14,14 +15,19 @@ UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EN
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write and flush a file to disk, then rename it: readers see the old file or all of the new one.
 
-    Two processes must not write the same path at once. ``sync_folder`` makes the name durable, too.
+    Of two processes that write the same path at once, one wins. ``sync_folder`` makes the name durable, too.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def sync_folder(folder: Path) -> None:

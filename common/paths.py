@@ -119,7 +119,35 @@ def check_can_write(folder: str | Path, setting: str, *, attempt: bool = True) -
     Raises:
         ValueError: one line that names setting, folder and reason.
     """
-    path = Path(folder).absolute()
+    reason = _why_not(Path(folder), attempt=attempt)
+    if reason is not None:
+        raise ValueError(f"{setting} = {folder}: {reason}: set another folder, or mend this one")
+
+
+def check_can_write_file(file: Path, setting: str) -> None:
+    """Check that a file can be made, or read and written where it is there. Leaves nothing there.
+
+    Args:
+        file: neither it nor its folder need exist.
+        setting: key or option that names it, for the message.
+
+    Raises:
+        ValueError: one line that names setting, file and reason.
+    """
+    reason = _why_not(file.parent, attempt=True)
+    if file.is_dir():
+        reason = "it is a folder"
+    elif file.exists() and not file.is_file():
+        reason = "it is no regular file"
+    elif file.exists() and not os.access(file, os.R_OK | os.W_OK):
+        reason = "no permission to read and write it"
+    if reason is not None:
+        raise ValueError(f"{setting} = {file}: {reason}: name another file")
+
+
+def _why_not(folder: Path, *, attempt: bool) -> str | None:
+    """Return why a folder cannot be made or written to; None if it can."""
+    path = folder.absolute()
     there = next(p for p in (path, *path.parents) if os.path.lexists(p))
     reason = None
     if not there.is_dir():
@@ -133,5 +161,4 @@ def check_can_write(folder: str | Path, setting: str, *, attempt: bool = True) -
             os.rmdir(tempfile.mkdtemp(prefix=".st-moe-", dir=there))
         except OSError as error:
             reason = f"nothing can be made in {there} ({error.strerror})"
-    if reason is not None:
-        raise ValueError(f"{setting} = {folder}: {reason}: set another folder, or mend this one")
+    return reason

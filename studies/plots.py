@@ -115,5 +115,6 @@ def _colors(names: Sequence[str]) -> dict[str, Any]:
 
 
 def _save(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

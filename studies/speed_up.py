@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.arguments import Parser
-from common.paths import check_can_write, no_folder, path_argument
+from common.paths import check_can_write_file, no_folder, path_argument
 from common.program import run
 from studies.runner.options import report_user_error
 from studies.runner.statistics import mean_of
@@ -179,7 +179,7 @@ def main() -> int:
     arguments = parse_arguments()
     try:
         if arguments.picture is not None:
-            check_can_write(arguments.picture.parent, "--picture")
+            check_can_write_file(arguments.picture, "--picture")
         pairs = pairs_of(
             [read_course(path, sparse=True) for path in arguments.sparse],
             [read_course(path, sparse=False) for path in arguments.dense],

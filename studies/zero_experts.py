@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from common.arguments import Parser
-from common.paths import check_can_write, path_argument
+from common.paths import check_can_write_file, path_argument
 from common.program import run
 from common.strict_json import finite_or_null, to_json
 from studies.runner.options import report_user_error
@@ -98,12 +98,13 @@ def main() -> int:
     arguments = parse_arguments()
     try:
         if arguments.rows is not None:
-            check_can_write(arguments.rows.parent, "--rows")
+            check_can_write_file(arguments.rows, "--rows")
         layers_of = {run_dir: sparse_layers(run_dir) for run_dir in arguments.run}
         for number, (run_dir, layers) in enumerate(layers_of.items()):
             row = costs_of(run_dir, layers)
             print(*([HEADER] if number == 0 else []), format_row(row), sep="\n", flush=True)
             if arguments.rows is not None:
+                arguments.rows.parent.mkdir(parents=True, exist_ok=True)
                 with arguments.rows.open("a", encoding="utf-8") as file:
                     file.write(to_json(finite_or_null(row)) + "\n")
     except ValueError as error:

@@ -316,7 +316,7 @@ class Trainer:
         self.stop_requests.obeyed()
         self._close()
         logger.info("stopped after step %d by %s; --resume continues from there", self.state.step, reason)
-        logger.info("go on  %s", self.folder.train_command(self.process.world_size, "--resume"))
+        logger.info("continue  %s", self.folder.train_command(self.process.world_size, "--resume"))
 
     def _seconds(self) -> float:
         """Seconds of training over all sessions, without what a crash has undone."""

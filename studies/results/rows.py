@@ -12,9 +12,8 @@ from typing import IO, Any
 
 from common.files import acquire_lock, sync_folder
 from common.logs import get_logger
-from common.paths import check_can_write
+from common.paths import check_can_write_file
 from common.strict_json import finite_or_null, to_json
-from training.config.errors import ConfigError
 
 RUN, TIME = "run", "time"  # kinds of rows
 Row = dict[str, Any]
@@ -28,12 +27,8 @@ def identity(row: Row) -> tuple[Any, ...]:
 
 
 def check_rows(path: Path) -> None:
-    """Check that rows can be read from a file and appended to it. Raises ConfigError."""
-    check_can_write(path.parent, "--rows")
-    if path.exists() and not path.is_file():
-        raise ConfigError(f"--rows {path} is no file: name one, such as rows.jsonl in it")
-    if path.exists() and not os.access(path, os.R_OK | os.W_OK):
-        raise ConfigError(f"--rows {path}: no permission to read and write it: set another file, or mend this one")
+    """Check that rows can be read from a file and appended to it. Raises ValueError."""
+    check_can_write_file(path, "--rows")
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.paths import check_can_write_file
 from common.strict_json import finite_or_null, to_json
 from training.checkpoint.store.manifest import MANIFEST_FILE
 from training.checkpoint.store.state import candidates
@@ -51,12 +52,13 @@ class FinishedRuns:
         settings: what all runs of the study have in common: configuration file and ``key=value`` arguments.
 
     Raises:
-        ConfigError: the file cannot be read, or holds runs of other settings.
+        ValueError: the file cannot be read or appended to, or holds runs of other settings.
     """
 
     def __init__(self, path: Path, settings: Sequence[str]):
         self.path, self.settings = path, list(settings)
         self.found: dict[tuple[str, int], Row] = {}
+        check_can_write_file(path, "--rows")
         try:
             entries = list(_entries(path))
         except (OSError, ValueError) as error:

@@ -22,6 +22,35 @@ sys.stdin.read()
 """
 
 
+def test_of_two_processes_that_write_a_file_one_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path, flush = tmp_path / "results.json", os.fsync
+
+    def meanwhile(handle: int) -> None:
+        monkeypatch.setattr(os, "fsync", flush)
+        child = os.fork()
+        if child == 0:
+            write_atomically(path, "the other's")
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert path.read_text() == "the other's"
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    write_atomically(path, "ours, which is longer")
+    assert path.read_text() == "ours, which is longer"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(tmp_path / "results.json", "x")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_is_replaced_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "latest"
     write_atomically(path, "step_1 →")

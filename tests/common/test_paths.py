@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from common.paths import UserPath, beside, check_can_write, expand, nearest, no_folder, path_argument, searched, why
+from common.paths import (
+    UserPath,
+    beside,
+    check_can_write,
+    check_can_write_file,
+    expand,
+    nearest,
+    no_folder,
+    path_argument,
+    searched,
+    why,
+)
 
 
 def test_tilde_and_variables_are_those_of_the_shell(monkeypatch: pytest.MonkeyPatch):
@@ -122,3 +133,22 @@ def test_a_missing_path_is_likely_the_one_with_nearly_its_name(tmp_path: Path, m
     )
     assert no_folder(Path("runs/note.txt"), "x", "name a run") == f"x: no such folder in {tmp_path}: name a run"
     assert no_folder(Path("runs/notes.txt"), "x", "name a run") == "x is a file, no folder: name a run"
+
+
+def test_files_that_cannot_be_written_are_named_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    there = tmp_path / "rows.jsonl"
+    there.write_text("{}")
+    for file in (there, tmp_path / "new" / "folder" / "rows.jsonl"):
+        check_can_write_file(file, "--rows")
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]  # nothing is left there
+    for file, reason in (
+        (tmp_path, "it is a folder"),
+        (there / "rows.jsonl", f"{there} is no folder"),
+        (Path("/dev/null"), "it is no regular file"),
+        (Path("/proc/rows.jsonl"), "nothing can be made in /proc"),
+    ):
+        with pytest.raises(ValueError, match=rf"^--rows = {file}: {reason}.*: name another file$"):
+            check_can_write_file(file, "--rows")
+    monkeypatch.setattr("os.access", lambda path, mode: path != there)
+    with pytest.raises(ValueError, match="no permission to read and write it: name another file"):
+        check_can_write_file(there, "--rows")

@@ -99,6 +99,10 @@ def test_programs_prepare_for_an_interrupt_before_their_imports(file: str):
     first, second = [line for line in text.splitlines() if line.startswith(("import ", "from "))][:2]
     assert first == "from common.exit_codes import end_quietly_on_interrupt"
     assert 0 < text.index("    end_quietly_on_interrupt()") < text.index(f"\n{second}")
+    for folder in (ROOT / file).relative_to(ROOT).parents[:-1]:  # ``python -m`` imports the packages first
+        package = (ROOT / folder / "__init__.py").read_text(encoding="utf-8").splitlines()
+        imports = {line.split()[1] for line in package if line.startswith(("import ", "from "))}
+        assert imports <= {"importlib", "typing"}, folder
 
 
 @pytest.mark.parametrize("file", programs())

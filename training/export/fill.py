@@ -69,7 +69,10 @@ def load(folder: Path, vocabulary: Path | None = None, step: str | None = None) 
         checkpoint, state = read_checkpoint(folder, step)
         config = validate(state.config)
         if config.data.objective != "span_corruption":
-            raise ConfigError(f"{folder} was trained with data.objective = {config.data.objective}: it fills no spans")
+            fix = "evaluate.py answers its tasks" if config.data.objective == "tasks" else "name another run"
+            raise ConfigError(
+                f"{folder} was trained with data.objective = {config.data.objective} and fills no spans: {fix}"
+            )
         tokenizer = vocabulary_of(folder, config, state.data["identity"][VOCABULARY_KEY], vocabulary)
         model = read_model(checkpoint, served(config.model.model_dump(), "dropless")[0])
     else:

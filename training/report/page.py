@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import write_atomically
+from common.paths import check_can_write_file
 from training.monitoring.columns import DECISION, GUARD, REASON, STEP
 from training.report.history import (
     History,
@@ -32,9 +33,11 @@ MOST_DECISIONS = 50
 
 
 def check_target(file: Path) -> None:
-    """Check that a page may be written there. Raises NoRunError: a file is there that is no such page, or a folder."""
-    if file.is_dir():
-        raise NoRunError(f"--html {file} is a folder: name a file, such as {file / 'report.html'}")
+    """Check that a page may be written there. Raises NoRunError: it cannot, or a file is there that is no such page."""
+    try:
+        check_can_write_file(file, "--html")
+    except ValueError as error:
+        raise NoRunError(str(error)) from None
     if file.exists() and MARK not in file.read_text(encoding="utf-8", errors="replace")[:1000]:
         raise NoRunError(f"--html {file} exists and is no report: name another file")
 

@@ -188,7 +188,7 @@ def test_a_file_that_is_no_report_is_not_overwritten(tmp_path: Path):
     for content, target in (("my notes", tmp_path / "notes.html"), (None, tmp_path)):
         if content is not None:
             target.write_text(content)
-        with pytest.raises(NoRunError, match=r"exists and is no report|is a folder"):
+        with pytest.raises(NoRunError, match=r"exists and is no report|it is a folder"):
             check_target(target)
     history = read_history(write_run(tmp_path / "a", []))
     write_page([history], tmp_path / "report.html")

@@ -88,7 +88,7 @@ def end_table(folder: RunFolder, summary: dict[str, Any]) -> str:
             "skipped": f"data lines: {skipped}" if skipped else "",
             "files": f"{folder.path}/, newest checkpoint {folder.checkpoints / (folder.latest() or '')}",
             "report": f"python -m training.report {run}",
-            "go on": folder.continue_command(summary),
+            "continue": folder.continue_command(summary),
             "export": f"python convert.py export {run} --output exported/{shlex.quote(folder.path.resolve().name)}",
         }
     )

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from model.capacity import group_tokens
 from model.config import StMoeConfig
 from model.initialization import initialize_weights
 from model.layers.feed_forward import FeedForward
 from model.moe.experts import Experts
 from model.moe.layer import SparseFeedForward
-from model.moe.router import group_tokens
 
 GROUP = 2048  # tokens that are routed as one group, where a peer has groups
 SLOTS = 1.25  # capacity slots per token

@@ -9,9 +9,8 @@ Shape suffixes: L = encoder positions, M = decoder positions.
 from dataclasses import dataclass
 from fractions import Fraction
 
-from model.architecture import documented_fields
-from model.config import StMoeConfig
-from model.moe.router import expert_capacity, group_tokens
+from model.architecture import Architecture, documented_fields
+from model.capacity import expert_capacity, group_tokens
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class ForwardFlops:
 
 
 def forward_flops(
-    config: StMoeConfig, sequences: int, inputs: int, targets: int, *, expert_rows: float | None = None
+    config: Architecture, sequences: int, inputs: int, targets: int, *, expert_rows: float | None = None
 ) -> ForwardFlops:
     """Count a forward pass.
 
@@ -82,12 +81,12 @@ def forward_flops(
     )
 
 
-def feed_forward_flops(config: StMoeConfig) -> int:
+def feed_forward_flops(config: Architecture) -> int:
     """Return the forward FLOPs of a dense feed-forward, or of one expert, per row."""
     return 2 * (3 if config.feed_forward == "geglu" else 2) * config.d_model * config.d_ff
 
 
-def buffer_rows(config: StMoeConfig, sequences: int, inputs: int, targets: int, *, training: bool = True) -> int:
+def buffer_rows(config: Architecture, sequences: int, inputs: int, targets: int, *, training: bool = True) -> int:
     """Return the rows that the experts of all sparse layers are given: all capacity slots, filled or not.
 
     Without a capacity (``dropless``) it depends on the tokens; returned is the most: ``top_n`` rows for each position.
@@ -109,7 +108,7 @@ def buffer_rows(config: StMoeConfig, sequences: int, inputs: int, targets: int, 
 
 
 def equal_flops_width(
-    config: StMoeConfig,
+    config: Architecture,
     wanted: float,
     sequences: int,
     inputs: int,
@@ -138,7 +137,7 @@ def equal_flops_width(
     fields = {field.name: getattr(config, field.name) for field in documented_fields()}
 
     def total(width: int) -> int:
-        sized = StMoeConfig(**fields | {"d_ff": width})
+        sized = Architecture(**fields | {"d_ff": width})
         return forward_flops(sized, sequences, inputs, targets).total
 
     one, two = total(2 * multiple), total(4 * multiple)

@@ -32,6 +32,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "optim": ("moments",),
     "training": (
         "config",
+        "planning",
         "run",
         "engine",
         "monitoring",
@@ -48,7 +49,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 # Modules of a room that its packages may import: the foundations. All others lie above the packages.
 FOUNDATIONS: dict[str, tuple[str, ...]] = {
     "data": ("config", "file_names", "hugging_face", "span_corruption", "task_config", "tokenizer"),
-    "model": ("architecture", "config", "losses"),
+    "model": ("architecture", "capacity", "config", "losses"),
     "optim": ("parameter", "partition"),
     "training": (),
     "studies": ("plots",),

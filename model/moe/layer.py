@@ -10,13 +10,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from model.capacity import group_tokens
 from model.config import StMoeConfig
 from model.layers.precision import to_matmul_dtype
 from model.layers.ranges import COMBINE, DISPATCH, ROUTER, named_range
 from model.losses import RouterLosses, router_losses_by_sequence
 from model.moe.dispatch import combine, dispatch, tokens_of_rows
 from model.moe.experts import Experts
-from model.moe.router import Router, group_tokens, route
+from model.moe.router import Router, route
 from model.moe.routing import Routing
 from model.moe.statistics import router_statistics
 

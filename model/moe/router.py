@@ -7,6 +7,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
+from model.capacity import expert_capacity
 from model.config import StMoeConfig
 from model.losses import load_balance_loss, max_router_logit, router_z_loss
 from model.moe.expert_choice import choose_by_expert
@@ -14,25 +15,6 @@ from model.moe.router_product import router_product
 from model.moe.routing import Routing
 from model.moe.token_choice import choose_by_token
 from model.moe.token_choice_kernels import can_route, route_by_kernels
-
-
-def expert_capacity(config: StMoeConfig, size: int, *, training: bool, decoder: bool = False) -> int:
-    """Return the capacity slots per expert in a group of ``size`` tokens.
-
-    As in the paper's code ``max(min(size, int(size * CF / E)), min_capacity)``, not multiplied by top_n; for flaxformer
-    ``max(round(size * CF / E), min_capacity)``, with halves rounded to even as there; for ``capacity: dropless``
-    ``size``, enough for any routing.
-    """
-    if config.capacity == "dropless":
-        return size
-    slots = size * (config.train_capacity_factor if training else config.eval_capacity_factor) / config.num_experts
-    flaxformer = config.stack_gating(decoder=decoder) == "flaxformer"
-    return max(round(slots) if flaxformer else min(size, int(slots)), config.min_capacity)
-
-
-def group_tokens(tokens: int, group_size: int) -> int:
-    """Return the tokens per routing group: the largest divisor of ``tokens`` that is at most ``group_size``."""
-    return next(size for size in range(min(tokens, group_size), 0, -1) if tokens % size == 0)
 
 
 def route(

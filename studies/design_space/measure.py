@@ -17,7 +17,7 @@ from studies.design_space.trials import Trial
 from studies.results.machine import circumstances, device_name
 from studies.results.rows import TIME, Row, append_row, of_kind, read_rows
 from training.config.run import RunConfig, validate
-from training.cost import cost_of
+from training.planning.cost import cost_of
 from training.timed_steps import time_steps
 
 STEPS = 5  # that a turn times

@@ -14,7 +14,7 @@ from studies.runner.options import check_variants
 from studies.runner.runs import with_overrides
 from training.config.errors import ConfigError
 from training.config.run import RunConfig
-from training.cost import cost_of
+from training.planning.cost import cost_of
 
 COST_HEADER = ("variants", "d_ff", "MFLOPs/token", "of baseline", "parameters", "active", "settings")
 

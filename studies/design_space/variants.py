@@ -12,7 +12,7 @@ from typing import Any
 
 from studies.runner.runs import with_overrides
 from training.config.run import RunConfig
-from training.cost import width_of_equal_flops
+from training.planning.cost import width_of_equal_flops
 
 Overrides = dict[str, Any]
 Change = Callable[[RunConfig], Overrides]

@@ -21,7 +21,7 @@ from training.checkpoint.store.layout import ParallelLayout
 from training.config.checks import check_layout
 from training.config.errors import ConfigError
 from training.config.run import RunConfig
-from training.cost import cost_of
+from training.planning.cost import cost_of
 
 # What the identity of the weights stands for.
 OF_WEIGHTS = {"training": ("init_from",), "data": ("vocabulary", "task_folder")}

@@ -10,7 +10,7 @@ from studies.results.machine import circumstances
 from studies.results.rows import RUN, Row, append_row, identity, read_rows
 from studies.runner.follow_up import FollowUp
 from studies.runner.runs import Run
-from training.cost import cost_of
+from training.planning.cost import cost_of
 from training.monitoring.columns import (
     CROSS_ENTROPY,
     DROPPED_FIRST_CHOICES,

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.capacity import expert_capacity, group_tokens
 from model.config import StMoeConfig
-from model.moe.router import expert_capacity, group_tokens
 from model.router import route
 
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from model.capacity import expert_capacity
 from model.config import StMoeConfig
-from model.moe.router import Routing, expert_capacity, route
+from model.moe.router import Routing, route
 
 Floats = NDArray[np.float64]
 GROUPS, SIZE, EXPERTS = 3, 48, 6

@@ -8,10 +8,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import model.moe.layer
+from model.capacity import group_tokens
 from model.config import StMoeConfig
 from model.initialization import initialize_weights
 from model.moe.layer import SparseFeedForward
-from model.moe.router import Routing, group_tokens, route
+from model.moe.router import Routing, route
 from model.st_moe import StMoeForConditionalGeneration
 from tests.support.gatings import GATINGS
 

@@ -11,7 +11,7 @@ from studies.runner.runs import with_overrides
 from tests.support.small import small_config
 from training.config.errors import ConfigError
 from training.config.run import RunConfig, load_config
-from training.cost import cost_of, example_lengths
+from training.planning.cost import cost_of, example_lengths
 
 LARGE = "configs/st_moe_l.yaml"
 

@@ -1,27 +1,12 @@
 """The FLOP/s of matrix products that a device can reach at most: of its data sheet, or measured once."""
 
-import re
 import time
 from typing import NamedTuple
 
 import torch
 
-# Dense products, without sparsity, in 10^12 FLOP/s: bfloat16 with float32 sums on tensor cores; float32 without TF32,
-# which runs switch off. From NVIDIA's data sheets; a card is the first whose words are all in its name.
-DATA_SHEETS: tuple[tuple[str, float, float], ...] = (
-    ("B200", 2250.0, 75.0),
-    ("GH200", 989.4, 66.9),
-    ("H200 NVL", 835.5, 60.0),
-    ("H200", 989.4, 66.9),
-    ("H100 NVL", 835.5, 60.0),
-    ("H100 PCIe", 756.0, 51.2),
-    ("H100", 989.4, 66.9),
-    ("A100", 312.0, 19.5),
-    ("A40", 149.7, 37.4),
-    ("A10", 125.0, 31.2),
-    ("L40S", 362.05, 91.6),
-    ("L4", 121.0, 30.3),
-)
+from training.planning.cards import card_of_device
+
 SIZES = {"cuda": 8192, "cpu": 768}  # of the square matrices that are multiplied
 MOST_SECONDS = 0.2  # of measuring
 
@@ -38,11 +23,8 @@ class Peak(NamedTuple):
 
 def data_sheet_peak(card: str, dtype: torch.dtype) -> float | None:
     """Return the FLOP/s of a card of this name by its data sheet; None if it is not known."""
-    words = set(re.split(r"[ -]", card))
-    for name, bf16, fp32 in DATA_SHEETS:
-        if words.issuperset(name.split()):
-            return (bf16 if dtype == torch.bfloat16 else fp32) * 1e12
-    return None
+    known = card_of_device(card)
+    return None if known is None else known.flops_per_second("bf16" if dtype == torch.bfloat16 else "fp32")
 
 
 def measured_peak(device: str, dtype: torch.dtype) -> float:

@@ -46,7 +46,7 @@ def example_lengths(config: DataConfig) -> tuple[int, int]:
 
 def cost_of(config: RunConfig) -> Cost:
     """Count what a run costs; allocates no model."""
-    model, sequences = config.st_moe_config(), config.training.micro_batch_size
+    model, sequences = config.architecture(), config.training.micro_batch_size
     inputs, targets = example_lengths(config.data)
     flops = forward_flops(model, sequences, inputs, targets)
     total, active = count_parameters(model)
@@ -62,8 +62,8 @@ def width_of_equal_flops(config: RunConfig, reference: RunConfig) -> int:
         ValueError: see ``model.flops.equal_flops_width``.
     """
     sequences, lengths = config.training.micro_batch_size, example_lengths(config.data)
-    wanted = forward_flops(reference.st_moe_config(), sequences, *lengths).total
+    wanted = forward_flops(reference.architecture(), sequences, *lengths).total
     for multiple in MULTIPLES[:-1]:
         with contextlib.suppress(ValueError):
-            return equal_flops_width(config.st_moe_config(), wanted, sequences, *lengths, multiple=multiple)
-    return equal_flops_width(config.st_moe_config(), wanted, sequences, *lengths, multiple=MULTIPLES[-1])
+            return equal_flops_width(config.architecture(), wanted, sequences, *lengths, multiple=multiple)
+    return equal_flops_width(config.architecture(), wanted, sequences, *lengths, multiple=MULTIPLES[-1])

@@ -1,0 +1,69 @@
+"""The parallel layout that a plan is made for: how many GPUs, and how a configuration is spread over them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from training.config.checks import check_expert_parallel
+from training.config.deepspeed import accumulation_steps, read_deepspeed_file, zero_stage
+from training.config.run import RunConfig
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A layout; ``Layout.of`` gives that of a configuration, ``dataclasses.replace`` varies it.
+
+    What a layout does not hold (the rest of DeepSpeed's options, dtypes of gradients, trainable parameters) is the
+    configuration's.
+    """
+
+    gpus: int  # the world size
+    gpus_per_node: int
+    expert_parallel_size: int
+    zero_stage: Literal[0, 1, 2, 3]
+    micro_batch_size: int  # sequences per GPU and forward pass
+    accumulation: int  # micro-batches per GPU and step
+    recompute: bool  # of blocks in the backward pass: ``training.activation_checkpointing``
+    precision: Literal["fp32", "bf16", "bf16_autocast"]
+    all_to_all_chunks: int = 1
+
+    @classmethod
+    def of(cls, config: RunConfig, gpus: int, gpus_per_node: int = 8) -> "Layout":
+        """Return the layout of a configuration on ``gpus`` GPUs.
+
+        Raises:
+            ConfigError: experts or batch cannot be spread over so many GPUs, or the DeepSpeed file is broken.
+        """
+        check_expert_parallel(config, gpus)
+        stage = zero_stage(read_deepspeed_file(config.training.deepspeed_config))
+        assert stage in (0, 1, 2, 3), "the keys of the file are checked"
+        return cls(
+            gpus=gpus,
+            gpus_per_node=gpus_per_node,
+            expert_parallel_size=config.parallel.expert_parallel_size,
+            zero_stage=stage,
+            micro_batch_size=config.training.micro_batch_size,
+            accumulation=accumulation_steps(config, gpus),
+            recompute=config.training.activation_checkpointing,
+            precision=config.training.precision,
+            all_to_all_chunks=config.parallel.all_to_all_chunks,
+        )
+
+    @property
+    def nodes(self) -> int:
+        """Nodes, the last of which may not be full."""
+        return -(-self.gpus // self.gpus_per_node)
+
+    @property
+    def expert_replicas(self) -> int:
+        """Copies of the experts: ranks of an expert-data-parallel group."""
+        return self.gpus // self.expert_parallel_size
+
+    @property
+    def experts_within_node(self) -> bool:
+        """Whether no expert-parallel group, which is of consecutive ranks, leaves a node."""
+        return self.gpus <= self.gpus_per_node or self.gpus_per_node % self.expert_parallel_size == 0
+
+    @property
+    def global_batch_size(self) -> int:
+        """Sequences per step, over all GPUs."""
+        return self.gpus * self.micro_batch_size * self.accumulation

@@ -12,8 +12,8 @@ from training.checkpoint.initial.source import Source, look_into
 from training.checkpoint.store.manifest import MANIFEST_FILE
 from training.config.errors import ConfigError
 from training.config.run import RunConfig, load_config, validate
-from training.planning.cost import cost_of
 from training.monitoring.columns import STEP_SECONDS, training_rows
+from training.planning.cost import cost_of
 from training.run.folder import RunFolder
 
 SPARSE, DENSE = "sparse", "dense"

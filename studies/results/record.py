@@ -10,7 +10,6 @@ from studies.results.machine import circumstances
 from studies.results.rows import RUN, Row, append_row, identity, read_rows
 from studies.runner.follow_up import FollowUp
 from studies.runner.runs import Run
-from training.planning.cost import cost_of
 from training.monitoring.columns import (
     CROSS_ENTROPY,
     DROPPED_FIRST_CHOICES,
@@ -24,6 +23,7 @@ from training.monitoring.columns import (
     split_of,
     training_rows,
 )
+from training.planning.cost import cost_of
 
 LAST = 0.2  # of a run's steps, over which dropped tokens are averaged: the routers have settled
 FIRST = 0.1  # of a run's steps, whose times are not counted

@@ -42,7 +42,12 @@ def test_active_parameters_exclude_the_experts_that_a_token_does_not_use(
         {"num_experts": 4, "feed_forward_bias": "multiplicative", "num_decoder_layers": 3, "sparse_step": 2},
         {"num_experts": 4, "feed_forward": "relu", "sparse_step": 1, "extra_feed_forward": "none", "top_n": 1},
         {"num_experts": 4, "rms_norm_scale": False, "extra_feed_forward": "before", "feed_forward_bias": "additive"},
-        {"num_experts": 0, "feed_forward": "relu", "feed_forward_bias": "additive", "relative_attention_num_buckets": 8},
+        {
+            "num_experts": 0,
+            "feed_forward": "relu",
+            "feed_forward_bias": "additive",
+            "relative_attention_num_buckets": 8,
+        },
     ],
     ids=str,
 )

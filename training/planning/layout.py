@@ -19,7 +19,7 @@ class Layout:
     gpus: int  # the world size
     gpus_per_node: int
     expert_parallel_size: int
-    zero_stage: Literal[0, 1, 2, 3]
+    zero_stage: int  # 0 to 3
     micro_batch_size: int  # sequences per GPU and forward pass
     accumulation: int  # micro-batches per GPU and step
     recompute: bool  # of blocks in the backward pass: ``training.activation_checkpointing``
@@ -34,13 +34,12 @@ class Layout:
             ConfigError: experts or batch cannot be spread over so many GPUs, or the DeepSpeed file is broken.
         """
         check_expert_parallel(config, gpus)
-        stage = zero_stage(read_deepspeed_file(config.training.deepspeed_config))
-        assert stage in (0, 1, 2, 3), "the keys of the file are checked"
+        options = read_deepspeed_file(config.training.deepspeed_config)
         return cls(
             gpus=gpus,
             gpus_per_node=gpus_per_node,
             expert_parallel_size=config.parallel.expert_parallel_size,
-            zero_stage=stage,
+            zero_stage=zero_stage(options),
             micro_batch_size=config.training.micro_batch_size,
             accumulation=accumulation_steps(config, gpus),
             recompute=config.training.activation_checkpointing,

@@ -85,8 +85,11 @@ def test_training_lowers_the_loss_and_reaches_every_expert(kind: str):
         loss.backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
         for name, layer in layers.items():
-            reached[name] |= layer.experts.w2.grad.flatten(1).any(dim=1)
-            assert layer.router.weight.grad.any()
+            of_experts, of_router = layer.experts.w2.grad, layer.router.weight.grad
+            assert of_experts is not None
+            assert of_router is not None
+            assert of_router.any()
+            reached[name] |= of_experts.flatten(1).any(dim=1)
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.9 * losses[0]

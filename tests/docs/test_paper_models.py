@@ -3,12 +3,14 @@
 import functools
 
 import pytest
+import torch
 
 from common.project import ROOT
 from model.flops import forward_flops
 from model.size import count_parameters
+from model.st_moe import StMoeForConditionalGeneration
 from training.config.run import RunConfig, load_config
-from training.cost import example_lengths
+from training.planning.cost import example_lengths
 
 SPARSE = ("st_moe_base", "st_moe_l", "st_moe_xl", "st_moe_32b", "switch_c", "switch_xxl")
 PRESETS = ("dense_l", "dense_xl", "t5_xxl", *SPARSE)
@@ -31,9 +33,13 @@ def preset(name: str) -> RunConfig:
     ],
 )
 def test_parameters_are_those_published(name: str, billions: str):
-    total, active = count_parameters(preset(name).st_moe_config())
+    with torch.device("meta"):
+        model = StMoeForConditionalGeneration(preset(name).st_moe_config())
+    counted = sum(parameter.numel() for parameter in model.parameters())
     decimals = len(billions.partition(".")[2])
-    assert f"{total / 1e9:.{decimals}f}" == billions
+    assert f"{counted / 1e9:.{decimals}f}" == billions
+    total, active = count_parameters(preset(name).architecture())
+    assert total == counted
     assert (active < total) == (name in SPARSE)
 
 

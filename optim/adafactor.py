@@ -195,18 +195,19 @@ class Adafactor(Optimizer):
         return named | {STEP: torch.tensor(max(steps, default=0))}
 
     @torch.no_grad()
-    def load_named_state(self, state: Mapping[str, Tensor]) -> None:
+    def load_named_state(self, state: Mapping[str, Tensor], fragments: Fragments | None = None) -> None:
         """Load what this rank needs from a whole state, saved at any layout.
 
         Args:
             state: ``named_state()`` of all ranks together; only what is needed is read.
+            fragments: finds those that hold elements of a tensor; None: by the names of ``state``, all of which it reads.
 
         Raises:
             ValueError: it lacks a tensor that this rank needs.
         """
         for tensor in (p for group in self.param_groups for p in group["params"] if p in self.specs):
             self._state_of(tensor)
-        index, step = index_fragments(state), int(state[STEP])
+        fragments, step = fragments or index_fragments(state), int(state[STEP])
         for partition_state in self.partition_states.values():
-            partition_state.load(state, index)
+            partition_state.load(state, fragments)
             partition_state.step = step

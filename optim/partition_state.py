@@ -6,7 +6,7 @@ Names: ``<parameter>`` or, where the leading axis runs over experts, ``<paramete
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -18,8 +18,8 @@ from optim.partition import Partition, Segment
 # Elements that an operation works on at a time. CPU: few, to stay in a core's cache; elsewhere: bounds the scratch.
 CPU_BLOCK, DEVICE_BLOCK = 1 << 19, 1 << 25
 
-# Tensor name → (start, stop, name under which these elements are saved).
-FragmentIndex = dict[str, list[tuple[int, int, str]]]
+# Called with a tensor's name, start and stop: (start, stop, name under which they are saved) of fragments that hold those.
+Fragments = Callable[[str, int, int], Iterable[tuple[int, int, str]]]
 
 
 class PartitionState:
@@ -75,7 +75,7 @@ class PartitionState:
             if self.momentum is not None and (first or self.partition.is_split):
                 yield from _fragments(segment, "momentum", segment.view(self.momentum))
 
-    def load(self, state: Mapping[str, Tensor], index: FragmentIndex) -> None:
+    def load(self, state: Mapping[str, Tensor], fragments: Fragments) -> None:
         """Copy what this rank needs from ``state``, saved at any layout. Raises ValueError if a tensor is missing."""
         for segment in self.partition.segments:
             if self.is_factored[segment]:
@@ -86,9 +86,9 @@ class PartitionState:
                     own.copy_(saved)
             else:
                 own = self.full.moment[self.full_spans[segment]]
-                _load_fragments(segment, "second_moment", own, state, index)
+                _load_fragments(segment, "second_moment", own, state, fragments)
             if self.momentum is not None:
-                _load_fragments(segment, "momentum", segment.view(self.momentum), state, index)
+                _load_fragments(segment, "momentum", segment.view(self.momentum), state, fragments)
 
     def _means_of(self, segment: Segment) -> Iterator[tuple[str, Tensor]]:
         for unit in range(segment.spec.units):
@@ -100,30 +100,44 @@ class PartitionState:
 
 def _fragments(segment: Segment, kind: str, values: Tensor) -> Iterator[tuple[str, Tensor]]:
     for unit, elements, span in segment.unit_runs():
-        yield f"{segment.spec.unit_key(unit)}/{kind}/{elements.start}-{elements.stop}", values[span]
+        yield fragment_name(f"{segment.spec.unit_key(unit)}/{kind}", elements.start, elements.stop), values[span]
 
 
-def index_fragments(names: Mapping[str, Tensor]) -> FragmentIndex:
-    """Index the names of fragments by the tensor to which they belong."""
-    index: FragmentIndex = defaultdict(list)
+def fragment_name(tensor: str, start: int, stop: int) -> str:
+    """Return the name under which elements ``[start, stop)`` of a tensor are saved."""
+    return f"{tensor}/{start}-{stop}"
+
+
+def read_fragment_name(name: str) -> tuple[str, int, int] | None:
+    """Return tensor, start and stop of the name of a fragment; None for the name of a whole tensor."""
+    tensor, _, span = name.rpartition("/")
+    if not tensor.endswith(("/second_moment", "/momentum")):
+        return None
+    start, _, stop = span.partition("-")
+    return tensor, int(start), int(stop)
+
+
+def index_fragments(names: Iterable[str]) -> Fragments:
+    """Return what finds fragments among all names of a state."""
+    index: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
     for name in names:
-        tensor, _, span = name.rpartition("/")
-        if tensor.endswith(("/second_moment", "/momentum")):
-            start, _, stop = span.partition("-")
-            index[tensor].append((int(start), int(stop), name))
-    return index
+        fragment = read_fragment_name(name)
+        if fragment is not None:
+            index[fragment[0]].append((*fragment[1:], name))
+    return lambda tensor, start, stop: [
+        found for found in index.get(tensor, ()) if max(start, found[0]) < min(stop, found[1])
+    ]
 
 
 def _load_fragments(
-    segment: Segment, kind: str, values: Tensor, state: Mapping[str, Tensor], index: FragmentIndex
+    segment: Segment, kind: str, values: Tensor, state: Mapping[str, Tensor], fragments: Fragments
 ) -> None:
     for unit, elements, span in segment.unit_runs():
         tensor = f"{segment.spec.unit_key(unit)}/{kind}"
         own, missing = values[span], len(elements)
-        for start, stop, name in index.get(tensor, ()):
+        for start, stop, name in fragments(tensor, elements.start, elements.stop):
             low, high = max(start, elements.start), min(stop, elements.stop)
-            if low < high:
-                own[low - elements.start : high - elements.start] = state[name][low - start : high - start]
-                missing -= high - low
+            own[low - elements.start : high - elements.start] = state[name][low - start : high - start]
+            missing -= high - low
         if missing:
             raise ValueError(f"the optimizer state has no {tensor} of elements {elements.start}-{elements.stop}")

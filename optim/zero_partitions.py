@@ -2,10 +2,12 @@
 
 DeepSpeed 0.19.8 wraps the optimizer, by ZeRO stage and precision, in one of four classes, or not at all (stage 0 with
 float32 weights). All replace the parameters by flat tensors or copies.
+
+Shape suffixes: S segments of a partition, one of each parameter, G ranks of its group, 2 start and stop.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import deepspeed.comm as dist
@@ -69,13 +71,24 @@ def _bf16_stage_1(wrapper: Any, specs: Specs) -> Iterator[Partition]:
 
 def _equal_share(tensor: Tensor, offsets: list[tuple[ParameterSpec, int]], group: Any) -> Partition:
     """One of equal consecutive shares, one per rank, of a concatenation of parameters at these offsets."""
-    low = dist.get_rank(group=group) * tensor.numel()
-    high = low + tensor.numel()
+    segments = equal_segments(offsets, dist.get_rank(group=group), tensor.numel())
+    return Partition(tensor, segments, **_group_fields(group), is_split=True)
+
+
+def equal_segments(offsets: Sequence[tuple[ParameterSpec, int]], rank: int, numel: int) -> tuple[Segment, ...]:
+    """Return the segments of a rank whose share of a concatenation of parameters has ``numel`` elements.
+
+    Args:
+        offsets: every parameter, and where it begins in the concatenation.
+        rank: in the group; its share is the ``rank``-th.
+        numel: of every share.
+    """
+    low, high = rank * numel, (rank + 1) * numel
     segments = []
     for spec, offset in offsets:
         start, stop = (min(max(edge - offset, 0), spec.numel) for edge in (low, high))
         segments.append(Segment(spec, start, stop, offset + start - low if start < stop else 0))
-    return Partition(tensor, tuple(segments), **_group_fields(group), is_split=True)
+    return tuple(segments)
 
 
 def _stage_3(zero: Any, specs: Specs) -> Iterator[Partition]:
@@ -83,14 +96,14 @@ def _stage_3(zero: Any, specs: Specs) -> Iterator[Partition]:
         group = zero.sub_group_process_groups[index]
         rank, segments, offset = dist.get_rank(group=group), [], 0
         for parameter in zero.fp16_groups[index]:
-            segments.append(_share_of_stage_3(parameter, specs[parameter], rank, offset))
+            segments.append(stage_3_segment(specs[parameter], rank, parameter.partition_numel(), offset))
             offset += parameter.partition_numel()
         yield Partition(tensor, tuple(segments), **_group_fields(group), is_split=True)
 
 
-def _share_of_stage_3(parameter: Any, spec: ParameterSpec, rank: int, offset: int) -> Segment:
-    size = parameter.partition_numel()
-    return Segment(spec, min(rank * size, spec.numel), min((rank + 1) * size, spec.numel), offset)
+def stage_3_segment(spec: ParameterSpec, rank: int, numel: int, offset: int) -> Segment:
+    """Return what a rank holds of a parameter that ZeRO 3 cuts into shares of ``numel`` elements, the last shorter."""
+    return Segment(spec, min(rank * numel, spec.numel), min((rank + 1) * numel, spec.numel), offset)
 
 
 def _stage_0(optimizer: torch.optim.Optimizer, specs: Specs) -> Iterator[Partition]:
@@ -119,7 +132,7 @@ def frozen_parameters(specs: Specs) -> Iterator[Partition]:
             continue
         if hasattr(parameter, "ds_tensor"):
             group = parameter.ds_process_group
-            own = _share_of_stage_3(parameter, spec, dist.get_rank(group=group), 0)
+            own = stage_3_segment(spec, dist.get_rank(group=group), parameter.partition_numel(), 0)
             yield Partition(parameter.ds_tensor, (own,), **_group_fields(group), is_split=True)
         else:
             split = not getattr(parameter, "allreduce", True)
@@ -151,14 +164,14 @@ def check_cover(partitions: list[Partition], specs: Specs) -> None:
         wrong = sorted(set(names) ^ set(trainable)) or names
         raise RuntimeError(f"the optimizer does not hold every trainable parameter once: {wrong}")
     for partition in partitions:
-        own = torch.tensor([(segment.start, segment.stop) for segment in partition.segments], device=partition.device)
+        edges = [(segment.start, segment.stop) for segment in partition.segments]
+        own = torch.tensor(edges, dtype=torch.int64, device=partition.device).view(-1, 2)
         ranks = [own]
         if partition.is_split:
             ranks = [torch.empty_like(own) for _ in range(partition.group_size)]
             dist.all_gather(ranks, own, group=partition.group)
-        for segment, edges in zip(partition.segments, torch.stack(ranks, dim=1).tolist(), strict=True):
-            if not _follow_one_another(edges, segment.spec.numel):
-                raise RuntimeError(f"the ranks' segments do not make up {segment.spec.name} exactly: {edges}")
+        for segment, edges in _not_covered(partition.segments, torch.stack(ranks, dim=1).cpu()):
+            raise RuntimeError(f"the ranks' segments do not make up {segment.spec.name} exactly: {edges}")
         spans = sorted((segment.offset, segment.offset + segment.numel) for segment in partition.held())
         for (_, end), (start, _) in itertools.pairwise([*spans, (partition.tensor.numel(),) * 2]):
             if start < end:
@@ -167,10 +180,18 @@ def check_cover(partitions: list[Partition], specs: Specs) -> None:
                 )
 
 
-def _follow_one_another(edges: list[list[int]], numel: int) -> bool:
-    position = 0
-    for start, stop in sorted(edge for edge in edges if edge[0] < edge[1]):
-        if start != position:
-            return False
-        position = stop
-    return position == numel
+def _not_covered(segments: Sequence[Segment], edges_SG2: Tensor) -> Iterator[tuple[Segment, list[list[int]]]]:
+    """Yield the parameters whose elements the ranks do not hold exactly once, with start and stop of each rank.
+
+    Without a loop over the ranks: a model of 600 parameters has 300,000 segments on 512 of them.
+    """
+    numel_S = torch.tensor([segment.spec.numel for segment in segments], dtype=torch.int64)
+    # An empty segment counts as one at the end, where it lies between no others.
+    empty_SG = edges_SG2[..., 0] >= edges_SG2[..., 1]
+    placed_SG2 = edges_SG2.where(~empty_SG[..., None], numel_S[:, None, None])
+    starts_SG, order_SG = placed_SG2[..., 0].sort(dim=1)
+    stops_SG = placed_SG2[..., 1].gather(1, order_SG)
+    before_SG = torch.cat([torch.zeros_like(numel_S)[:, None], stops_SG[:, :-1]], dim=1)
+    whole_S = (starts_SG == before_SG).all(dim=1) & (stops_SG[:, -1] == numel_S)
+    for number in (~whole_S).nonzero().flatten().tolist():
+        yield segments[number], edges_SG2[number].tolist()

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from training.checkpoint.capture import Capture, RankMeta, write_files, write_rest
-from training.checkpoint.rank_file import Range, RankContents
-from training.checkpoint.store.index import WEIGHT, StoredRange, rank_file_name
+from training.checkpoint.optimizer_state.registry import state_format
+from training.checkpoint.rank_file import Entry, RankContents
+from training.checkpoint.store.index import WEIGHT, rank_file_name
 from training.checkpoint.store.manifest import record_text, write_manifest
 from training.checkpoint.store.publish import begin, publish
 from training.checkpoint.store.state import STATE_FILE, SavedState
@@ -40,10 +41,11 @@ def write_capture(config: RunConfig, step: int) -> Path:
     """A published checkpoint with every kind of file, as one rank writes it, of a model of one small parameter."""
     generator = torch.Generator().manual_seed(step)
     weights = {f"a/{WEIGHT}": torch.randn(12, generator=generator)}
-    own, adafactor = rank_file_name(0, 1), {"optimizer-00000.safetensors": {"a/second_moment/0-12": torch.randn(12)}}
-    contents = RankContents({WEIGHT: torch.float32}, {}, [Range("a", (12,), False, StoredRange(0, 12, own), False)])
-    meta = RankMeta(contents, {}, {file: list(tensors) for file, tensors in adafactor.items()})
-    captured = Capture({own: weights} | adafactor, _state(config, step), [meta])
+    adafactor = {"optimizer-00000.safetensors": {"a/second_moment/0-12": torch.randn(12)}}
+    contents = RankContents({WEIGHT: "float32"}, {}, [Entry("a", (12,), False, False)], [(0, 12)])
+    data = {"identity": {}, "next_example": step, "streams": {}}
+    meta = RankMeta(contents, data, state_format("adafactor").describe(adafactor))
+    captured = Capture({rank_file_name(0, 1): weights} | adafactor, _state(config, step), meta, [meta.pack()])
     run = RunFolder(config.run_dir)
     folder = run.checkpoint(step)
     partial = begin(folder)

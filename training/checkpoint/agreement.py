@@ -7,6 +7,7 @@ import deepspeed.comm as dist
 
 from common.logs import get_logger
 from training.checkpoint.finite import check_files_finite
+from training.checkpoint.gathering import joined_on_all
 from training.checkpoint.store.manifest import DamagedError, check_contents, read_manifest
 from training.checkpoint.store.state import Checkpoint, candidates, read_folder, step_of
 from training.config.errors import ConfigError
@@ -37,9 +38,7 @@ def agree_on_checkpoint(run_dir: Path, first: Path | None = None, before: int | 
     reasons: list[str] = []
     for path in listed[0]:
         checkpoint, damage = _check_share(path)
-        damages: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(damages, damage)
-        found_damage = list(dict.fromkeys(text for text in damages if text))
+        found_damage = joined_on_all(damage, lambda damages: list(dict.fromkeys(text for text in damages if text)))
         if not found_damage:
             assert checkpoint is not None
             return checkpoint

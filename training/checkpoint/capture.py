@@ -4,17 +4,22 @@ Each rank writes the master weights and the optimizer's state that it holds; on 
 then from whichever files have it, so a checkpoint loads at any parallel layout, bit for bit. No file is pickled.
 """
 
+import hashlib
+import json
+import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import deepspeed.comm as dist
 from torch import Tensor
 
+from common.strict_json import to_json
 from data.streaming.loader import merge_states
+from training.checkpoint.gathering import gather_on_rank_0
 from training.checkpoint.optimizer_state.registry import state_format
-from training.checkpoint.rank_file import RankContents, join, rank_contents
+from training.checkpoint.rank_file import Entry, RankContents, join, rank_contents
 from training.checkpoint.store.index import INDEX_FILE, rank_file_name
 from training.checkpoint.store.manifest import FileRecord, record_text, write_manifest
 from training.checkpoint.store.state import STATE_FILE, SavedState
@@ -44,11 +49,28 @@ class Moment:
 
 @dataclass(frozen=True)
 class RankMeta:
-    """Metadata of one rank's files, gathered for rank 0."""
+    """Metadata of one rank's files, gathered on rank 0."""
 
     contents: RankContents  # of its rank file
     data: dict[str, Any]
-    state_tensors: dict[str, list[str]]  # file of optimizer state → names of its tensors
+    optimizer: Any  # what the state format says of the rank's other files
+
+    def pack(self) -> bytes:
+        """Return it in few bytes, the entries as a digest: every rank has the same."""
+        states, scalars, entries, spans = self.contents
+        values = (states, scalars, _digest(entries), spans, self.data, self.optimizer)
+        return zlib.compress(to_json(values).encode(), level=1)
+
+    def unpack(self, packed: bytes) -> "RankMeta":
+        """Return the metadata of another rank of the same model. Raises ValueError: it is of another model."""
+        states, scalars, digest, spans, data, optimizer = json.loads(zlib.decompress(packed))
+        if digest != _digest(self.contents.entries):
+            raise ValueError("ranks hold different parameters")
+        return RankMeta(RankContents(states, scalars, self.contents.entries, spans), data, optimizer)
+
+
+def _digest(entries: list[Entry]) -> str:
+    return hashlib.sha256(to_json(entries).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -56,8 +78,9 @@ class Capture:
     """A checkpoint in memory: this rank's files, and what rank 0 writes about all of them."""
 
     files: dict[str, dict[str, Tensor]]  # file → its tensors
-    state: SavedState
-    ranks: list[RankMeta]
+    state: SavedState  # without the position in the data
+    meta: RankMeta  # of this rank
+    packed: list[bytes]  # of all ranks on rank 0, empty elsewhere
 
     @property
     def nbytes(self) -> int:
@@ -74,22 +97,20 @@ def capture(engine: Any, config: RunConfig, moment: Moment) -> Capture:
     rank, world_size = dist.get_rank(), dist.get_world_size()
     optimizer, partitions = engine.basic_optimizer, engine_partitions(engine)
     state_files = state_format(config.optimizer.name)
-    rank_file = rank_file_name(rank, world_size)
     contents, tensors = rank_contents(
-        optimizer, partitions, rank_file, with_state=state_files.in_rank_files, frozen=frozen_partitions(engine)
+        optimizer, partitions, with_state=state_files.in_rank_files, frozen=frozen_partitions(engine)
     )
     extra = state_files.write(optimizer, partitions, rank)
-    meta = RankMeta(contents, moment.data, {file: list(of_file) for file, of_file in extra.items()})
-    ranks: list[Any] = [None] * world_size
-    dist.all_gather_object(ranks, meta)
+    meta = RankMeta(contents, moment.data, state_files.describe(extra))
+    packed = gather_on_rank_0(meta.pack())
     state = SavedState(
-        **vars(moment) | {"data": merge_states([meta.data for meta in ranks]) if rank == 0 else {}},
+        **vars(moment) | {"data": {}},
         config=config.model_dump(),
         world_size=world_size,
         zero_stage=int(engine.zero_optimization_stage()),
         engine={name: getattr(engine, name) for name in COUNTERS} | {"schedule": engine.lr_scheduler.state_dict()},
     )
-    return Capture({rank_file: tensors} | extra, state, ranks)
+    return Capture({rank_file_name(rank, world_size): tensors} | extra, state, meta, packed or [])
 
 
 def write_files(captured: Capture, folder: Path) -> list[FileRecord]:
@@ -98,15 +119,20 @@ def write_files(captured: Capture, folder: Path) -> list[FileRecord]:
 
 
 def write_rest(captured: Capture, folder: Path, records: Iterable[FileRecord]) -> None:
-    """Write indices, state and, last, the manifest; on rank 0, when all ranks' files are on disk. Raises OSError.
+    """Write indices, state and, last, the manifest; on rank 0, when all ranks' files are on disk.
 
     Args:
         captured: rank 0's.
         folder: with the files.
         records: of all ranks' files.
+
+    Raises:
+        OSError: a file cannot be written.
+        ValueError: the ranks' files do not fit together.
     """
-    texts = {INDEX_FILE: join([meta.contents for meta in captured.ranks]).to_json()}
-    tensors_of = {file: names for meta in captured.ranks for file, names in meta.state_tensors.items()}
-    texts |= state_format(captured.state.optimizer).index(tensors_of)
-    texts[STATE_FILE] = captured.state.to_json()
+    ranks = [captured.meta.unpack(packed) for packed in captured.packed]
+    files = [rank_file_name(rank, len(ranks)) for rank in range(len(ranks))]
+    texts = {INDEX_FILE: join([meta.contents for meta in ranks], files).to_json()}
+    texts |= state_format(captured.state.optimizer).index([meta.optimizer for meta in ranks])
+    texts[STATE_FILE] = replace(captured.state, data=merge_states([meta.data for meta in ranks])).to_json()
     write_manifest(folder, [*records, *(record_text(folder / name, text) for name, text in texts.items())])

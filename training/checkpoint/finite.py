@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from common.exit_codes import UNHEALTHY, RunError
+from training.checkpoint.gathering import joined_on_all
 from training.checkpoint.store.index import chunks
 from training.checkpoint.store.manifest import DamagedError, FileRecord
 from training.engine.parameters import engine_partitions, frozen_partitions
@@ -46,9 +47,7 @@ def not_finite_on_any_rank(tensors: Mapping[str, Tensor], device: Any) -> list[s
     dist.all_reduce(count)
     if not count.item():
         return []
-    ranks: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(ranks, found)
-    return sorted({name for names in ranks for name in names})
+    return joined_on_all(found, lambda ranks: sorted({name for names in ranks for name in names}))
 
 
 def weights_not_finite(engine: Any) -> list[str]:

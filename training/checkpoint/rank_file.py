@@ -1,35 +1,40 @@
 """Contents of the rank files: master weights and per-weight optimizer state, such as AdamW's moments.
 
 Every element is written by exactly one rank: ranks that hold the same partition write equal shares of it.
+
+Shape suffixes: R ranks, P parameters, 2 start and stop.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
 from optim.partition import Partition, Segment
-from training.checkpoint.store.index import WEIGHT, Index, StoredParameter, StoredRange, TensorReader, chunks
+from training.checkpoint.store.index import WEIGHT, Index, StoredParameter, TensorReader, chunks
+from training.checkpoint.store.runs import Runs
+
+
+class Entry(NamedTuple):
+    """A parameter of the model, the same on every rank."""
+
+    name: str
+    shape: tuple[int, ...]  # global
+    split_experts: bool
+    frozen: bool
 
 
 class RankContents(NamedTuple):
     """Contents of one rank file, for the index."""
 
-    states: dict[str, torch.dtype]  # of every element that is trained; empty if the file holds none
+    states: dict[str, str]  # dtypes, as torch names them, of every element that is trained; empty if there is none
     scalars: dict[str, float]  # of the optimizer
-    ranges: list["Range"]
-
-
-class Range(NamedTuple):
-    """Elements of a parameter in a rank file."""
-
-    name: str
-    shape: tuple[int, ...]  # global
-    split_experts: bool
-    stored: StoredRange
-    frozen: bool
+    entries: list[Entry]  # every parameter, in the order in which every rank lists them
+    spans: list[tuple[int, int]]  # start and stop of the elements of each in the file; equal for none
 
 
 def own_share(partition: Partition, segment: Segment) -> Segment:
@@ -45,7 +50,6 @@ def own_share(partition: Partition, segment: Segment) -> Segment:
 def rank_contents(
     optimizer: Optimizer,
     partitions: Sequence[Partition],
-    file: str,
     *,
     with_state: bool,
     frozen: Sequence[Partition] = (),
@@ -56,14 +60,13 @@ def rank_contents(
         optimizer: steps the partitions.
         partitions: all of this rank's.
         frozen: what this rank holds of parameters that are not trained; stored in float32.
-        file: name of the rank file.
         with_state: whether to write the optimizer's state beside the weights.
 
     Raises:
         ValueError: the optimizer's state is not one number per weight or for all.
     """
     shares = _own_shares(partitions)
-    writers = {id(p.tensor): p.tensor for p, _ in shares}.values()
+    writers = {id(p.tensor): p.tensor for p, share in shares if share.numel}.values()
     kinds = [_kinds(optimizer, tensor) if with_state else ({WEIGHT: tensor.dtype}, {}) for tensor in writers]
     states, scalars = kinds[0] if kinds else ({}, {})
     if any(kind != kinds[0] for kind in kinds):
@@ -71,26 +74,28 @@ def rank_contents(
     tensors = {
         f"{share.spec.name}/{state}": _view(optimizer, partition, share, state)
         for partition, share in shares
-        for state in states
+        for state in (states if share.numel else ())
     }
     untrained = _own_shares(frozen)
     tensors |= {
         f"{share.spec.name}/{WEIGHT}": _view(optimizer, partition, share, WEIGHT).float()
         for partition, share in untrained
+        if share.numel
     }
-    ranges = [_range(share, file, frozen=False) for _, share in shares]
-    ranges += [_range(share, file, frozen=True) for _, share in untrained]
-    return RankContents(states, scalars, ranges), tensors
+    entries = [_entry(share, frozen=False) for _, share in shares] + [_entry(s, frozen=True) for _, s in untrained]
+    spans = [(share.elements.start, share.elements.stop) for _, share in [*shares, *untrained]]
+    dtypes = {state: str(dtype).removeprefix("torch.") for state, dtype in states.items()}
+    return RankContents(dtypes, scalars, entries, spans), tensors
 
 
 def _own_shares(partitions: Sequence[Partition]) -> list[tuple[Partition, Segment]]:
-    return [(p, share) for p in partitions for s in p.held() if (share := own_share(p, s)).numel]
+    """What this rank writes of every parameter of the partitions, empty where that is nothing."""
+    return [(partition, own_share(partition, segment)) for partition in partitions for segment in partition.segments]
 
 
-def _range(share: Segment, file: str, *, frozen: bool) -> Range:
-    spec, elements = share.spec, share.elements
-    split = spec.expert_axis is not None and spec.expert_axis.split
-    return Range(spec.name, spec.shape, split, StoredRange(elements.start, elements.stop, file), frozen)
+def _entry(share: Segment, *, frozen: bool) -> Entry:
+    spec = share.spec
+    return Entry(spec.name, spec.shape, spec.expert_axis is not None and spec.expert_axis.split, frozen)
 
 
 def read_elements(optimizer: Optimizer, partitions: Sequence[Partition], reader: TensorReader) -> None:
@@ -135,18 +140,36 @@ def _read(segment: Segment, state: str, target: Tensor, reader: TensorReader) ->
         target[start - first : stop - first].copy_(reader.read(segment.spec.name, state, start, stop))
 
 
-def join(ranks: Sequence[RankContents]) -> Index:
-    """Return the index over all ranks' files. Raises ValueError when they do not fit together."""
+def join(ranks: Sequence[RankContents], files: Sequence[str]) -> Index:
+    """Return the index over all ranks' files.
+
+    Args:
+        ranks: contents of each rank's file; the entries are those of the first.
+        files: their names.
+
+    Raises:
+        ValueError: the contents do not fit together.
+    """
     training = [contents for contents in ranks if contents.states]
     for contents in training:
         if contents[:2] != training[0][:2]:
             raise ValueError(f"ranks hold different optimizer states: {contents[:2]} and {training[0][:2]}")
-    parameters: dict[str, StoredParameter] = {}
-    for found in sorted((found for contents in ranks for found in contents.ranges), key=lambda found: found.stored):
-        ranges = (*(parameters[found.name].ranges if found.name in parameters else ()), found.stored)
-        parameters[found.name] = StoredParameter(found.shape, found.split_experts, ranges, found.frozen)
-    states = {state: str(dtype).removeprefix("torch.") for state, dtype in training[0].states.items()}
-    return Index(states, training[0].scalars, parameters)
+    spans_RP2 = np.array([contents.spans for contents in ranks], np.int64)
+    numbers_R = np.arange(len(ranks))
+    parameters = {
+        entry.name: StoredParameter(
+            entry.shape, entry.split_experts, _runs(entry.name, spans_RP2[:, number], numbers_R), entry.frozen
+        )
+        for number, entry in enumerate(ranks[0].entries)
+    }
+    return Index(training[0].states, training[0].scalars, tuple(files), parameters)
+
+
+def _runs(name: str, spans_R2: NDArray[np.int64], numbers_R: NDArray[np.int64]) -> Runs:
+    try:
+        return Runs.of_arrays(spans_R2[:, 0], spans_R2[:, 1], numbers_R)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _view(optimizer: Optimizer, partition: Partition, segment: Segment, state: str) -> Tensor:

@@ -16,7 +16,6 @@ from training.checkpoint.store.index import (
     INDEX_FILE,
     Index,
     StoredParameter,
-    StoredRange,
     TensorReader,
     rank_file_name,
     write_ranges,
@@ -24,6 +23,7 @@ from training.checkpoint.store.index import (
 from training.checkpoint.store.layout import ParallelLayout
 from training.checkpoint.store.manifest import FileRecord, read_manifest, record_text, write_manifest
 from training.checkpoint.store.publish import begin, publish
+from training.checkpoint.store.runs import Runs
 from training.checkpoint.store.state import STATE_FILE, SavedState, read_folder
 from training.config.checks import check_expert_parallel
 from training.config.errors import ConfigError
@@ -109,25 +109,20 @@ def _copy(source: Path, target: Path) -> None:
 
 def _write(reader: TensorReader, folder: Path, expert_parallel_size: int, world_size: int) -> list[FileRecord]:
     """Write rank files and index for the new layout."""
+    files = tuple(rank_file_name(rank, world_size) for rank in range(world_size))
     parameters = {}
+    own: list[list[tuple[str, int, int]]] = [[] for _ in files]  # of each file: parameter, start, stop
     for name, parameter in reader.index.parameters.items():
-        ranges = [
-            StoredRange(*share, rank_file_name(rank, world_size))
-            for rank in range(world_size)
-            if (share := rank_share(parameter, rank, expert_parallel_size, world_size))[0] < share[1]
-        ]
-        parameters[name] = replace(parameter, ranges=tuple(sorted(ranges)))
-    index = Index(reader.index.states, reader.index.scalars, parameters)
-    records = []
-    for rank in range(world_size):
-        file = rank_file_name(rank, world_size)
-        own = [
-            (name, stored.start, stored.stop)
-            for name, parameter in parameters.items()
-            for stored in parameter.ranges
-            if stored.file == file
-        ]
-        records.append(write_ranges(folder / file, own, index.states_of, reader.read))
+        shares = [rank_share(parameter, rank, expert_parallel_size, world_size) for rank in range(world_size)]
+        ranges = Runs.of((*share, rank) for rank, share in enumerate(shares))
+        parameters[name] = replace(parameter, ranges=ranges)
+        for start, stop, file in ranges.overlapping(0, parameter.numel):
+            own[file].append((name, start, stop))
+    index = Index(reader.index.states, reader.index.scalars, files, parameters)
+    records = [
+        write_ranges(folder / file, ranges, index.states_of, reader.read)
+        for file, ranges in zip(files, own, strict=True)
+    ]
     return [*records, record_text(folder / INDEX_FILE, index.to_json())]
 
 

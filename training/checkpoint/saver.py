@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import deepspeed.comm as dist
-import torch
 
 from training.checkpoint.capture import Capture, Moment, capture, write_files, write_rest
 from training.checkpoint.finite import NotFiniteError, not_finite_on_any_rank, some
+from training.checkpoint.gathering import gather_on_rank_0, joined_on_all
 from training.checkpoint.host_copies import HostCopies
 from training.checkpoint.store.best import Best, write_best
 from training.checkpoint.store.manifest import FileRecord
@@ -140,8 +140,7 @@ class Saver:
         if failed or job.publishing:
             return self._finish(job, failed)
         job.publishing = True
-        records: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-        torch.distributed.gather_object(job.records, records, dst=0)  # one rank writes the manifest
+        records = gather_on_rank_0(job.records)  # one rank writes the manifest
         if records is not None:
             gathered = [record for of_rank in records for record in of_rank]
             job.run(lambda: self._publish(job, gathered))
@@ -174,9 +173,7 @@ class Saver:
     def _finish(self, job: _Job, failed: bool) -> Saved:
         error = None
         if failed:
-            errors: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(errors, job.error)
-            error = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(errors) if text)
+            error = joined_on_all(job.error, _describe)
             if dist.get_rank() == 0:
                 shutil.rmtree(partial_folder(job.folder), ignore_errors=True)
             dist.barrier()  # no rank begins the next checkpoint in a folder that is being removed
@@ -186,3 +183,12 @@ class Saver:
         return Saved(
             job.folder, job.captured.state.step, stall, seconds, job.captured.nbytes, error, job.pruned, job.best
         )
+
+
+def _describe(errors: list[str | None]) -> str:
+    """One line of what failed on which rank; where several ranks say the same, once."""
+    ranks: dict[str, list[int]] = {}
+    for rank, text in enumerate(errors):
+        if text:
+            ranks.setdefault(text, []).append(rank)
+    return "; ".join(f"rank {', '.join(map(str, which))}: {text}" for text, which in ranks.items())

@@ -12,6 +12,7 @@ from torch import Tensor
 from tests.support.optimizer import whole_state
 from tests.support.ranks import run_ranks
 from tests.training.test_adafactor_ranks import ADAFACTOR, micro_batches, small
+from training.checkpoint.gathering import gather_on_rank_0
 from training.checkpoint.optimizer_state.adafactor import INDEX_FILE, AdafactorState, SavedState
 from training.checkpoint.store.tensor_file import write_tensors
 from training.engine.build import build_engine
@@ -38,10 +39,9 @@ def save(engine: Any, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     ((file, tensors),) = FORMAT.write(engine.basic_optimizer, [], dist.get_rank()).items()
     write_tensors(folder / file, tensors)
-    names: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(names, (file, list(tensors)))
-    if dist.get_rank() == 0:
-        ((index, text),) = FORMAT.index(dict(names)).items()
+    described = gather_on_rank_0(FORMAT.describe({file: tensors}))
+    if described is not None:
+        ((index, text),) = FORMAT.index(described).items()
         (folder / index).write_text(text)
     dist.barrier()
 
@@ -108,7 +108,7 @@ def test_broken_files_are_named(folder: Path, tmp_path: Path):
     shutil.copytree(folder / "first", tmp_path / "first")
     saved = SavedState(tmp_path / "first")
     file = tmp_path / "first" / "optimizer-00001.safetensors"
-    name = next(name for name, where in saved.files.items() if where == file.name)
+    name = next(name for name in saved if saved.file_of(name) == file.name)
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"optimizer-00001\.safetensors cannot be read"):
         saved[name]

@@ -28,6 +28,7 @@ from training.checkpoint.optimizer_state.adafactor import SavedState
 from training.checkpoint.reshard import rank_share, reshard, resume_command
 from training.checkpoint.resume import find_checkpoint, read_checkpoint
 from training.checkpoint.store.index import WEIGHT, StoredParameter, TensorReader
+from training.checkpoint.store.runs import Runs
 from training.checkpoint.store.state import STATE_FILE
 from training.checkpoint.store.tensor_file import TensorFileWriter
 from training.config.checks import check_layout
@@ -275,7 +276,7 @@ def test_what_cannot_be_converted_is_one_line(
 @pytest.mark.parametrize("expert", [False, True])
 @pytest.mark.parametrize(("ranks", "size"), [(1, 1), (2, 1), (2, 2), (4, 2), (6, 3), (8, 2)])
 def test_shares_of_all_ranks_make_up_the_parameter(expert: bool, ranks: int, size: int):
-    entry = StoredParameter((6, 5), expert, ())
+    entry = StoredParameter((6, 5), expert, Runs())
     shares = sorted(rank_share(entry, rank, size, ranks) for rank in range(ranks))
     assert [i for start, stop in shares for i in range(start, stop)] == list(range(30))
     if expert and size > 1:  # a rank holds nothing of experts that are not its own

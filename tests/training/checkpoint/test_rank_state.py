@@ -61,8 +61,8 @@ def test_state_in_blocks_is_restored_bit_for_bit(tmp_path: Path):
     path = tmp_path / file
     write_tensors(path, state)
     with pytest.raises(ValueError, match="keeps absmax1 of shape"):
-        rank_contents(first, partitions(first), "file", with_state=True)
-    contents, tensors = rank_contents(first, partitions(first), "file", with_state=False)
+        rank_contents(first, partitions(first), with_state=True)
+    contents, tensors = rank_contents(first, partitions(first), with_state=False)
     assert list(contents.states) == ["weight"]
     assert list(tensors) == ["0/weight", "1/weight"]
 

@@ -1,10 +1,12 @@
 """Adafactor's state in a checkpoint: layout-free names, one safetensors file per rank that has something to save.
 
-``optimizer-<rank>.safetensors`` holds that rank's ``named_state()``; ``optimizer.safetensors.index.json`` maps every
-name to its file, as Hugging Face's index of a large model does. A load at any layout opens the files it needs.
+``optimizer-<rank>.safetensors`` holds that rank's ``named_state()``. ``optimizer.safetensors.index.json`` lists the files,
+the file of every tensor that is in one piece, and the runs (``store.runs``) of those that are cut into fragments. A load
+at any layout opens the files it needs.
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,9 @@ from torch.optim import Optimizer
 from common.strict_json import to_json
 from optim.adafactor import Adafactor
 from optim.partition import Partition
+from optim.partition_state import fragment_name, index_fragments, read_fragment_name
 from training.checkpoint.optimizer_state.format import StateFormat, Tensors
+from training.checkpoint.store.runs import Runs
 
 INDEX_FILE = "optimizer.safetensors.index.json"
 PREFIX = "optimizer"
@@ -33,12 +37,33 @@ class AdafactorState(StateFormat):
     def read(self, optimizer: Optimizer, partitions: Sequence[Partition], folder: Path, rank: int) -> None:
         """Load what this rank needs of all ranks' files."""
         assert isinstance(optimizer, Adafactor)
-        optimizer.load_named_state(SavedState(folder))
+        saved = SavedState(folder)
+        optimizer.load_named_state(saved, saved.fragments)
 
-    def index(self, tensors_of: Mapping[str, Sequence[str]]) -> dict[str, str]:
-        """Return the index: tensor name → file."""
-        weight_map = {name: file for file, names in tensors_of.items() for name in names}
-        return {INDEX_FILE: to_json({"weight_map": weight_map})}
+    def describe(self, files: Mapping[str, Tensors]) -> Any:
+        """Return, for each file, the names of its whole tensors and the spans of its fragments."""
+        described: dict[str, tuple[list[str], list[tuple[str, int, int]]]] = {}
+        for file, tensors in files.items():
+            whole, fragments = described[file] = [], []
+            for name in tensors:
+                fragment = read_fragment_name(name)
+                if fragment is None:
+                    whole.append(name)
+                else:
+                    fragments.append(fragment)
+        return described
+
+    def index(self, described: Sequence[Any]) -> dict[str, str]:
+        """Return the index."""
+        files = [(file, *names) for of_rank in described for file, names in of_rank.items()]
+        tensors: dict[str, int] = {}
+        spans: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
+        for number, (_, whole, fragments) in enumerate(files):
+            tensors |= {name: number for name in whole if name not in tensors}  # the update counter is in every file
+            for tensor, start, stop in fragments:
+                spans[tensor].append((start, stop, number))
+        runs = {tensor: Runs.of(ranges).to_values() for tensor, ranges in spans.items()}
+        return {INDEX_FILE: to_json({"files": [file for file, *_ in files], "tensors": tensors, "fragments": runs})}
 
     def is_layout_free(self, file: str) -> bool:
         """Return whether the file is one of this format's, all of which are."""
@@ -55,14 +80,38 @@ class SavedState(Mapping[str, Tensor]):
     def __init__(self, folder: Path):
         self.folder = folder
         self.opened: dict[str, Any] = {}
+        self.runs: dict[str, Runs] = {}
         try:
             index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-            self.files: dict[str, str] = index["weight_map"]
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            if "weight_map" in index:  # of a checkpoint of format 3: each fragment is listed as a tensor
+                self.files: list[str] = sorted(set(index["weight_map"].values()))
+                numbers = {file: number for number, file in enumerate(self.files)}
+                self.tensors = {name: numbers[file] for name, file in index["weight_map"].items()}
+                self.fragments = index_fragments(self.tensors)
+            else:
+                self.files, self.tensors = index["files"], index["tensors"]
+                self.runs = {tensor: Runs.from_values(values) for tensor, values in index["fragments"].items()}
+                self.fragments = self._fragments
+        except (OSError, AttributeError, ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{folder / INDEX_FILE} cannot be read: {error}") from None
 
+    def _fragments(self, tensor: str, start: int, stop: int) -> Iterator[tuple[int, int, str]]:
+        """Yield (start, stop, name) of the fragments that hold elements ``[start, stop)`` of a tensor."""
+        for first, last, _ in self.runs.get(tensor, Runs()).overlapping(start, stop):
+            yield first, last, fragment_name(tensor, first, last)
+
+    def file_of(self, name: str) -> str:
+        """Return the file of a tensor or fragment. Raises KeyError."""
+        if name in self.tensors:
+            return self.files[self.tensors[name]]
+        tensor, start, stop = read_fragment_name(name) or ("", 0, 0)
+        for first, last, file in self.runs.get(tensor, Runs()).overlapping(start, stop):
+            if (first, last) == (start, stop):
+                return self.files[file]
+        raise KeyError(name)
+
     def __getitem__(self, name: str) -> Tensor:
-        file = self.files[name]
+        file = self.file_of(name)
         try:
             if file not in self.opened:
                 self.opened[file] = safe_open(self.folder / file, framework="pt")
@@ -71,7 +120,10 @@ class SavedState(Mapping[str, Tensor]):
             raise ValueError(f"{self.folder / file} cannot be read: {error}") from None
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.files)
+        yield from self.tensors
+        for tensor, runs in self.runs.items():
+            for start, stop, _ in runs.overlapping(0, runs.numel):
+                yield fragment_name(tensor, start, stop)
 
     def __len__(self) -> int:
-        return len(self.files)
+        return sum(1 for _ in self)

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -40,11 +41,22 @@ class StateFormat(ABC):
             ValueError: a file is missing or damaged, or the state belongs to another model or optimizer.
         """
 
-    def index(self, tensors_of: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    def describe(self, files: Mapping[str, Tensors]) -> Any:
+        """Return what the index needs to know of this rank's files, as JSON values.
+
+        Args:
+            files: from ``write``.
+        """
+        return None
+
+    def index(self, described: Sequence[Any]) -> dict[str, str]:
         """Return the text files that rank 0 adds: file name → content.
 
         Args:
-            tensors_of: file of ``write`` → names of its tensors, over all ranks.
+            described: by ``describe``, of each rank.
+
+        Raises:
+            ValueError: the ranks' files do not make up the state.
         """
         return {}
 

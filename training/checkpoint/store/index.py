@@ -1,13 +1,14 @@
 """Tensors spread over several files, with an index by which any range of any parameter can be read again.
 
-``index.json`` names every parameter with its global shape and, for each contiguous range of its elements (flat,
-row-major, all experts included), the file that holds it. A range is stored once per state: ``weight`` and what the
-optimizer keeps per element, such as ``exp_avg``, under ``PARAMETER/STATE`` in the file. Nothing depends on a layout.
+``index.json`` lists the files, and every parameter with its global shape and the runs of its elements (flat, row-major,
+all experts included), which tell the file of each contiguous range. A range is stored once per state: ``weight`` and
+what the optimizer keeps per element, such as ``exp_avg``, under ``PARAMETER/STATE`` in the file. Nothing depends on a
+layout.
 """
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from common.strict_json import to_json
 from training.checkpoint.store.manifest import FileRecord
+from training.checkpoint.store.runs import Runs
 from training.checkpoint.store.tensor_file import CHUNK, TensorFileWriter
 
 INDEX_FILE = "index.json"
@@ -39,13 +41,13 @@ class StoredParameter:
     Args:
         shape: of the whole parameter.
         split_experts: whether its leading axis runs over experts dealt to ranks.
-        ranges: in order.
+        ranges: of its elements, in the files of the index.
         frozen: whether it was not trained: of its states only ``weight`` is stored.
     """
 
     shape: tuple[int, ...]
     split_experts: bool
-    ranges: tuple[StoredRange, ...]
+    ranges: Runs
     frozen: bool = False
 
     @property
@@ -61,22 +63,26 @@ class Index:
     Args:
         states: of every parameter that is not frozen, ``weight`` among them, with their dtypes as torch names them.
         scalars: states that are one number for all parameters, such as AdamW's ``step``.
+        files: by number.
         parameters: by name.
 
     Raises:
-        ValueError: an element of a parameter is in no range, or in several.
+        ValueError: the ranges of a parameter do not make up its elements, or one is in no file.
     """
 
     states: dict[str, str]
     scalars: dict[str, float]
+    files: tuple[str, ...]
     parameters: dict[str, StoredParameter]
 
     def __post_init__(self) -> None:
         for name, parameter in self.parameters.items():
-            stops = [0, *(stored.stop for stored in parameter.ranges)]
-            starts = [*(stored.start for stored in parameter.ranges), parameter.numel]
-            if stops != starts:
-                raise ValueError(f"the ranges of {name} do not make up its {starts[-1]} elements: {parameter.ranges}")
+            if parameter.ranges.numel != parameter.numel:
+                raise ValueError(
+                    f"the ranges of {name} do not make up its {parameter.numel} elements: {parameter.ranges.numel}"
+                )
+            if parameter.ranges.last_file >= len(self.files):
+                raise ValueError(f"{name} is in file {parameter.ranges.last_file} of {len(self.files)}")
 
     def dtype(self, state: str) -> torch.dtype:
         """Return the dtype of the stored elements."""
@@ -87,29 +93,47 @@ class Index:
         kept = [WEIGHT] if self.parameters[name].frozen else list(self.states)
         return {state: self.dtype(state) for state in kept}
 
+    def stored(self, name: str, start: int, stop: int) -> Iterator[StoredRange]:
+        """Yield the ranges, in order, that hold elements ``[start, stop)`` of a parameter: what is read for them."""
+        for first, last, file in self.parameters[name].ranges.overlapping(start, stop):
+            yield StoredRange(first, last, self.files[file])
+
     def to_json(self) -> str:
         """Return the text of ``index.json``."""
         parameters = {
-            name: {"shape": p.shape, "expert": p.split_experts, "pieces": p.ranges}
+            name: {"shape": p.shape, "expert": p.split_experts, "runs": p.ranges.to_values()}
             | ({"frozen": True} if p.frozen else {})
             for name, p in self.parameters.items()
         }
-        return to_json({"states": self.states, "scalars": self.scalars, "parameters": parameters})
+        return to_json({"states": self.states, "scalars": self.scalars, "files": self.files, "parameters": parameters})
 
     @classmethod
     def read(cls, folder: Path) -> "Index":
-        """Read ``folder/index.json``. Raises OSError, KeyError, TypeError or ValueError if it is missing or damaged."""
+        """Read ``folder/index.json``.
+
+        Raises:
+            OSError, AttributeError, KeyError, TypeError, ValueError: it is missing or damaged.
+        """
         values = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+        if "files" not in values:
+            return cls._of_ranges(values)
         parameters = {
-            name: StoredParameter(
-                tuple(p["shape"]),
-                p["expert"],
-                tuple(StoredRange(*stored) for stored in p["pieces"]),
-                p.get("frozen", False),
-            )
+            name: StoredParameter(tuple(p["shape"]), p["expert"], Runs.from_values(p["runs"]), p.get("frozen", False))
             for name, p in values["parameters"].items()
         }
-        return cls(values["states"], values["scalars"], parameters)
+        return cls(values["states"], values["scalars"], tuple(values["files"]), parameters)
+
+    @classmethod
+    def _of_ranges(cls, values: Mapping[str, Any]) -> "Index":
+        """The index of a checkpoint of format 3, which lists every range with the name of its file."""
+        entries = values["parameters"]
+        files = sorted({file for p in entries.values() for _, _, file in p["pieces"]})
+        numbers = {file: number for number, file in enumerate(files)}
+        parameters = {}
+        for name, p in entries.items():
+            ranges = Runs.of((start, stop, numbers[file]) for start, stop, file in p["pieces"])
+            parameters[name] = StoredParameter(tuple(p["shape"]), p["expert"], ranges, p.get("frozen", False))
+        return cls(values["states"], values["scalars"], tuple(files), parameters)
 
 
 def rank_file_name(rank: int, world_size: int) -> str:
@@ -162,7 +186,7 @@ class TensorReader:
         self.folder = folder
         try:
             self.index = Index.read(folder)
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{folder / INDEX_FILE} cannot be read: {error}") from None
         self._files: dict[str, Any] = {}
 
@@ -173,11 +197,10 @@ class TensorReader:
             ValueError: a file is missing or truncated.
         """
         found = []
-        for stored in self.index.parameters[name].ranges:
+        for stored in self.index.stored(name, start, stop):
             first, last = max(start, stored.start), min(stop, stored.stop)
-            if first < last:
-                tensor = self._open(stored.file).get_slice(f"{name}/{state}")
-                found.append(tensor[first - stored.start : last - stored.start])
+            tensor = self._open(stored.file).get_slice(f"{name}/{state}")
+            found.append(tensor[first - stored.start : last - stored.start])
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def _open(self, file: str) -> Any:

@@ -19,7 +19,8 @@ from training.config.errors import ConfigError
 from training.run.folder import RunFolder
 
 STATE_FILE = "trainer_state.json"
-FORMAT = 3
+FORMAT = 4
+READABLE = (3, FORMAT)  # 3: index files list every range; see Index.read
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,11 @@ def read_folder(folder: Path) -> Checkpoint:
     state_file = folder / STATE_FILE
     try:
         values = json.loads(state_file.read_text(encoding="utf-8"))
-        if values.get("format") != FORMAT:
+        if values.get("format") not in READABLE:
             raise ConfigError(
                 f"{state_file} is of format {values.get('format')}, this version reads {FORMAT}: begin a new run"
             )
-        return Checkpoint(folder, SavedState(**values))
+        return Checkpoint(folder, SavedState(**values | {"format": FORMAT}))
     except ConfigError:
         raise
     except (OSError, AttributeError, TypeError, ValueError) as error:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from optim.parameter import ParameterSpec
 from optim.partition import Partition, whole
-from optim.partition_state import PartitionState, index_fragments
+from optim.partition_state import Fragments, PartitionState, index_fragments
 
 STEP = "step"  # name of the update counter in the named state
 
@@ -200,7 +200,7 @@ class Adafactor(Optimizer):
 
         Args:
             state: ``named_state()`` of all ranks together; only what is needed is read.
-            fragments: finds those that hold elements of a tensor; None: by the names of ``state``, all of which it reads.
+            fragments: finds those that hold elements of a tensor; None: by the names of ``state``.
 
         Raises:
             ValueError: it lacks a tensor that this rank needs.

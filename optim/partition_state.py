@@ -18,7 +18,7 @@ from optim.partition import Partition, Segment
 # Elements that an operation works on at a time. CPU: few, to stay in a core's cache; elsewhere: bounds the scratch.
 CPU_BLOCK, DEVICE_BLOCK = 1 << 19, 1 << 25
 
-# Called with a tensor's name, start and stop: (start, stop, name under which they are saved) of fragments that hold those.
+# Called with a tensor's name, start and stop; gives (start, stop, name) of the saved fragments that hold such elements.
 Fragments = Callable[[str, int, int], Iterable[tuple[int, int, str]]]
 
 

@@ -164,8 +164,8 @@ def check_cover(partitions: list[Partition], specs: Specs) -> None:
         wrong = sorted(set(names) ^ set(trainable)) or names
         raise RuntimeError(f"the optimizer does not hold every trainable parameter once: {wrong}")
     for partition in partitions:
-        edges = [(segment.start, segment.stop) for segment in partition.segments]
-        own = torch.tensor(edges, dtype=torch.int64, device=partition.device).view(-1, 2)
+        own_S2 = [(segment.start, segment.stop) for segment in partition.segments]
+        own = torch.tensor(own_S2, dtype=torch.int64, device=partition.device).view(-1, 2)
         ranks = [own]
         if partition.is_split:
             ranks = [torch.empty_like(own) for _ in range(partition.group_size)]

@@ -79,7 +79,7 @@ def prepare(config: RunConfig, process: Process, resume: bool, *, restart: bool 
     sample = PretrainingLoader(without_workers, tokenizer, batch_size=micro_batch_size, sources=loader.sources, **ranks)
     loader.start()
     batches = -(-UNIGRAM_EXAMPLES // (micro_batch_size * process.world_size))
-    validation, domains = _held_out(config, tokenizer, **ranks)
+    validation, domains = _held_out(config, tokenizer, process)
     return Inputs(
         tokenizer=tokenizer,
         loader=loader,
@@ -93,11 +93,12 @@ def prepare(config: RunConfig, process: Process, resume: bool, *, restart: bool 
     )
 
 
-def _held_out(config: RunConfig, tokenizer: Tokenizer, *, rank: int, world_size: int) -> tuple[list[Batch], list[str]]:
+def _held_out(config: RunConfig, tokenizer: Tokenizer, process: Process) -> tuple[list[Batch], list[str]]:
     """Return this rank's held-out batches, and the domains, or tasks, whose cross-entropy is reported."""
     data, size, examples = config.data, config.training.micro_batch_size, config.training.eval_examples
-    ranks: dict[str, Any] = {"rank": rank, "world_size": world_size, "batch_size": size}
+    ranks: dict[str, Any] = {"rank": process.rank, "world_size": process.world_size, "batch_size": size}
     if data.objective == "tasks":
         return task_validation_batches(data, tokenizer, limit=examples, **ranks)
-    batches = validation_batches(data, tokenizer, num_batches=examples // (size * world_size), **ranks)
+    number = examples // (size * process.world_size)
+    batches = validation_batches(data, tokenizer, num_batches=number, launch=process.on_this_host, **ranks)
     return batches, data.validation_domains()

@@ -56,7 +56,7 @@ class Cluster:
 
     @functools.cache  # noqa: B019 - as many entries as an expert-parallel group has ranks
     def held(self, expert_rank: int) -> tuple[list[ParameterSpec], list[ParameterSpec]]:
-        """Return the specs of the dense parameters and of the experts, as a rank of an expert-parallel group has them."""
+        """Return the specs of dense parameters and of experts, as a rank of an expert-parallel group has them."""
         dense, experts = [], []
         for spec in self.specs:
             axis = spec.expert_axis

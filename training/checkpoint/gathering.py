@@ -1,4 +1,4 @@
-"""What all ranks know, gathered on one of them: it grows with the ranks, so that all of it on each would be their square."""
+"""What all ranks know, gathered on one of them: on each of them it would grow with the square of the ranks."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar

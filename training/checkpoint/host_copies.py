@@ -20,8 +20,8 @@ logger = get_logger(__name__)
 class HostCopies:
     """One host buffer for all tensors, allocated once and reused: as many bytes as they have.
 
-    Copies from a GPU are fast, and overlap, only to memory that is locked. Torch allocates locked memory in powers of two,
-    up to twice of what a tensor needs: here the buffer is locked after it was allocated.
+    Copies from a GPU are fast, and overlap, only to memory that is locked. Torch allocates locked memory in powers of
+    two, up to twice of what a tensor needs: here the buffer is locked after it was allocated.
     """
 
     def __init__(self) -> None:

@@ -3,6 +3,8 @@
 import os
 from dataclasses import dataclass
 
+from common.once_per_host import Launch as HostLaunch
+from common.once_per_host import parent_start
 from common.ports import free_port
 from training.run.launchers import LOOPBACK, Launch, ends_all, read_launch
 
@@ -39,6 +41,16 @@ class Process:
         process = cls(*ranks, launcher_ends_all=ends_all(launch, os.environ), notice=launch.notice)
         process.export(address, port)
         return process
+
+    @property
+    def on_this_host(self) -> HostLaunch | None:
+        """The ranks that the launcher has started on this host; None if there is one, or if they cannot be told."""
+        parent = parent_start()
+        if self.local_world_size == 1 or parent is None:
+            return None
+        words = (parent, *(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE")))
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun itself lives on
+        return HostLaunch(" ".join([*words, attempt]), self.local_world_size)
 
     def export(self, address: str, port: int) -> None:
         """Set RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT."""

@@ -1,14 +1,18 @@
 """The fixed validation examples."""
 
 import re
+import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from common.once_per_host import Launch
 from data.config import DataConfig
+from data.sources.retry import DataError
 from data.streaming.validation import validation_batches
 from data.tokenizer import Tokenizer
 
@@ -45,6 +49,62 @@ def test_every_call_and_world_size_gives_the_same_examples(config: DataConfig, t
     assert take(config, tokenizer, world_size=2, batch_size=2, num_batches=3) == single
     assert take(config, tokenizer, world_size=4, batch_size=1, num_batches=3) == single
     assert take(config, tokenizer, world_size=3, batch_size=4, num_batches=1) == single
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("wanted", [16, 999])
+def test_ranks_that_share_one_reading_get_the_same(
+    domains: DataConfig, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture, world_size: int, wanted: int,
+) -> None:  # fmt: skip
+    """With all examples there, and where one domain ends early; each document is tokenized once."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    encoded: list[str] = []
+    encode_batch = tokenizer.encode_batch
+
+    def counted(texts: list[str]) -> list[Any]:
+        encoded.extend(texts)
+        return encode_batch(texts)
+
+    monkeypatch.setattr(tokenizer, "encode_batch", counted)
+    sizes: dict[str, Any] = {"world_size": world_size, "batch_size": 1, "num_batches": wanted // world_size}
+
+    def of_rank(rank: int, launch: Launch | None) -> list[Any]:
+        return validation_batches(domains, tokenizer, rank=rank, launch=launch, **sizes)
+
+    alone = [of_rank(rank, None) for rank in range(world_size)]
+    notices, texts = caplog.messages.copy(), len(encoded) // world_size
+    assert len(notices) == world_size * (wanted == 999)
+    caplog.clear()
+    encoded.clear()
+    launch = Launch("a launch", world_size)
+    with ThreadPoolExecutor(world_size) as pool:
+        shared = list(pool.map(lambda rank: of_rank(rank, launch), range(world_size)))
+    assert len(encoded) == texts and caplog.messages == notices
+    for one, other in zip(alone, shared, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert a.keys() == b.keys() and a["input_ids"].shape == (1, 64)
+            assert all((a[name] == b[name]).all() and a[name].dtype == b[name].dtype for name in a)
+    (base,) = tmp_path.glob("st-moe-*")
+    assert not [*base.iterdir()], "removed when all have read it"
+
+
+def test_all_ranks_that_share_a_reading_are_told_its_error(
+    config: DataConfig, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    calls: list[int] = []
+
+    def broken(texts: list[str]) -> list[Any]:
+        calls.append(1)
+        raise DataError("a file is broken")
+
+    monkeypatch.setattr(tokenizer, "encode_batch", broken)
+    sizes: dict[str, Any] = {"world_size": 2, "batch_size": 1, "num_batches": 1, "launch": Launch("a launch", 2)}
+    for rank in range(2):
+        with pytest.raises(DataError, match=r"^a file is broken$"):
+            validation_batches(config, tokenizer, rank=rank, **sizes)
+    assert len(calls) == 1
 
 
 def test_examples_start_with_the_first_text_in_file_order(

@@ -1,5 +1,6 @@
 """Adafactor's state in files: complete and bit for bit the same, at any layout of saving and loading."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,23 @@ def read_experts(folder: Path) -> list[str]:
 @pytest.mark.distributed
 def test_a_rank_reads_its_experts_only(folder: Path):
     assert run_ranks(read_experts, 2, folder, folder) == [["0", "1"], ["2", "3"]]
+
+
+@pytest.mark.distributed
+def test_an_index_that_lists_every_fragment_is_read(folder: Path, tmp_path: Path):
+    """Checkpoints of format 3 have one."""
+    shutil.copytree(folder / "first", tmp_path / "first")
+    saved = SavedState(folder / "first")
+    assert any("/second_moment/" in name for name in saved) and not any("/second_moment/" in n for n in saved.tensors)
+    listed = {"weight_map": {name: saved.file_of(name) for name in saved}}
+    (tmp_path / "first" / INDEX_FILE).write_text(json.dumps(listed))
+    of_format_3 = SavedState(tmp_path / "first")
+    assert sorted(of_format_3) == sorted(saved)
+    assert all(torch.equal(of_format_3[name], saved[name]) for name in saved)
+    tensor = "shared.weight/momentum"
+    assert sorted(of_format_3.fragments(tensor, 4000, 4100)) == list(saved.fragments(tensor, 4000, 4100))
+    with pytest.raises(KeyError):
+        saved[f"{tensor}/0-1"]
 
 
 @pytest.mark.distributed

@@ -1,5 +1,6 @@
 """Files written chunk by chunk, and ranges read across them."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,29 @@ def test_any_range_reads_back_however_parameters_are_cut(data: st.DataObject, tm
 def test_an_index_with_holes_or_overlaps_is_refused(pieces: list[tuple[int, int]]):
     with pytest.raises(ValueError, match=r"do not make up its 6 elements|element [346] is in (no|several) range"):
         Index({}, {}, ("f",), {"a": StoredParameter((2, 3), False, Runs.of((*piece, 0) for piece in pieces))})
+
+
+def test_an_index_of_format_3_is_read(tmp_path: Path):
+    files = [rank_file_name(rank, 4) for rank in range(4)]
+    pieces = [[0, 4, files[2]], [4, 8, files[0]], [8, 9, files[3]]]
+    entry = {"shape": [3, 3], "expert": True, "pieces": pieces, "frozen": True}
+    values = {"states": {WEIGHT: "float32"}, "scalars": {"step": 3.0}, "parameters": {"a": entry}}
+    (tmp_path / INDEX_FILE).write_text(json.dumps(values))
+    index = Index.read(tmp_path)
+    assert [list(stored) for stored in index.stored("a", 0, 9)] == pieces
+    assert [list(stored) for stored in index.stored("a", 5, 8)] == [pieces[1]]
+    assert index.parameters["a"] == StoredParameter((3, 3), True, index.parameters["a"].ranges, frozen=True)
+    (tmp_path / INDEX_FILE).write_text(index.to_json())
+    assert Index.read(tmp_path) == index
+    entry["pieces"] = pieces[:2]
+    (tmp_path / INDEX_FILE).write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="do not make up its 9 elements"):
+        Index.read(tmp_path)
+
+
+def test_a_range_in_no_file_is_refused():
+    with pytest.raises(ValueError, match="a is in file 1 of 1"):
+        Index({}, {}, ("f",), {"a": StoredParameter((2,), False, Runs.of([(0, 2, 1)]))})
 
 
 def test_missing_and_broken_files_are_named(tmp_path: Path):

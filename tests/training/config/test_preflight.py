@@ -283,7 +283,9 @@ def test_resume_refuses_another_model_or_nothing(tmp_path: Path):
         with pytest.raises(ConfigError, match=rf"^--resume: {section}\.{key} is {value} but [^\n]+$"):
             find_checkpoint(other, 2, 1)
     write_checkpoint(config, format=1)
-    with pytest.raises(ConfigError, match=r"trainer_state\.json is of format 1, this version reads 3"):
+    with pytest.raises(
+        ConfigError, match=r"trainer_state\.json is of format 1, this version reads 3 to 4: begin a new run"
+    ):
         find_checkpoint(config, 2, 1)
     (config.run_dir / "checkpoints" / "step_00000004" / "trainer_state.json").write_text('{"step": 4')
     with pytest.raises(ConfigError, match=r"holds no intact checkpoint \(step_00000004: trainer_state\.json has"):

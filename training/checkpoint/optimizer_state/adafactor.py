@@ -1,8 +1,8 @@
 """Adafactor's state in a checkpoint: layout-free names, one safetensors file per rank that has something to save.
 
-``optimizer-<rank>.safetensors`` holds that rank's ``named_state()``. ``optimizer.safetensors.index.json`` lists the files,
-the file of every tensor that is in one piece, and the runs (``store.runs``) of those that are cut into fragments. A load
-at any layout opens the files it needs.
+``optimizer-<rank>.safetensors`` holds that rank's ``named_state()``. ``optimizer.safetensors.index.json`` lists the
+files, the file of every tensor that is in one piece, and the runs (``store.runs``) of those that are in fragments. A
+load at any layout opens the files it needs.
 """
 
 import json

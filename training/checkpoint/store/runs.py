@@ -1,7 +1,6 @@
 """Which range of a tensor's elements is in which of many numbered files, in a few numbers.
 
-ZeRO cuts every tensor into equal shares, one for each rank, so that hundreds of ranges are one ``Run``: of 512 ranks' files
-and a model of 269 billion parameters the ranges are 17 MB of JSON, their runs 0.1 MB.
+ZeRO cuts every tensor into equal shares, one for each rank, so that hundreds of ranges are one ``Run``.
 """
 
 import bisect
@@ -19,14 +18,14 @@ class Run(NamedTuple):
 
     Attributes:
         start: first element of the first range.
-        count: ranges, at least 1.
+        ranges: how many, at least 1.
         each: elements of a range, at least 1.
         file: number of the first range's file.
         step: 0 where there is one range.
     """
 
     start: int
-    count: int
+    ranges: int
     each: int
     file: int
     step: int
@@ -34,12 +33,12 @@ class Run(NamedTuple):
     @property
     def stop(self) -> int:
         """The element after the last one."""
-        return self.start + self.count * self.each
+        return self.start + self.ranges * self.each
 
     @property
     def last_file(self) -> int:
         """Number of the last range's file."""
-        return self.file + (self.count - 1) * self.step
+        return self.file + (self.ranges - 1) * self.step
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Runs:
     def __post_init__(self) -> None:
         position = 0
         for run in self.runs:
-            if run.start != position or run.count < 1 or run.each < 1 or min(run.file, run.last_file) < 0:
+            if run.start != position or run.ranges < 1 or run.each < 1 or min(run.file, run.last_file) < 0:
                 raise ValueError(f"{run} does not follow element {position}")
             position = run.stop
 
@@ -114,7 +113,7 @@ class Runs:
             if run.start >= stop:
                 return
             first = max(start - run.start, 0) // run.each
-            last = min(-(-(stop - run.start) // run.each), run.count)
+            last = min(-(-(stop - run.start) // run.each), run.ranges)
             for i in range(first, last):
                 yield run.start + i * run.each, run.start + (i + 1) * run.each, run.file + i * run.step
 

@@ -112,7 +112,8 @@ def read_folder(folder: Path) -> Checkpoint:
         values = json.loads(state_file.read_text(encoding="utf-8"))
         if values.get("format") not in READABLE:
             raise ConfigError(
-                f"{state_file} is of format {values.get('format')}, this version reads {FORMAT}: begin a new run"
+                f"{state_file} is of format {values.get('format')}, this version reads {READABLE[0]} to {FORMAT}: "
+                "begin a new run"
             )
         return Checkpoint(folder, SavedState(**values | {"format": FORMAT}))
     except ConfigError:

@@ -94,17 +94,17 @@ def buffer_rows(config: Architecture, sequences: int, inputs: int, targets: int,
     assert config.num_decoder_layers is not None
     total = 0
     for decoder, layers, length in ((False, config.num_layers, inputs), (True, config.num_decoder_layers, targets)):
-        sparse = sum(map(config.is_sparse_layer, range(layers)))
-        tokens = sequences * length
-        if not sparse:
-            continue
-        if config.capacity == "dropless":
-            total += sparse * tokens * config.top_n
-            continue
-        size = group_tokens(tokens, config.group_size)
-        slots = expert_capacity(config, size, training=training, decoder=decoder)
-        total += sparse * (tokens // size) * config.num_experts * slots
+        if sparse := sum(map(config.is_sparse_layer, range(layers))):
+            total += sparse * layer_rows(config, sequences * length, decoder=decoder, training=training)
     return total
+
+
+def layer_rows(config: Architecture, tokens: int, *, decoder: bool, training: bool = True) -> int:
+    """Return the rows that the experts of one sparse layer are given for these tokens, see ``buffer_rows``."""
+    if config.capacity == "dropless":
+        return tokens * config.top_n
+    size = group_tokens(tokens, config.group_size)
+    return tokens // size * config.num_experts * expert_capacity(config, size, training=training, decoder=decoder)
 
 
 def equal_flops_width(

@@ -1,0 +1,154 @@
+"""Plans against real engines of two ranks: bytes of states and of collectives, to the byte."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import deepspeed.comm as dist
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.planned import FEW_BYTES, measure
+from tests.support.ranks import run_ranks
+from tests.support.small import small_config
+from training.config.run import RunConfig
+from training.planning.cost import example_lengths
+from training.planning.layout import Layout
+from training.planning.states import states_of
+from training.planning.traffic import traffic_of
+
+RANKS = 2
+KINDS = ("all_to_all", "all_reduce", "reduce_scatter", "all_gather")
+STATES = ("weights", "master", "optimizer", "gradients", "backward_gradients", "buckets")
+# Adafactor's factors, parameters that are not, an odd number of elements, vectors of experts
+MODEL = {"d_model": 34, "d_ff": 50, "feed_forward_bias": "multiplicative", "num_layers": 2, "sparse_step": 2}
+ZERO = {"reduce_bucket_size": 30_000}
+
+
+def config_of(folder: Path, case: dict[str, Any]) -> RunConfig:
+    """A case: ``stage``, ``ep``, sections, and options of the DeepSpeed file, which is written into ``folder``."""
+    folder.mkdir(exist_ok=True)
+    stage = case.get("stage", 1)
+    config = small_config(
+        folder,
+        zero_stage=stage,
+        model=MODEL | case.get("model", {}),
+        data={"inputs_length": 32},
+        optimizer=case.get("optimizer", {"min_dim_size_to_factor": 16}),
+        parallel={"expert_parallel_size": case.get("ep", 1)} | case.get("parallel", {}),
+        training={"global_batch_size": 4, "micro_batch_size": 2} | case.get("training", {}),
+    )
+    options = {"zero_optimization": {"stage": stage} | ZERO | case.get("zero", {})}
+    Path(config.training.deepspeed_config).write_text(json.dumps(options))
+    return config
+
+
+def batches_of(config: RunConfig, accumulation: int) -> list[dict[str, Tensor]]:
+    """Micro-batches without padding, the same on every rank."""
+    inputs, targets = example_lengths(config.data)
+    generator = torch.Generator().manual_seed(7)
+    size, vocabulary = config.training.micro_batch_size, config.architecture().vocab_size
+    return [
+        {
+            "input_ids": torch.randint(2, vocabulary, (size, inputs), generator=generator),
+            "labels": torch.randint(2, vocabulary, (size, targets), generator=generator),
+        }
+        for _ in range(accumulation)
+    ]
+
+
+def measure_cases(folder: str, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """On every rank."""
+    found = []
+    for number, case in enumerate(cases):
+        config = config_of(Path(folder) / f"{number}-{dist.get_rank()}", case)
+        found.append(measure(config, batches_of(config, Layout.of(config, RANKS).accumulation)))
+    return found
+
+
+def planned(config: RunConfig, rank: int) -> dict[str, Any]:
+    """What a plan says of it."""
+    layout = Layout.of(config, RANKS)
+    states, traffic = states_of(config, layout, rank), traffic_of(config, layout)
+    collectives = {kind: traffic.bytes_of(kind) for kind in KINDS}  # type: ignore[arg-type]
+    return {name: getattr(states, name) for name in STATES} | {
+        "collectives": {kind: size for kind, size in collectives.items() if size}
+    }
+
+
+def check(tmp_path: Path, cases: list[dict[str, Any]]) -> None:
+    """Compare every rank and case, and name all that differ."""
+    wrong = []
+    for rank, of_rank in enumerate(run_ranks(measure_cases, RANKS, tmp_path, str(tmp_path), cases)):
+        for number, (case, measured) in enumerate(zip(cases, of_rank, strict=True)):
+            plan = planned(config_of(tmp_path / str(number), case), rank)
+            assert measured.pop("few") < 50 * FEW_BYTES
+            wrong += [(case, rank, key, measured[key], plan[key]) for key in plan if measured[key] != plan[key]]
+            assert measured.keys() == plan.keys()
+    assert not wrong, "\n".join(map(str, wrong))
+
+
+ADAMW = {"name": "adamw", "unit_learning_rate": 1e-2, "weight_decay": 0.1}
+SEVERAL = {"global_batch_size": 8}  # two micro-batches
+FP32 = [
+    {"stage": 0, "ep": 2},
+    {"stage": 1, "ep": 2, "optimizer": ADAMW},
+    {"stage": 2, "training": SEVERAL, "zero": {"overlap_comm": True}},
+    {"stage": 3, "ep": 2, "zero": {"stage3_param_persistence_threshold": 100}},
+]
+
+
+@pytest.mark.distributed
+def test_bytes_of_engines(tmp_path: Path):
+    check(tmp_path, FP32)
+
+
+def grid(precision: str) -> list[dict[str, Any]]:
+    """Stages, layouts and options of one precision."""
+    factors = {"min_dim_size_to_factor": 16}
+    near = {"stage3_param_persistence_threshold": 100, "stage3_max_reuse_distance": 20_000,
+            "stage3_prefetch_bucket_size": 3_000, "sub_group_size": 30_000}  # fmt: skip
+    cases = [
+        {"stage": stage, "ep": ep, "training": training, "optimizer": optimizer}
+        for stage in range(4)
+        for ep in (1, 2)
+        for training in ({}, SEVERAL)
+        for optimizer in (ADAMW, factors | {"beta1": 0.9})
+    ]
+    cases += [
+        {"stage": stage, "ep": 2, "training": {"trainable": trainable}}
+        for stage in range(4)
+        for trainable in ("moe", "dense_feed_forward", "attention", "non_moe")
+    ]
+    cases += [{"stage": stage, "model": {"num_experts": 0}} for stage in range(4)]
+    cases += [
+        {"stage": stage, "ep": 2, "training": SEVERAL | {"gradient_reduce_dtype": "bf16"}} for stage in range(4)
+    ]
+    cases += [
+        {"stage": stage, "ep": 2, "zero": {"overlap_comm": overlap}} for stage in (1, 2) for overlap in (False, True)
+    ]
+    cases += [{"stage": 3, "ep": ep, "zero": near, "training": SEVERAL} for ep in (1, 2)]
+    cases += [{"stage": 1, "ep": 2, "training": {"activation_checkpointing": True}}]
+    cases += [{"stage": 1, "ep": 2, "parallel": {"all_to_all_chunks": 2}}]
+    cases += [{"stage": 1, "ep": 2, "model": {"gating": "flaxformer", "feed_forward": "relu", "sparse_step": 1}}]
+    if precision == "bf16":
+        cases += [
+            {"stage": stage, "ep": 2, "training": SEVERAL | {"gradient_accumulate_dtype": "bf16"}}
+            for stage in (1, 2, 3)
+        ]
+    for case in cases:
+        case["training"] = case.get("training", {}) | {"precision": precision}
+    if precision == "bf16":  # DeepSpeed has no fp32 sums without ZeRO
+        for case in cases:
+            if case["stage"] == 0:
+                case["training"] |= {"gradient_accumulate_dtype": "bf16"}
+    return cases
+
+
+@pytest.mark.long
+@pytest.mark.distributed
+@pytest.mark.parametrize("precision", ["fp32", "bf16_autocast", "bf16"])
+def test_bytes_of_many_engines(tmp_path: Path, precision: str):
+    """Fifty or more engines of each precision: three minutes."""
+    check(tmp_path, grid(precision))

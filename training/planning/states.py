@@ -12,10 +12,12 @@ stage  precision           weights                  master              gradient
 1      bf16, fp32 sums     2 P                      4 p                 4 P (sums) + 2 P
 1      bf16, bf16 sums     2 P                      4 p                 2 x the whole parameters that p touches
 2      as stage 1; bf16 with fp32 sums: gradients 4 p
-3      fp32, autocast      4 p                      – (the weights)     4 p
+3      fp32, autocast      4 p                      4 p                 4 p
 3      bf16                2 p                      4 p                 4 p or, bf16 sums, 2 p
 =====  ==================  =======================  ==================  ==========================================
 
+ZeRO 3 is meant to step fp32 weights themselves, without a copy, but compares a device with its name, which are never
+equal (``_create_fp32_partitions`` of ``runtime/zero/stage3.py``).
 """
 
 from collections.abc import Iterable
@@ -28,7 +30,7 @@ from training.planning.layout import Layout
 
 SIZES = {"fp32": 4, "bf16": 2}
 STAGE_ZERO_BUCKET = 500_000_000  # elements that the engine reduces at once (MEMORY_OPT_ALLREDUCE_SIZE)
-EIGHT_BIT_BLOCK, EIGHT_BIT_SMALLEST, EIGHT_BIT_MAPS = 256, 4096, 2 * 256 * 4  # of bitsandbytes
+EIGHT_BIT_BLOCK, EIGHT_BIT_SMALLEST = 256, 4096  # elements; of bitsandbytes
 # Families whose own weights go into bf16 products: ``training.config.deepspeed.PRODUCTS``.
 LOW_PRECISION_FAMILIES = {"attention", "feed_forward", "experts", "head"}
 
@@ -189,7 +191,6 @@ class _Counter:
 
     def _at_stage_3(self, ranks: Iterable[int]) -> dict[str, int]:
         partitions = self._partitions()
-        alias = self.weight == 4 and not self.options.offload_optimizer
         sizes = {2 if self._low_reduced(held) else 4 for held in self.held if held.trained}
         bucket = self.options.reduce_bucket
         gradients = partitions * self.sums
@@ -199,7 +200,7 @@ class _Counter:
         return {
             "weights": sum(held.partition_numel for held in self.held) * self.weight,
             "gradients": gradients, "backward_gradients": gradients, "carried_gradients": gradients,
-            "master": 0 if alias else partitions * 4,
+            "master": partitions * 4,
             "optimizer": self._optimizer(ranks), "buckets": bucket * sum(sizes), "reduction": copy,
             "live": gather(self.config, self.layout).most_live * self.weight,
             "step": max(joined) * 4,
@@ -212,7 +213,7 @@ class _Counter:
         """Bytes of the state after the first step."""
         optimizer = self.config.optimizer
         if optimizer.name != "adafactor":
-            return sum(self._moments(numel) for numel in self._tensors())
+            return sum(moments_bytes(optimizer.name, numel) for numel in self._tensors())
         least, factored, momentum = optimizer.min_dim_size_to_factor, 0, 0
         for held in self.held:
             if held.trained and held.is_factored(least):
@@ -228,13 +229,6 @@ class _Counter:
         if self.stage < 3:
             return [group.partition for group in self.groups]
         return [sum(held.partition_numel for held in some) for group in self._stage_3_groups() for some in group]
-
-    def _moments(self, numel: int) -> int:
-        if self.config.optimizer.name == "adamw":
-            return 8 * numel + 4  # and the counter of updates
-        if numel < EIGHT_BIT_SMALLEST:
-            return 8 * numel
-        return 2 * numel + 8 * -(-numel // EIGHT_BIT_BLOCK)
 
     def _full_moments(self, ranks: Iterable[int], least: int) -> int:
         """Elements that a rank holds of the parameters without factors."""
@@ -257,3 +251,12 @@ class _Counter:
 def is_product(held: Held) -> bool:
     """Return whether autocast computes products with a parameter itself, so that its gradient may be reduced in bf16."""
     return held.shape.family in LOW_PRECISION_FAMILIES and "hidden_bias" not in held.shape.name
+
+
+def moments_bytes(optimizer: str, numel: int) -> int:
+    """Return the bytes of AdamW's moments of one tensor: fp32 and a counter or, of bitsandbytes, 8 bits in blocks."""
+    if optimizer == "adamw":
+        return 8 * numel + 4
+    if numel < EIGHT_BIT_SMALLEST:
+        return 8 * numel
+    return 2 * numel + 8 * -(-numel // EIGHT_BIT_BLOCK)

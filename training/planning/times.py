@@ -1,0 +1,154 @@
+"""Time of a step and of a run, size and time of a checkpoint, memory of a host."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from model.flops import forward_flops
+from training.config.run import RunConfig
+from training.planning.cards import Card
+from training.planning.cost import example_lengths
+from training.planning.groups import Held, held_parameters
+from training.planning.layout import Layout
+from training.planning.states import States, moments_bytes
+from training.planning.traffic import Kind, Traffic
+
+KINDS: tuple[Kind, ...] = ("all_to_all", "all_reduce", "reduce_scatter", "all_gather")
+DAY = 86_400
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs of the whole model, counted as ``model.flops`` does: every capacity slot, filled or not."""
+
+    forward_of_example: float
+    training_of_example: float  # forward and backward pass once
+    training_of_token: float  # per position, encoder and decoder together
+    training_of_step: float  # of the global batch
+    executed_of_step: float  # with the forward passes that recomputation repeats
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of a step on every GPU at once, and what they add up to."""
+
+    mfu: float  # model FLOPs utilization: of useful FLOPs, of the card's peak
+    mfu_source: str
+    compute: float  # of a step, at that utilization
+    links: dict[Kind, float]  # of a step: how long the links of a GPU are busy, at least
+    step: float  # the longer of both
+    run: float  # all steps of the configuration, without evaluations and checkpoints
+    tokens_per_second: float  # positions of all GPUs
+    gpu_hours: float
+
+    @property
+    def links_total(self) -> float:
+        """Seconds of a step in which links are busy, if they do one thing at a time."""
+        return sum(self.links.values())
+
+    @property
+    def days(self) -> float:
+        """Of the run."""
+        return self.run / DAY
+
+
+def flops_of(config: RunConfig, layout: Layout) -> Flops:
+    """Count FLOPs of an example, a token and a step."""
+    inputs, targets = example_lengths(config.data)
+    counted = forward_flops(config.architecture(), layout.micro_batch_size, inputs, targets)
+    micro_batches = layout.gpus * layout.accumulation
+    useful = counted.training() / layout.micro_batch_size
+    return Flops(
+        forward_of_example=counted.total / layout.micro_batch_size,
+        training_of_example=useful,
+        training_of_token=useful / (inputs + targets),
+        training_of_step=counted.training() * micro_batches,
+        executed_of_step=counted.training(recomputed=layout.recompute) * micro_batches,
+    )
+
+
+def utilization(config: RunConfig, layout: Layout, measured: float) -> float:
+    """Return what a run without recomputation would reach, from the ``mfu`` that a run with this layout measured."""
+    flops = flops_of(config, layout)
+    return measured * flops.executed_of_step / flops.training_of_step
+
+
+def times_of(
+    config: RunConfig, layout: Layout, card: Card, traffic: Traffic, *, mfu: float, mfu_source: str = "assumed"
+) -> Times:
+    """Return the times of a step and of the run.
+
+    The compute of a step takes ``executed FLOPs / (GPUs x peak x mfu)``; an MFU that is measured end to end includes
+    what is spent on communication that does not overlap with compute. A step cannot be shorter than its links are busy.
+
+    Args:
+        config: the run's.
+        layout: the parallel layout.
+        card: whose peak and bandwidths count.
+        traffic: of a step.
+        mfu: useful FLOPs as a share of the peak, of a run without recomputation; with it, ``Times.mfu`` is lower.
+        mfu_source: where it is from.
+    """
+    flops = flops_of(config, layout)
+    peak = card.flops_per_second(layout.precision) * layout.gpus
+    compute = flops.executed_of_step / (peak * mfu)
+    links = {kind: traffic.seconds_of(kind, layout, card) for kind in KINDS}
+    step = max(compute, sum(links.values()))
+    tokens = layout.global_batch_size * sum(example_lengths(config.data))
+    run = step * config.training.steps
+    return Times(
+        mfu=flops.training_of_step / (peak * step),
+        mfu_source=mfu_source,
+        compute=compute,
+        links=links,
+        step=step,
+        run=run,
+        tokens_per_second=tokens / step,
+        gpu_hours=run * layout.gpus / 3600,
+    )
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint of all ranks, and the copies that are made of it in host memory."""
+
+    bytes: int
+    seconds: float  # to write it, in parallel from all nodes
+    copy_of_rank: int  # bytes of the largest copy that a rank keeps in host memory while it is written
+
+
+def checkpoint_of(config: RunConfig, layout: Layout, states: States, gb_per_second: float) -> Checkpoint:
+    """Return size and time of a checkpoint.
+
+    It holds fp32 weights (frozen ones in their own dtype) and the optimizer's state, each element once
+    (``training.checkpoint.capture``). A rank keeps a copy of what it writes in host memory, in buffers that are
+    reused (``training.checkpoint.host_copies``), if ``training.save_in_background``.
+
+    Args:
+        config: the run's.
+        layout: the parallel layout.
+        states: of the rank that has most.
+        gb_per_second: GB/s that all ranks together write to the file system.
+    """
+    held = held_parameters(config, layout)
+    own = 2 if layout.precision == "bf16" else 4
+
+    def total(chosen: Callable[[Held], bool]) -> int:
+        return sum(one.shape.numel for one in held if chosen(one))
+
+    trained, frozen = total(lambda one: one.trained), total(lambda one: not one.trained)
+    size = 4 * trained + own * frozen
+    if config.optimizer.name == "adafactor":
+        least = config.optimizer.min_dim_size_to_factor
+        factors = sum(
+            one.shape.numel // one.unit_numel * sum(one.unit_shape)
+            for one in held
+            if one.trained and one.is_factored(least)
+        )
+        plain = total(lambda one: one.trained and not one.is_factored(least))
+        size += 4 * (factors + plain + (trained if config.optimizer.beta1 else 0))
+    else:
+        size += moments_bytes(config.optimizer.name, trained)
+    copy = 0
+    if config.training.save_in_background:
+        copy = -(-size // layout.gpus) if layout.zero_stage else states.optimizer + (states.master or states.weights)
+    return Checkpoint(size, size / (gb_per_second * 1e9), copy)

@@ -149,7 +149,9 @@ def measure(config: RunConfig, batches: list[dict[str, Tensor]], steps: int = 3)
     def look(name: str) -> None:
         kept = list(buffers(engine))
         seen["buckets"] = max(seen["buckets"], storage_bytes(kept))
-        seen[name] = max(seen[name], storage_bytes(gradients(engine), but=[*kept, *weights(engine)]))
+        size = storage_bytes(gradients(engine), but=[*kept, *weights(engine)])
+        for which in {name, "backward_gradients"}:
+            seen[which] = max(seen[which], size)
 
     def step() -> Any:
         if engine.is_gradient_accumulation_boundary():

@@ -8,10 +8,11 @@ never releases parameters of at most ``stage3_param_persistence_threshold`` elem
 micro-batch; here, of a micro-batch after that.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate, groupby
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
+from model.architecture import Architecture
 from training.config.run import RunConfig
 from training.planning.groups import Held, ZeroOptions, held_parameters
 from training.planning.layout import Layout
@@ -26,51 +27,94 @@ class Gathered:
     most_live: int
 
 
-@dataclass
+@dataclass(frozen=True)
 class Module:
-    """A module with parameters of its own: their indices, and the modules inside of it."""
+    """A module of the model: its own parameters, by index, and the modules that its forward pass calls, in order.
 
-    parameters: list[int]
-    inner: list["Module"] = field(default_factory=list)
+    DeepSpeed looks ahead at every call, of modules without parameters too. Before a module's backward pass it does so
+    once for each of the outputs that have a gradient: ``outputs``, of which the losses of routers are two.
+    """
+
+    parameters: tuple[int, ...] = ()
+    inner: tuple["Module", ...] = ()
+    outputs: int = 1
 
 
 def gather(config: RunConfig, layout: Layout) -> Gathered:
-    """Play one micro-batch through; of frozen parameters, which need less in the backward pass, as if trained."""
+    """Play one micro-batch through.
+
+    Of frozen parameters, which need less in the backward pass, as if they were trained; with recomputation as without:
+    the weights that a block needs in its backward pass are those that it has just computed with again.
+    """
     held, options = held_parameters(config, layout), ZeroOptions.of(config, layout)
     persistent = [one.numel <= options.persistence for one in held]
-    coordinator = _Coordinator(held, persistent, options, list(modules_in_order(held, layout)))
+    names = {one.shape.name: index for index, one in enumerate(held)}
+    coordinator = _Coordinator(held, persistent, options, _Tree(config.architecture(), names, layout).model())
     coordinator.run()
     split = [one.replicas > 1 for one in held]  # parameters of one rank alone are whole
     after = tuple(one for one, kept, many in zip(held, persistent, split, strict=True) if kept and many)
     return Gathered(tuple(held[i] for i in coordinator.fetched if split[i]), after, coordinator.most_live)
 
 
-def modules_in_order(held: Sequence[Held], layout: Layout) -> Iterator[Module]:
-    """Yield the modules in the order in which a forward pass runs them: that of their parameters.
+class _Tree:
+    """Makes the modules of ``StMoeForConditionalGeneration``, in the order in which they are called."""
 
-    The hidden biases of experts belong to a module inside of the experts that runs once for each of a rank's experts.
-    """
-    names = [one.shape.name.rpartition(".")[0] for one in held]
-    outer: Module | None = None
-    for name, indices in groupby(range(len(held)), key=names.__getitem__):
-        module = Module(list(indices))
-        if outer is not None and name.endswith("experts.hidden_bias"):
-            experts = held[outer.parameters[0]].units
-            outer.inner = [module] * experts
-            continue
-        if outer is not None:
-            yield outer
-        outer = module
-    if outer is not None:
-        yield outer
+    def __init__(self, config: Architecture, names: Mapping[str, int], layout: Layout):
+        self.config, self.names, self.layout = config, names, layout
+
+    def model(self) -> Module:
+        config = self.config
+        assert config.num_decoder_layers is not None
+        encoder = self._stack("encoder", config.num_layers, decoder=False)
+        decoder = self._stack("decoder", config.num_decoder_layers, decoder=True)
+        return Module(inner=(self._leaf("shared"), encoder, decoder, self._leaf("lm_head")))
+
+    def _leaf(self, name: str) -> Module:
+        own = (f"{name}.weight", f"{name}.scale")
+        return Module(tuple(self.names[key] for key in own if key in self.names))
+
+    def _stack(self, name: str, layers: int, *, decoder: bool) -> Module:
+        blocks = [self._block(f"{name}.blocks.{i}", i, decoder=decoder) for i in range(layers)]
+        ends = self._leaf(f"{name}.final_norm"), Module()
+        begins = self._leaf(f"{name}.position_bias"), Module()
+        return Module(inner=(*begins, *blocks, *ends), outputs=1 + sum(block.outputs - 1 for block in blocks))
+
+    def _block(self, name: str, index: int, *, decoder: bool) -> Module:
+        dropout, inner = Module(), []
+        for kind in ("self_attention", "cross_attention") if decoder else ("self_attention",):
+            projections = tuple(self._leaf(f"{name}.{kind}.{projection}") for projection in "qkvo")
+            inner += [self._leaf(f"{name}.{kind}_norm"), Module(inner=projections), dropout]
+        sparse = self.config.is_sparse_layer(index)
+        of_block = self._sparse(f"{name}.feed_forward", decoder=decoder) if sparse else None
+        own = [self._leaf(f"{name}.feed_forward_norm"), of_block or self._dense(f"{name}.feed_forward"), dropout]
+        extra = [self._leaf(f"{name}.extra_norm"), self._dense(f"{name}.extra_feed_forward"), dropout]
+        placed = {"before": extra + own, "after": own + extra, "none": own}
+        inner += placed[self.config.extra_feed_forward] if sparse else own
+        return Module(inner=tuple(inner), outputs=1 if of_block is None else of_block.outputs)
+
+    def _dense(self, name: str) -> Module:
+        config, parts = self.config, ["w_in"]
+        parts += ["w_gate"] if config.feed_forward == "geglu" else []
+        parts += ["hidden_bias"] if config.feed_forward_bias != "none" else []
+        return Module(inner=tuple(self._leaf(f"{name}.{part}") for part in (*parts, "w_out")))
+
+    def _sparse(self, name: str, *, decoder: bool) -> Module:
+        config, biases = self.config, ()
+        if config.feed_forward_bias != "none":  # called for each of a rank's experts
+            held = config.num_experts // self.layout.expert_parallel_size
+            biases = (self._leaf(f"{name}.experts.hidden_bias"),) * held
+        weights = tuple(self.names[f"{name}.experts.{weight}"] for weight in ("w1", "w2", "w3"))
+        balances = config.stack_gating(decoder=decoder) != "expert_choice"
+        experts = Module(weights, biases)
+        return Module(inner=(self._leaf(f"{name}.router"), experts), outputs=3 if balances else 2)
 
 
 class _Coordinator:
     """The state of a ``PartitionedParameterCoordinator`` whose trace is complete."""
 
-    def __init__(self, held: Sequence[Held], persistent: list[bool], options: ZeroOptions, modules: list[Module]):
+    def __init__(self, held: Sequence[Held], persistent: list[bool], options: ZeroOptions, model: Module):
         self.held, self.persistent, self.options = held, persistent, options
-        self.calls = list(self._calls(modules, backward=False)) + list(self._calls(modules, backward=True))
+        self.calls = [*self._calls(model, backward=False), *self._calls(model, backward=True)]
         order = [module for starts, module in self.calls if starts]
         # Elements of the modules before each call; a parameter counts once for every call of a module that has it.
         sizes = [sum(held[i].numel for i in module.parameters) for module in order]
@@ -86,11 +130,13 @@ class _Coordinator:
         self.most_live = self.live
         self.fetched: list[int] = []
 
-    def _calls(self, modules: Sequence[Module], *, backward: bool) -> Iterator[tuple[bool, Module]]:
-        for module in reversed(modules) if backward else modules:
+    def _calls(self, module: Module, *, backward: bool) -> Iterator[tuple[bool, Module]]:
+        """Yield when modules start (True) and end."""
+        for _ in range(module.outputs if backward else 1):
             yield True, module
-            yield from self._calls(module.inner, backward=backward)
-            yield False, module
+        for inner in reversed(module.inner) if backward else module.inner:
+            yield from self._calls(inner, backward=backward)
+        yield False, module
 
     def run(self) -> None:
         for starts, module in self.calls:

@@ -139,7 +139,9 @@ class _Counter:
         copy = min(self.whole, max(self.options.reduce_bucket, largest)) * self._reduced_size()
         full = self.whole * self.weight
         if self.stage == 1:
-            backward = carried = full
+            # Overlapped, they are reduced as they come.
+            backward = kept if self.options.overlap and self.layout.accumulation == 1 else full
+            carried = full
         else:
             backward = kept + (0 if low or self.layout.accumulation == 1 else kept)
             carried = kept

@@ -29,7 +29,7 @@ from training.planning.cards import CARDS, Card, find_card
 from training.planning.display.table import text, verdict
 from training.planning.layout import Layout
 from training.planning.plan import FILE_SYSTEM_GBS, GIB, MFU, RESERVED, Assumptions, Plan, make_plan
-from training.planning.times import utilization
+from training.planning.times import rate_of
 from training.run.folder import RunFolder
 
 DEFAULT_CARD = "h100-80gb"
@@ -106,8 +106,8 @@ def layout_of(config: RunConfig, gpus: int, gpus_per_node: int) -> Layout:
         raise ConfigError(f"--gpus {gpus}: {error}") from None
 
 
-def measured_mfu(folder: Path) -> float:
-    """Return the median MFU of a run, of one without recomputation.
+def measured_rate(folder: Path) -> float:
+    """Return the median MFU that a run has measured, as it would be without recomputation.
 
     Raises:
         ConfigError: no such run, or none that has measured it.
@@ -117,9 +117,7 @@ def measured_mfu(folder: Path) -> float:
     if not rates:
         what = "no row of its metrics.jsonl has the column mfu" if folder.is_dir() else "no such run folder"
         raise ConfigError(f"--mfu-from {folder}: {what}")
-    config = load_config(found.config_file)
-    ranks = next((int(row["ranks"]) for row in found.rows() if "ranks" in row), 1)
-    return min(1.0, utilization(config, layout_of(config, ranks, 8), median(rates)))
+    return rate_of(load_config(found.config_file), median(rates))
 
 
 def plan_of(arguments: argparse.Namespace) -> tuple[Plan, RunConfig]:
@@ -128,10 +126,10 @@ def plan_of(arguments: argparse.Namespace) -> tuple[Plan, RunConfig]:
     card: Card = find_card(arguments.card)
     config = load_config(arguments.config, arguments.overrides)
     layout = layout_of(config, arguments.gpus, arguments.gpus_per_node)
-    mfu, source = (MFU if arguments.mfu is None else arguments.mfu), "assumed"
+    rate, source = (MFU if arguments.mfu is None else arguments.mfu), "assumed"
     if arguments.mfu_from is not None:
-        mfu, source = measured_mfu(arguments.mfu_from), f"measured by {arguments.mfu_from}"
-    assumptions = Assumptions(mfu, source, round(arguments.reserve * GIB), arguments.file_system_gbs)
+        rate, source = measured_rate(arguments.mfu_from), f"measured by {arguments.mfu_from}"
+    assumptions = Assumptions(rate, source, round(arguments.reserve * GIB), arguments.file_system_gbs)
     return make_plan(config, layout, card, assumptions), config
 
 

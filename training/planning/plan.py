@@ -35,8 +35,8 @@ class Moment:
 class Assumptions(NamedTuple):
     """What a plan cannot know."""
 
-    mfu: float = MFU
-    mfu_source: str = "assumed"
+    rate: float = MFU  # see ``times_of``
+    rate_source: str = "assumed"
     reserved: int = RESERVED
     file_system_gbs: float = FILE_SYSTEM_GBS  # of a node
 
@@ -127,7 +127,7 @@ def make_plan(config: RunConfig, layout: Layout, card: Card, assumptions: Assump
     others = activations_of(config, replace(layout, recompute=not layout.recompute)).peak
     kept, recomputed = (others, activations.peak) if layout.recompute else (activations.peak, others)
     times = times_of(
-        config, layout, card, traffic, mfu=assumptions.mfu, mfu_source=assumptions.mfu_source
+        config, layout, card, traffic, rate=assumptions.rate, rate_source=assumptions.rate_source
     )
     checkpoint = checkpoint_of(config, layout, states, assumptions.file_system_gbs * layout.nodes)
     return Plan(

@@ -31,9 +31,10 @@ class Flops:
 class Times:
     """Seconds of a step on every GPU at once, and what they add up to."""
 
-    mfu: float  # model FLOPs utilization: of useful FLOPs, of the card's peak
-    mfu_source: str
-    compute: float  # of a step, at that utilization
+    mfu: float  # model FLOPs utilization: useful FLOPs of a step as a share of what the cards' peak could do meanwhile
+    rate: float  # FLOPs as a share of the peak while computing, those of recomputation too
+    rate_source: str
+    compute: float  # of a step, at that rate
     links: dict[Kind, float]  # of a step: how long the links of a GPU are busy, at least
     step: float  # the longer of both
     run: float  # all steps of the configuration, without evaluations and checkpoints
@@ -66,38 +67,40 @@ def flops_of(config: RunConfig, layout: Layout) -> Flops:
     )
 
 
-def utilization(config: RunConfig, layout: Layout, measured: float) -> float:
-    """Return what a run without recomputation would reach, from the ``mfu`` that a run with this layout measured."""
-    flops = flops_of(config, layout)
-    return measured * flops.executed_of_step / flops.training_of_step
+def rate_of(config: RunConfig, mfu: float) -> float:
+    """Return the rate, see ``times_of``, of a run that has measured an MFU: recomputation is no useful work."""
+    counted = forward_flops(config.architecture(), config.training.micro_batch_size, *example_lengths(config.data))
+    return mfu * counted.training(recomputed=config.training.activation_checkpointing) / counted.training()
 
 
 def times_of(
-    config: RunConfig, layout: Layout, card: Card, traffic: Traffic, *, mfu: float, mfu_source: str = "assumed"
+    config: RunConfig, layout: Layout, card: Card, traffic: Traffic, *, rate: float, rate_source: str = "assumed"
 ) -> Times:
     """Return the times of a step and of the run.
 
-    The compute of a step takes ``executed FLOPs / (GPUs x peak x mfu)``; an MFU that is measured end to end includes
-    what is spent on communication that does not overlap with compute. A step cannot be shorter than its links are busy.
+    The compute of a step takes ``executed FLOPs / (GPUs x peak x rate)``. The rate is the MFU of a run without
+    recomputation; one that is measured end to end includes the communication that did not overlap with compute there.
+    A step cannot be shorter than its links are busy.
 
     Args:
         config: the run's.
         layout: the parallel layout.
         card: whose peak and bandwidths count.
         traffic: of a step.
-        mfu: useful FLOPs as a share of the peak, of a run without recomputation; with it, ``Times.mfu`` is lower.
-        mfu_source: where it is from.
+        rate: see above, more than 0 and at most 1.
+        rate_source: where it is from.
     """
     flops = flops_of(config, layout)
     peak = card.flops_per_second(layout.precision) * layout.gpus
-    compute = flops.executed_of_step / (peak * mfu)
+    compute = flops.executed_of_step / (peak * rate)
     links = {kind: traffic.seconds_of(kind, layout, card) for kind in KINDS}
     step = max(compute, sum(links.values()))
     tokens = layout.global_batch_size * sum(example_lengths(config.data))
     run = step * config.training.steps
     return Times(
         mfu=flops.training_of_step / (peak * step),
-        mfu_source=mfu_source,
+        rate=rate,
+        rate_source=rate_source,
         compute=compute,
         links=links,
         step=step,

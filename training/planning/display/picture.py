@@ -35,9 +35,10 @@ def draw(plan: Plan, title: str) -> "Figure":
             axes.text(left, row, f" {left:,.1f}", va="center")
         memory = plan.card.memory / GIB
         axes.axvline(memory, color="#d62728", linestyle="--", linewidth=1.2)
-        axes.text(memory, len(plan.moments) - 0.45, f" {plan.card.name}: {memory:,.1f} GiB", color="#d62728")
+        label = f"{plan.card.name}: {memory:,.1f} GiB "
+        axes.text(memory, -0.5, label, color="#d62728", ha="right", va="center")
         axes.set_yticks(range(len(plan.moments)), [moment.name for moment in plan.moments])
-        axes.invert_yaxis()
+        axes.set_ylim(len(plan.moments) - 0.5, -0.7)
         axes.set_xlim(0, 1.15 * max(memory, plan.needed / GIB))
         axes.set_xlabel("GiB on a GPU")
         axes.set_title(title, loc="left", fontweight="bold")

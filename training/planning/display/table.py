@@ -31,14 +31,14 @@ def text(plan: Plan) -> str:
 
 def verdict(plan: Plan) -> str:
     """Return whether the layout fits and, if not, what is missing: one line."""
-    card, peak = f"{plan.card.name} of {_gib(plan.card.memory)}", plan.peak
+    card, peak = f"the {_gib(plan.card.memory)} of {plan.card.name}", plan.peak
     if plan.fits:
-        return f"fits: {_gib(plan.needed)} of a {card}, {_gib(plan.card.memory - plan.needed)} to spare"
+        return f"fits: {_gib(plan.needed)} of {card}, {_gib(plan.card.memory - plan.needed)} to spare"
     largest = sorted(peak.parts, key=peak.parts.__getitem__, reverse=True)[:2]
     parts = ", ".join(f"{PARTS[part]} {_gib(peak.parts[part])}" for part in largest)
     return (
         f"does not fit: a GPU needs {_gib(plan.needed)} when the {peak.name} ({parts}), {_gib(plan.missing)} more than "
-        f"a {card} has; {_help(plan)}"
+        f"{card}; {_help(plan)}"
     )
 
 
@@ -130,8 +130,8 @@ def _traffic(plan: Plan) -> list[str]:
 def _times(plan: Plan) -> list[str]:
     times, checkpoint = plan.times, plan.checkpoint
     return [
-        f"step    {times.step:.3f} s: compute {times.compute:.3f} s at {plan.times.mfu:.0%} MFU ({times.mfu_source}), "
-        f"links {times.links_total:.3f} s if nothing overlaps; {_si(times.tokens_per_second)} tokens/s",
+        f"step    {times.step:.3f} s, MFU {times.mfu:.0%}, {_si(times.tokens_per_second)} tokens/s: compute "
+        f"{times.compute:.3f} s at {times.rate:.0%} of the peak ({times.rate_source}), links {times.links_total:.3f} s",
         f"run     {times.days:,.2f} days of {counted(plan.steps, 'step')}, {times.gpu_hours:,.0f} GPU hours",
         f"save    a checkpoint has {checkpoint.bytes / GB:,.1f} GB, written in {checkpoint.seconds:,.1f} s",
     ]

@@ -23,7 +23,11 @@ COUNTED = {
     "reduce_scatter_tensor": (1, "input_tensor"),
     "all_to_all_single": (1, "input"),
 }
-KINDS = {"all_gather_into_tensor": "all_gather", "reduce_scatter_tensor": "reduce_scatter", "all_to_all_single": "all_to_all"}
+KINDS = {
+    "all_gather_into_tensor": "all_gather",
+    "reduce_scatter_tensor": "reduce_scatter",
+    "all_to_all_single": "all_to_all",
+}
 
 
 class Collectives:
@@ -127,7 +131,9 @@ def optimizer_bytes(engine: Any) -> int:
     optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
     if isinstance(optimizer, Adafactor):
         return optimizer.state_nbytes
-    return storage_bytes(value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value))
+    return storage_bytes(
+        value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)
+    )
 
 
 def measure(config: RunConfig, batches: list[dict[str, Tensor]], steps: int = 3) -> dict[str, Any]:

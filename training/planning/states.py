@@ -238,9 +238,7 @@ class _Counter:
             return sum(held.numel for held in self.held if held.trained and not held.is_factored(least))
         if self.stage < 3:
             plain = [(group, group.spans(lambda held: not held.is_factored(least))) for group in self.groups]
-            return max(
-                sum(group.overlap(self._index(group, rank), spans) for group, spans in plain) for rank in ranks
-            )
+            return max(sum(group.overlap(self._index(group, rank), spans) for group, spans in plain) for rank in ranks)
         members = [held for held in self.held if held.trained and not held.is_factored(least)]
         return max(sum(self._part(held, rank) for held in members) for rank in ranks)
 

@@ -188,13 +188,9 @@ class _Reductions:
                 numbers = sum(
                     held.units * (2 + (sum(held.unit_shape) if held.is_factored(least) else 0)) for held in members
                 )
-                yield Message(
-                    "all_reduce", "second moments", group.replicas, members[0].shape.by_expert, 4 * numbers
-                )
+                yield Message("all_reduce", "second moments", group.replicas, members[0].shape.by_expert, 4 * numbers)
 
     def _partitions(self, group: Group) -> list[list[Held]]:
         if self.stage < 3:
             return [list(group.members)]
         return sub_groups(group, self.options.sub_group)
-
-

@@ -122,9 +122,7 @@ def grid(precision: str) -> list[dict[str, Any]]:
         for trainable in ("moe", "dense_feed_forward", "attention", "non_moe")
     ]
     cases += [{"stage": stage, "model": {"num_experts": 0}} for stage in range(4)]
-    cases += [
-        {"stage": stage, "ep": 2, "training": SEVERAL | {"gradient_reduce_dtype": "bf16"}} for stage in range(4)
-    ]
+    cases += [{"stage": stage, "ep": 2, "training": SEVERAL | {"gradient_reduce_dtype": "bf16"}} for stage in range(4)]
     cases += [
         {"stage": stage, "ep": 2, "zero": {"overlap_comm": overlap}} for stage in (1, 2) for overlap in (False, True)
     ]

@@ -1,1 +1,0 @@
-"""A plan as a terminal and a picture show it."""

@@ -145,8 +145,8 @@ def measure(config: RunConfig, batches: list[dict[str, Tensor]], steps: int = 3)
         steps: the first ones of ZeRO 3 record what later ones repeat.
 
     Returns:
-        ``weights``, ``master``, ``optimizer``, ``gradients``, ``buckets``, ``backward_gradients`` in bytes, the bytes of
-        each kind of collective, and ``few``: bytes of the messages that plans leave out.
+        ``weights``, ``master``, ``optimizer``, ``gradients``, ``buckets``, ``backward_gradients`` in bytes; the bytes
+        of each kind of collective; and ``few``, bytes of the messages that plans leave out.
     """
     engine = build_engine(config, dist.get_world_size(), "cpu")
     seen: dict[str, int] = {"buckets": 0, "gradients": 0, "backward_gradients": 0}

@@ -99,7 +99,8 @@ class _Tree:
         return Module(inner=tuple(self._leaf(f"{name}.{part}") for part in (*parts, "w_out")))
 
     def _sparse(self, name: str, *, decoder: bool) -> Module:
-        config, biases = self.config, ()
+        config = self.config
+        biases: tuple[Module, ...] = ()
         if config.feed_forward_bias != "none":  # called for each of a rank's experts
             held = config.num_experts // self.layout.expert_parallel_size
             biases = (self._leaf(f"{name}.experts.hidden_bias"),) * held

@@ -1,12 +1,12 @@
 """Bytes of weights, gradients and optimizer states on one GPU, and of DeepSpeed's buffers, at every ZeRO stage.
 
-Counted are the tensors that DeepSpeed 0.19.8 allocates for this project's options, to the byte. P = elements that a rank
-holds whole (all dense parameters, its experts), p = elements of its partition, padding included, of trained parameters:
+Counted are the tensors that DeepSpeed 0.19.8 allocates for this project's options, to the byte. P = elements that a
+rank holds whole (all dense parameters, its experts), p = elements of its partition, padding included:
 
 =====  ==================  =======================  ==================  ==========================================
 stage  precision           weights                  master              gradients when a step's backward pass ends
 =====  ==================  =======================  ==================  ==========================================
-0      fp32, autocast      4 P                      –                   4 P
+0      fp32, autocast      4 P                      0                   4 P
 0      bf16                2 P                      4 P                 2 P
 1      fp32, autocast      4 P                      4 p                 4 x the whole parameters that p touches
 1      bf16, fp32 sums     2 P                      4 p                 4 P (sums) + 2 P
@@ -152,7 +152,7 @@ class _Counter:
         }  # fmt: skip
 
     def _reduced(self, ranks: Iterable[int]) -> int:
-        """Reduced gradients of ZeRO 1 and 2, until the step: partitions or, of whole parameters, all that they touch."""
+        """Reduced gradients of ZeRO 1 and 2, until the step: partitions, or all parameters that they touch, whole."""
         if self.sums > self.weight:
             return sum(group.partition for group in self.groups) * self.sums
         return self.weight * max(
@@ -249,7 +249,7 @@ class _Counter:
 
 
 def is_product(held: Held) -> bool:
-    """Return whether autocast computes products with a parameter itself, so that its gradient may be reduced in bf16."""
+    """Return whether autocast computes products with a parameter: its gradient may then be reduced in bf16."""
     return held.shape.family in LOW_PRECISION_FAMILIES and "hidden_bias" not in held.shape.name
 
 

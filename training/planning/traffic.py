@@ -1,9 +1,9 @@
 """Bytes that one GPU exchanges in a training step, by kind of collective, and the time that they take at least.
 
 Counted is what a collective is called with, as DeepSpeed's communication logger counts it: of an all-reduce and a
-reduce-scatter their input, of an all-gather its output, of an all-to-all what is sent, to the rank itself too. In a group
-of n ranks at least 2 (n - 1) / n of an all-reduce and (n - 1) / n of the others cross a GPU's links (Thakur et al. 2005,
-"Optimization of collective communication operations in MPICH"; NCCL's tests call this factor that of the bus bandwidth).
+reduce-scatter their input, of an all-gather its output, of an all-to-all what is sent, to the rank itself too. In a
+group of n ranks at least 2 (n - 1) / n of an all-reduce, (n - 1) / n of the others, cross a GPU's links (Thakur et al.
+2005, "Optimization of collective communication operations in MPICH"; the factors of the bus bandwidth in NCCL's tests).
 
 Left out are messages of a few numbers: norms, counts of tokens, columns of metrics.
 """
@@ -63,11 +63,10 @@ class Traffic:
 def seconds(message: Message, layout: Layout, card: Card) -> float:
     """Return the least time of a message at the card's bandwidths.
 
-    Within a node everything travels at its bandwidth. Of an all-to-all over several nodes each rank sends its share to
-    each rank: what goes to other nodes travels at the network's bandwidth, and the slower part counts. A ring of another
-    kind of collective crosses from node to node through every adapter of a node at once, so that a GPU sends its part at
-    the network's bandwidth times the GPUs of a node, but no faster than within a node; a group that has one rank in each
-    node sends through its own adapter alone.
+    Within a node everything travels at its bandwidth. In an all-to-all over several nodes each rank sends a share to
+    each rank: what goes to other nodes travels at the network's bandwidth, and the slower part counts. Rings of the
+    other collectives pass from node to node through the adapters of all their ranks in a node at once, so that a GPU
+    sends at the network's bandwidth times these ranks, but no faster than within a node.
     """
     node, network = card.node_gbs * 1e9, card.network_gbs * 1e9
     within = min(layout.gpus_per_node, layout.gpus)

@@ -91,7 +91,7 @@ def check(tmp_path: Path, cases: list[dict[str, Any]]) -> None:
 
 ADAMW = {"name": "adamw", "unit_learning_rate": 1e-2, "weight_decay": 0.1}
 SEVERAL = {"global_batch_size": 8}  # two micro-batches
-FP32 = [
+FP32: list[dict[str, Any]] = [
     {"stage": 0, "ep": 2},
     {"stage": 1, "ep": 2, "optimizer": ADAMW},
     {"stage": 2, "training": SEVERAL, "zero": {"overlap_comm": True}},
@@ -106,10 +106,10 @@ def test_bytes_of_engines(tmp_path: Path):
 
 def grid(precision: str) -> list[dict[str, Any]]:
     """Stages, layouts and options of one precision."""
-    factors = {"min_dim_size_to_factor": 16}
-    near = {"stage3_param_persistence_threshold": 100, "stage3_max_reuse_distance": 20_000,
+    factors: dict[str, Any] = {"min_dim_size_to_factor": 16}
+    near: dict[str, Any] = {"stage3_param_persistence_threshold": 100, "stage3_max_reuse_distance": 20_000,
             "stage3_prefetch_bucket_size": 3_000, "sub_group_size": 30_000}  # fmt: skip
-    cases = [
+    cases: list[dict[str, Any]] = [
         {"stage": stage, "ep": ep, "training": training, "optimizer": optimizer}
         for stage in range(4)
         for ep in (1, 2)

@@ -32,6 +32,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "optim": ("moments",),
     "training": (
         "config",
+        "planning.kept",
         "planning",
         "run",
         "engine",

@@ -1,5 +1,7 @@
 """Builds the model on this rank's device and the DeepSpeed engine around it."""
 
+import os
+from collections.abc import Callable
 from typing import Any
 
 import deepspeed
@@ -7,7 +9,8 @@ import torch
 from deepspeed.runtime import bf16_optimizer
 
 from model.config import StMoeConfig
-from model.initialization import initialize_weights
+from model.draws import draw_all
+from model.initialization import draws_of
 from model.st_moe import StMoeForConditionalGeneration
 from optim.adafactor import Adafactor
 from optim.build import build_optimizer
@@ -15,6 +18,7 @@ from optim.schedule import make_schedule
 from optim.stage_zero import StageZero
 from parallel.config import ParallelConfig
 from parallel.layer import sparse_factory
+from parallel.materialization import Named, materialize
 from training.config.deepspeed import deepspeed_config, zero_stage
 from training.config.run import RunConfig
 from training.config.training import TRAINABLE
@@ -27,9 +31,7 @@ from training.engine.profiling import prepare_comms_logger
 def build_model(
     config: StMoeConfig, parallel: ParallelConfig, seed: int, device: str, *, known: bool = True
 ) -> StMoeForConditionalGeneration:
-    """Return this rank's share of the model: built on the meta device, so that no rank ever holds all experts.
-
-    Collective over all ranks, because it creates the expert-parallel groups.
+    """Return this rank's share of the model, not partitioned, in float32; collective over all ranks.
 
     Args:
         config: the model's.
@@ -38,26 +40,75 @@ def build_model(
         device: of the weights.
         known: whether DeepSpeed is to know of the sparse layers, see ``parallel.layer``.
     """
-    with torch.device("meta"):
-        model = StMoeForConditionalGeneration(config, sparse_factory(parallel, known=known))
-    model.to_empty(device=device)
-    initialize_weights(model, config, seed)
+    model = meta_model(config, parallel, known=known)
+    materialize(model, device, torch.float32, initializer(config, seed))
     return model
 
 
-def build_engine(config: RunConfig, world_size: int, device: str) -> Any:
-    """Return the DeepSpeed engine with model, optimizer and schedule; collective over all ranks."""
+def meta_model(config: StMoeConfig, parallel: ParallelConfig, *, known: bool = True) -> StMoeForConditionalGeneration:
+    """Return this rank's share of the model on the meta device, so that no rank ever holds all experts.
+
+    Collective over all ranks, because it creates the expert-parallel groups.
+    """
+    with torch.device("meta"):
+        return StMoeForConditionalGeneration(config, sparse_factory(parallel, known=known))
+
+
+def initializer(config: StMoeConfig, seed: int) -> Callable[[list[Named]], None]:
+    """Return what draws the weights of modules, with as many threads as each rank of this host has cores."""
+    threads = max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+    def initialize(modules: list[Named]) -> None:
+        draw_all([one for name, module in modules for one in draws_of(name, module, config, seed)], threads)
+
+    return initialize
+
+
+@torch.no_grad()
+def await_weights(modules: list[Named]) -> None:
+    """Make the weights of modules NaN until they are loaded: one that is not loaded must not go unnoticed."""
+    for _, module in modules:
+        for parameter in module.parameters(recurse=False):
+            parameter.fill_(float("nan"))
+
+
+def build_engine(
+    config: RunConfig,
+    world_size: int,
+    device: str,
+    *,
+    initialize: bool = True,
+    told: Callable[[], None] = lambda: None,
+) -> Any:
+    """Return the DeepSpeed engine with model, optimizer and schedule; collective over all ranks.
+
+    Args:
+        config: of the run.
+        world_size: number of ranks.
+        device: of this rank.
+        initialize: whether to draw weights; otherwise they are NaN, and the caller loads all of them.
+        told: called whenever a part of the model is built.
+    """
     set_numerics(deterministic=config.training.deterministic)
     options = deepspeed_config(config, world_size)
     trainable = config.training.trainable
-    known = zero_stage(options) == 3 or "experts" in TRAINABLE[trainable]
-    model = build_model(config.st_moe_config(), config.parallel, config.training.seed, device, known=known)
+    partitioned = zero_stage(options) == 3
+    model_config = config.st_moe_config()
+    model = meta_model(model_config, config.parallel, known=partitioned or "experts" in TRAINABLE[trainable])
     freeze(model, trainable)
+    materialize(
+        model,
+        device,
+        torch.bfloat16 if config.training.precision == "bf16" else torch.float32,
+        initializer(model_config, config.training.seed) if initialize else await_weights,
+        zero3=options if partitioned else None,
+        told=told,
+    )
     if config.training.activation_checkpointing:
         model.activation_checkpointing_enable()
     if config.training.compile:
         compile_blocks(model)
-    if zero_stage(options) == 3:
+    if partitioned:
         _keep_no_casts(model)
     optimizer = build_optimizer(model_parameter_specs(model), config.optimizer, model.get_input_embeddings().weight)
     bf16_optimizer.see_memory_usage = lambda *_, **__: None  # it prints a page about the memory of this host

@@ -8,10 +8,10 @@ class Beat(NamedTuple):
     """A rank's report."""
 
     number: int
-    progress: int  # phases entered
+    progress: int  # phases entered, and parts of them done
     step: int
     phase: str
-    seconds: float  # in this phase
+    seconds: float  # in this phase, or since a part of it was done
     limit: float  # seconds that the phase may take
 
 

@@ -77,6 +77,10 @@ class Watchdog:
         self.phase_limit = self.limit if limit is None else limit
         self.progress, self.step, self.phase, self.spent = self.progress + 1, step, phase, 0.0
 
+    def advance(self) -> None:
+        """Report progress in the present phase, whose time begins again."""
+        self.progress, self.spent = self.progress + 1, 0.0
+
     def close(self) -> None:
         """Stop watching, so that ranks may end."""
         self.closed.set()

@@ -48,8 +48,9 @@ def parameter_groups(
     for parameter in parameters:
         if not parameter.requires_grad:
             continue
+        shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO 3 may have partitioned it
         process_group = None if getattr(parameter, "allreduce", True) else str(vars(parameter)["group_name"])
-        key = group_key(process_group, config, dimensions=parameter.dim(), embedding=parameter is embedding)
+        key = group_key(process_group, config, dimensions=len(shape), embedding=parameter is embedding)
         if key not in groups:
             _, rate, decay = key
             groups[key] = {"params": [], "lr": rate, "weight_decay": decay, "name": f"dense_{len(groups)}"}

@@ -185,7 +185,7 @@ def _continued(folder: str, optimizer: dict[str, Any]) -> list[dict[str, Tensor]
         _step(engine, 99)  # all that there is must be replaced
         reader = open_source(look_into(run.run_dir, "run"), later.st_moe_config(), "run")
         if not slots:  # a new engine: the optimizer has seen nothing
-            engine = build_engine(later, dist.get_world_size(), "cpu")
+            engine = build_engine(later, dist.get_world_size(), "cpu", initialize=False)
         begin_with(engine, reader, later)
         _step(engine, 3)
         found.append(_weights(engine))

@@ -81,9 +81,7 @@ class Trainer:
         self.pad_id = int(self.model_config.pad_token_id or 0)
         self.accumulation = accumulation_steps(config, process.world_size)
         loads = resume is not None or weights is not None
-        self.engine = build_engine(
-            config, process.world_size, device, initialize=not loads, told=self.watchdog.advance
-        )
+        self.engine = build_engine(config, process.world_size, device, initialize=not loads, told=self.watchdog.advance)
         self.progress = Progress(config.training.steps, process.rank == 0)
         if resume is not None:
             layout = ParallelLayout.of(config.model_dump(), process.world_size, inputs.zero_stage)

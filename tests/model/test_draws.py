@@ -1,6 +1,8 @@
 """Numbers drawn in blocks and by threads are torch's own."""
 
 import threading
+from collections.abc import Iterator
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -40,16 +42,21 @@ def test_blocks_change_no_bit(distribution: Normal, block: int) -> None:
 def test_later_passes_are_needed_and_right() -> None:
     """A million numbers need six passes; the last ones skip nearly all blocks."""
     distribution = Normal(0.1, truncated=True)
-    drawn, passes = torch.empty(1000, 1000), []
+    drawn, passes = torch.empty(1000, 1000), list[int]()
     plain = draws._Stream.draw_at
-    with patch.object(draws._Stream, "draw_at", lambda self, places: passes.append(len(places)) or plain(self, places)):
+
+    def noted(stream: Any, places: Tensor) -> Iterator[Tensor]:
+        passes.append(len(places))
+        return plain(stream, places)
+
+    with patch.object(draws._Stream, "draw_at", noted):
         draw(Draw(drawn, distribution, SEED))
     assert torch.equal(drawn.view(-1), reference(distribution, 10**6, SEED))
     assert len(passes) >= 4 and passes[0] > 40_000 and passes[-1] < draws.BLOCK / 1000
 
 
 def test_any_number_of_threads_draws_the_same_and_leaves_the_callers_state_alone() -> None:
-    distributions = [Normal(0.1, truncated=True), Normal(1.0), Constant(3.0)]
+    distributions: list[Distribution] = [Normal(0.1, truncated=True), Normal(1.0), Constant(3.0)]
     shapes = [(3, 5), (70_000,), (200, 333)]
     before = torch.get_rng_state()
     results, names = [], set()

@@ -141,7 +141,7 @@ def _save(folder: str, sources: list[Place], steps: int) -> dict[str, Any]:
 
 def _load(folder: str, pairs: list[tuple[Place, Place]], steps: int) -> dict[str, Any]:
     """The same for engines that load ``source``'s checkpoint at ``target``, by pair."""
-    results = {}
+    results: dict[str, Any] = {}
     for source, target in pairs:
         config = _config(folder, target, source)
         rolls_back = len(results) % 2 == 0  # otherwise a new process resumes, and all weights are NaN

@@ -1,0 +1,214 @@
+"""Memory and time of building a model under ZeRO, module by module and whole, and numbers drawn per second.
+
+python -m benchmarks.building                           # 1.5e9 parameters, two ranks, ZeRO 3, EP 2: 12 GB of memory
+python -m benchmarks.building --d-model 256 --d-ff 1024 # less
+python -m benchmarks.building --draws-only --threads 1,2,4 --device cuda
+
+The reference, "whole", is what DeepSpeed does by itself: every rank holds its share of all weights, drawn by torch's
+functions in one thread, before ZeRO partitions it. Both must give the same weights, to the bit.
+"""
+
+import argparse
+import gc
+import hashlib
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.multiprocessing as mp
+from torch import Generator
+
+from common.ports import free_port
+from common.program import print_anything
+from common.project import ROOT
+from common.strict_json import to_json
+from model.draws import Draw, Normal, draw_all, fill
+
+SIZE = 1 << 22  # numbers of a drawn tensor: an expert's matrix
+STD = 0.02
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=4, help="blocks of encoder and decoder each (%(default)s)")
+    parser.add_argument("--d-model", type=int, default=1536, help="st-moe-base: 768 (%(default)s)")
+    parser.add_argument("--d-ff", type=int, default=7168, help="st-moe-base: 2048 (%(default)s)")
+    parser.add_argument("--experts", type=int, default=16, help="experts of each sparse layer, as st-moe-base")
+    parser.add_argument("--ranks", type=int, default=2, help="gloo processes (%(default)s)")
+    parser.add_argument("--expert-parallel-size", type=int, default=2)
+    parser.add_argument("--zero-stage", type=int, choices=(0, 1, 2, 3), default=3)
+    parser.add_argument("--precision", choices=("fp32", "bf16", "bf16_autocast"), default="fp32")
+    parser.add_argument("--threads", default="1,2", help="numbers of threads that draw, such as 1,2 (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="of the drawn tensors: cpu or cuda (%(default)s)")
+    parser.add_argument("--draws-only", action="store_true", help="only measure drawing")
+    return parser.parse_args()
+
+
+def resident(name: str = "VmRSS") -> int:
+    """Return bytes of this process's resident memory; ``VmHWM``: its peak since ``forget_peak``."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{name}:"):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError(f"/proc/self/status has no {name}")
+
+
+def forget_peak() -> None:
+    """Let ``VmHWM`` begin anew."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+@contextmanager
+def whole() -> Iterator[None]:
+    """Build as DeepSpeed does by itself, from torch's draws."""
+    from parallel.materialization import Partitioner
+    from training.engine import build
+
+    def one_by_one(draws: list[Draw], _threads: int) -> None:
+        for target, distribution, seed in draws:
+            numbers = torch.empty(target.shape, dtype=torch.float32)
+            target.copy_(fill(numbers, distribution, Generator().manual_seed(seed)))
+
+    with patch.object(Partitioner, "__call__", lambda *_: None), patch.object(build, "draw_all", one_by_one):
+        yield
+
+
+def build_on_rank(rank: int, options: argparse.Namespace, port: int, mode: str, out: Path) -> None:
+    """Build an engine on one rank and write what it took."""
+    from training.run.distributed import initialize_distributed, shut_down_distributed
+    from training.run.process import Process
+
+    process = Process(rank, rank, options.ranks, options.ranks)
+    process.export("127.0.0.1", port)
+    initialize_distributed(process, 600.0)
+    import deepspeed
+
+    from training.config.run import validate
+    from training.engine.build import build_engine
+
+    model = {"num_layers": options.layers, "d_model": options.d_model, "d_ff": options.d_ff}
+    model |= {"num_heads": options.d_model // 64, "num_experts": options.experts}  # the rest default to st-moe-base
+    training = {
+        "global_batch_size": options.ranks, "micro_batch_size": 1, "precision": options.precision,
+        "deepspeed_config": str(ROOT / "ds_configs" / f"zero{options.zero_stage}.json"),
+    }  # fmt: skip
+    parallel = {"expert_parallel_size": options.expert_parallel_size}
+    config = validate({"model": model, "parallel": parallel, "training": training})
+    small = validate({"model": {"num_layers": 4, "d_model": 64, "d_ff": 64, "num_experts": 2}, "training": training})
+    build_engine(small, options.ranks, "cpu")  # what imports, buckets and collectives take once
+    found: dict[str, Any] = {}
+    initialize = deepspeed.initialize
+
+    def initialized(*args: Any, **kwargs: Any) -> Any:
+        found.update(made_peak=resident("VmHWM") - before, made_seconds=time.perf_counter() - began)
+        return initialize(*args, **kwargs)
+
+    forget_peak()
+    before, began = resident(), time.perf_counter()
+    with patch.object(deepspeed, "initialize", initialized), whole() if mode == "whole" else nullcontext():
+        engine = build_engine(config, options.ranks, "cpu")
+    found.update(peak=resident("VmHWM") - before, seconds=time.perf_counter() - began)
+    gc.collect()
+    found.update(resident=resident() - before, **describe(engine))
+    out.with_suffix(f".{rank}").write_text(to_json(found), encoding="utf-8")
+    shut_down_distributed()
+
+
+def describe(engine: Any) -> dict[str, Any]:
+    """Return the digest of this rank's weights, and bytes: of what it keeps, of the largest module, and parameters."""
+    from training.engine.parameters import engine_partitions, model_parameter_specs
+
+    digest, storages = hashlib.sha256(), {}
+    for partition in engine_partitions(engine):
+        flat = partition.tensor.detach().view(-1)
+        for segment in partition.held():
+            digest.update(segment.view(flat).contiguous().numpy().data)
+        storages[flat.untyped_storage().data_ptr()] = flat.untyped_storage().nbytes()
+    for parameter in engine.module.parameters():
+        storage = getattr(parameter, "ds_tensor", parameter).untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+    specs, item = model_parameter_specs(engine.module), next(engine.module.parameters()).element_size()
+    modules = [sum(specs[p].numel for p in m.parameters(recurse=False)) for m in engine.module.modules()]
+    parameters = sum(math.prod(spec.shape) for spec in specs.values())
+    values = {"kept": sum(storages.values()), "module": item * max(modules), "parameters": parameters}
+    return values | {"digest": digest.hexdigest()}
+
+
+def measure_building(options: argparse.Namespace) -> None:
+    """Build in both ways; print a table."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for mode in ("whole", "by module"):
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "measured"
+            mp.start_processes(build_on_rank, (options, free_port(), mode, out), options.ranks, start_method="spawn")
+            files = [out.with_suffix(f".{rank}") for rank in range(options.ranks)]
+            found[mode] = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    first = found["whole"][0]
+    print(
+        f"{first['parameters'] / 1e9:.2f}e9 parameters, ZeRO {options.zero_stage}, {options.precision}, "
+        f"{options.ranks} ranks, EP {options.expert_parallel_size}; GB of one rank, largest of all ranks"
+    )
+    print(f"{'':10} {'peak':>6} {'kept':>6} {'module':>7} {'ratio':>6} {'made':>6} {'s':>6}")
+    for mode, ranks in found.items():
+        peak, kept, module, made = (max(rank[key] for rank in ranks) for key in ("peak", "kept", "module", "made_peak"))
+        print(
+            f"{mode:10} {peak / 1e9:6.2f} {kept / 1e9:6.2f} {module / 1e9:7.2f} {peak / (kept + module):6.2f} "
+            f"{made / 1e9:6.2f} {max(rank['seconds'] for rank in ranks):6.1f}"
+        )
+    same = all(a["digest"] == b["digest"] for a, b in zip(*found.values(), strict=True))
+    print("weights of all ranks: " + ("equal to the bit" if same else "DIFFERENT"))
+
+
+def rate(tensors: int, threads: int, device: str) -> float:
+    """Return truncated normal numbers that ``draw_all`` draws per second."""
+    draws = [Draw(torch.empty(SIZE, device=device), Normal(STD, truncated=True), seed) for seed in range(tensors)]
+    began = time.perf_counter()
+    draw_all(draws, threads)
+    if device != "cpu":
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - began
+    expected = fill(torch.empty(SIZE), Normal(STD, truncated=True), Generator().manual_seed(tensors - 1))
+    if not torch.equal(draws[-1].target.cpu(), expected):
+        raise RuntimeError("the numbers are not torch's")
+    return tensors * SIZE / seconds
+
+
+def measure_drawing(options: argparse.Namespace) -> None:
+    """Print numbers per second of torch's function, of ours, and of the generator alone."""
+    torch.set_num_threads(1)
+    numbers, bits = torch.empty(SIZE), torch.empty(SIZE, dtype=torch.int32)
+    began = time.perf_counter()
+    fill(numbers, Normal(STD, truncated=True), Generator().manual_seed(0))
+    middle = time.perf_counter()
+    bits.random_(generator=Generator().manual_seed(0))
+    ended = time.perf_counter()
+    load = os.getloadavg()[0]
+    print(f"tensors of {SIZE / 1e6:.1f}e6 numbers, million numbers per second; load {load:.1f} at the start")
+    print(f"torch's trunc_normal_, one thread  {SIZE / (middle - began) / 1e6:7.1f}")
+    print(f"bits of the generator, one pass    {SIZE / (ended - middle) / 1e6:7.1f}")
+    if options.device != "cpu":
+        rate(1, 1, options.device)  # kernels are compiled, and tables made
+    for threads in map(int, options.threads.split(",")):
+        print(f"draw_all, {threads:2} threads, {options.device:4}       {rate(8, threads, options.device) / 1e6:7.1f}")
+
+
+def main() -> None:
+    """Measure what is asked for."""
+    print_anything()
+    options = parse_arguments()
+    measure_drawing(options)
+    if not options.draws_only:
+        measure_building(options)
+
+
+if __name__ == "__main__":
+    main()

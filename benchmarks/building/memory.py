@@ -1,19 +1,10 @@
-"""Memory and time of building a model under ZeRO, module by module and whole, and numbers drawn per second.
-
-python -m benchmarks.building                           # 1.5e9 parameters, two ranks, ZeRO 3, EP 2: 12 GB of memory
-python -m benchmarks.building --d-model 256 --d-ff 1024 # less
-python -m benchmarks.building --draws-only --threads 1,2,4 --device cuda
-
-The reference, "whole", is what DeepSpeed does by itself: every rank holds its share of all weights, drawn by torch's
-functions in one thread, before ZeRO partitions it. Both must give the same weights, to the bit.
-"""
+"""Memory and time of building an engine, module by module and whole."""
 
 import argparse
 import gc
 import hashlib
 import json
 import math
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,30 +18,9 @@ import torch.multiprocessing as mp
 from torch import Generator
 
 from common.ports import free_port
-from common.program import print_anything
 from common.project import ROOT
 from common.strict_json import to_json
-from model.draws import Draw, Normal, draw_all, fill
-
-SIZE = 1 << 22  # numbers of a drawn tensor: an expert's matrix
-STD = 0.02
-
-
-def parse_arguments() -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=4, help="blocks of encoder and decoder each (%(default)s)")
-    parser.add_argument("--d-model", type=int, default=1536, help="st-moe-base: 768 (%(default)s)")
-    parser.add_argument("--d-ff", type=int, default=7168, help="st-moe-base: 2048 (%(default)s)")
-    parser.add_argument("--experts", type=int, default=16, help="experts of each sparse layer, as st-moe-base")
-    parser.add_argument("--ranks", type=int, default=2, help="gloo processes (%(default)s)")
-    parser.add_argument("--expert-parallel-size", type=int, default=2)
-    parser.add_argument("--zero-stage", type=int, choices=(0, 1, 2, 3), default=3)
-    parser.add_argument("--precision", choices=("fp32", "bf16", "bf16_autocast"), default="fp32")
-    parser.add_argument("--threads", default="1,2", help="numbers of threads that draw, such as 1,2 (%(default)s)")
-    parser.add_argument("--device", default="cpu", help="of the drawn tensors: cpu or cuda (%(default)s)")
-    parser.add_argument("--draws-only", action="store_true", help="only measure drawing")
-    return parser.parse_args()
+from model.draws import Draw, fill
 
 
 def resident(name: str = "VmRSS") -> int:
@@ -166,49 +136,3 @@ def measure_building(options: argparse.Namespace) -> None:
         )
     same = all(a["digest"] == b["digest"] for a, b in zip(*found.values(), strict=True))
     print("weights of all ranks: " + ("equal to the bit" if same else "DIFFERENT"))
-
-
-def rate(tensors: int, threads: int, device: str) -> float:
-    """Return truncated normal numbers that ``draw_all`` draws per second."""
-    draws = [Draw(torch.empty(SIZE, device=device), Normal(STD, truncated=True), seed) for seed in range(tensors)]
-    began = time.perf_counter()
-    draw_all(draws, threads)
-    if device != "cpu":
-        torch.cuda.synchronize()
-    seconds = time.perf_counter() - began
-    expected = fill(torch.empty(SIZE), Normal(STD, truncated=True), Generator().manual_seed(tensors - 1))
-    if not torch.equal(draws[-1].target.cpu(), expected):
-        raise RuntimeError("the numbers are not torch's")
-    return tensors * SIZE / seconds
-
-
-def measure_drawing(options: argparse.Namespace) -> None:
-    """Print numbers per second of torch's function, of ours, and of the generator alone."""
-    torch.set_num_threads(1)
-    numbers, bits = torch.empty(SIZE), torch.empty(SIZE, dtype=torch.int32)
-    began = time.perf_counter()
-    fill(numbers, Normal(STD, truncated=True), Generator().manual_seed(0))
-    middle = time.perf_counter()
-    bits.random_(generator=Generator().manual_seed(0))
-    ended = time.perf_counter()
-    load = os.getloadavg()[0]
-    print(f"tensors of {SIZE / 1e6:.1f}e6 numbers, million numbers per second; load {load:.1f} at the start")
-    print(f"torch's trunc_normal_, one thread  {SIZE / (middle - began) / 1e6:7.1f}")
-    print(f"bits of the generator, one pass    {SIZE / (ended - middle) / 1e6:7.1f}")
-    if options.device != "cpu":
-        rate(1, 1, options.device)  # kernels are compiled, and tables made
-    for threads in map(int, options.threads.split(",")):
-        print(f"draw_all, {threads:2} threads, {options.device:4}       {rate(8, threads, options.device) / 1e6:7.1f}")
-
-
-def main() -> None:
-    """Measure what is asked for."""
-    print_anything()
-    options = parse_arguments()
-    measure_drawing(options)
-    if not options.draws_only:
-        measure_building(options)
-
-
-if __name__ == "__main__":
-    main()

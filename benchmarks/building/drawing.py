@@ -1,0 +1,46 @@
+"""Truncated normal numbers drawn per second."""
+
+import argparse
+import os
+import time
+
+import torch
+from torch import Generator
+
+from model.draws import Draw, Normal, draw_all, fill
+
+SIZE = 1 << 22  # numbers of a drawn tensor: an expert's matrix
+STD = 0.02
+
+
+def rate(tensors: int, threads: int, device: str) -> float:
+    """Return truncated normal numbers that ``draw_all`` draws per second."""
+    draws = [Draw(torch.empty(SIZE, device=device), Normal(STD, truncated=True), seed) for seed in range(tensors)]
+    began = time.perf_counter()
+    draw_all(draws, threads)
+    if device != "cpu":
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - began
+    expected = fill(torch.empty(SIZE), Normal(STD, truncated=True), Generator().manual_seed(tensors - 1))
+    if not torch.equal(draws[-1].target.cpu(), expected):
+        raise RuntimeError("the numbers are not torch's")
+    return tensors * SIZE / seconds
+
+
+def measure_drawing(options: argparse.Namespace) -> None:
+    """Print numbers per second of torch's function, of ours, and of the generator alone."""
+    torch.set_num_threads(1)
+    numbers, bits = torch.empty(SIZE), torch.empty(SIZE, dtype=torch.int32)
+    began = time.perf_counter()
+    fill(numbers, Normal(STD, truncated=True), Generator().manual_seed(0))
+    middle = time.perf_counter()
+    bits.random_(generator=Generator().manual_seed(0))
+    ended = time.perf_counter()
+    load = os.getloadavg()[0]
+    print(f"tensors of {SIZE / 1e6:.1f}e6 numbers, million numbers per second; load {load:.1f} at the start")
+    print(f"torch's trunc_normal_, one thread  {SIZE / (middle - began) / 1e6:7.1f}")
+    print(f"bits of the generator, one pass    {SIZE / (ended - middle) / 1e6:7.1f}")
+    if options.device != "cpu":
+        rate(1, 1, options.device)  # kernels are compiled, and tables made
+    for threads in map(int, options.threads.split(",")):
+        print(f"draw_all, {threads:2} threads, {options.device:4}       {rate(8, threads, options.device) / 1e6:7.1f}")

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from model.config import StMoeConfig
-from model.draws import Constant, Distribution, Draw, Normal, draw_all, fill
+from model.draws.distributions import Constant, Distribution, Draw, Normal, fill
+from model.draws.threads import draw_all
 from model.layers.attention import QueryProjection, RelativePositionBias
 from model.layers.feed_forward import HiddenBias
 from model.layers.norm import RMSNorm

@@ -28,7 +28,7 @@ ENTRIES = ("train", "convert", "fill", "evaluate", "benchmarks")
 # which are free of circles as all modules are.
 PACKAGES: dict[str, tuple[str, ...]] = {
     "data": ("archives", "sources", "preparation", "tasks", "objectives", "streaming"),
-    "model": ("standalone", "kernels", "layers", "moe"),
+    "model": ("standalone", "kernels", "draws", "layers", "moe"),
     "optim": ("moments",),
     "training": (
         "config",

@@ -7,7 +7,8 @@ import time
 import torch
 from torch import Generator
 
-from model.draws import Draw, Normal, draw_all, fill
+from model.draws.distributions import Draw, Normal, fill
+from model.draws.threads import draw_all
 
 SIZE = 1 << 22  # numbers of a drawn tensor: an expert's matrix
 STD = 0.02

@@ -20,7 +20,7 @@ from torch import Generator
 from common.ports import free_port
 from common.project import ROOT
 from common.strict_json import to_json
-from model.draws import Draw, fill
+from model.draws.distributions import Draw, fill
 
 
 def resident(name: str = "VmRSS") -> int:

@@ -1,13 +1,13 @@
 """Steps 7 and 10: st_moe_l with one rank's share of experts, by micro-batch: speed, memory, launches, share of peak."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import median
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.gpu.accounting import FORMULA, Marks, profile
 from benchmarks.gpu.results import Report
@@ -16,8 +16,10 @@ from benchmarks.measure import matmul_flops_per_second
 from common.project import ROOT
 from data.span_corruption import raw_and_target_lengths
 from model.config import StMoeConfig
+from model.draws.distributions import fill
 from model.flops import forward_flops
-from model.initialization import initialize_module
+from model.initialization import draws_of
+from parallel.materialization import Named
 from training.config.run import RunConfig, load_config
 from training.config.training import TrainingConfig
 from training.engine import build
@@ -44,11 +46,14 @@ def make_config(setting: Setting, *overrides: str) -> RunConfig:
 def drawn_on_device() -> Iterator[None]:
     """Draw initial weights on the device: on the CPU the numbers of a billion weights take half a minute."""
 
-    def draw(model: nn.Module, config: StMoeConfig, _seed: int) -> None:
-        for module in model.modules():
-            initialize_module(module, config)
+    def initializer(config: StMoeConfig, seed: int) -> Callable[[list[Named]], None]:
+        def draw(modules: list[Named]) -> None:
+            for one in (one for name, module in modules for one in draws_of(name, module, config, seed)):
+                fill(one.target, one.distribution, None)
 
-    with patch.object(build, "initialize_weights", draw):
+        return draw
+
+    with patch.object(build, "initializer", initializer):
         yield
 
 

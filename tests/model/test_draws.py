@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from model import draws
-from model.draws import Constant, Distribution, Draw, Normal, draw, draw_all
+from model.draws import blocks, threads
+from model.draws.blocks import draw
+from model.draws.distributions import Constant, Distribution, Draw, Normal
+from model.draws.threads import draw_all
 
 SEED = 2**62 + 12345  # seeds have 63 bits
 
@@ -27,12 +29,12 @@ def reference(distribution: Distribution, size: int, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("distribution", [Normal(0.0279, truncated=True), Normal(1.0)])
-@pytest.mark.parametrize("block", [16, 64, 4096, draws.BLOCK])
+@pytest.mark.parametrize("block", [16, 64, 4096, blocks.BLOCK])
 def test_blocks_change_no_bit(distribution: Normal, block: int) -> None:
     """For sizes around whole blocks, and around groups of 16, whose rest torch draws anew."""
     sizes = {1, 7, 15, 16, 17, 1000, 100_003}
-    sizes |= {blocks * block + more for blocks in (1, 2, 3) for more in (-16, -1, 0, 1, 15, 16, 17, 31)}
-    with patch.object(draws, "BLOCK", block):
+    sizes |= {whole * block + more for whole in (1, 2, 3) for more in (-16, -1, 0, 1, 15, 16, 17, 31)}
+    with patch.object(blocks, "BLOCK", block):
         for size in sorted(size for size in sizes if 0 < size < 110_000):
             drawn = torch.full((size,), float("nan"))
             draw(Draw(drawn, distribution, SEED + size))
@@ -43,16 +45,16 @@ def test_later_passes_are_needed_and_right() -> None:
     """A million numbers need six passes; the last ones skip nearly all blocks."""
     distribution = Normal(0.1, truncated=True)
     drawn, passes = torch.empty(1000, 1000), list[int]()
-    plain = draws._Stream.draw_at
+    plain = blocks._Stream.draw_at
 
     def noted(stream: Any, places: Tensor) -> Iterator[Tensor]:
         passes.append(len(places))
         return plain(stream, places)
 
-    with patch.object(draws._Stream, "draw_at", noted):
+    with patch.object(blocks._Stream, "draw_at", noted):
         draw(Draw(drawn, distribution, SEED))
     assert torch.equal(drawn.view(-1), reference(distribution, 10**6, SEED))
-    assert len(passes) >= 4 and passes[0] > 40_000 and passes[-1] < draws.BLOCK / 1000
+    assert len(passes) >= 4 and passes[0] > 40_000 and passes[-1] < blocks.BLOCK / 1000
 
 
 def test_any_number_of_threads_draws_the_same_and_leaves_the_callers_state_alone() -> None:
@@ -65,10 +67,10 @@ def test_any_number_of_threads_draws_the_same_and_leaves_the_callers_state_alone
         names.add(threading.current_thread().name)
         draw(one)
 
-    for threads in (1, 2, 5):
+    for number in (1, 2, 5):
         targets = [nn.Parameter(torch.empty(shape)) for shape in shapes for _ in distributions]
-        with patch.object(draws, "draw", noted):
-            draw_all([Draw(t.detach(), distributions[i % 3], SEED + i) for i, t in enumerate(targets)], threads)
+        with patch.object(threads, "draw", noted):
+            draw_all([Draw(t.detach(), distributions[i % 3], SEED + i) for i, t in enumerate(targets)], number)
         results.append(targets)
     assert len(names) > 1
     for one, *others in zip(*results, strict=True):

@@ -9,7 +9,7 @@ import torch
 from deepspeed.runtime import bf16_optimizer
 
 from model.config import StMoeConfig
-from model.draws import draw_all
+from model.draws.threads import draw_all
 from model.initialization import draws_of
 from model.st_moe import StMoeForConditionalGeneration
 from optim.adafactor import Adafactor

@@ -5,63 +5,15 @@ passes for a million numbers. Here each pass goes through blocks, and a later pa
 number is needed. Every draw has a generator of its own, so that draws can be made in any order.
 """
 
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
+
+from model.draws.distributions import Constant, Draw, fill
 
 BLOCK = 1 << 15  # numbers at a time; for no more than these torch starts no threads of its own
 LANES = 16  # torch draws and transforms normal numbers in groups; the rest of a tensor it draws with the last group
-
-
-@dataclass(frozen=True)
-class Constant:
-    """One value for all numbers."""
-
-    value: float
-
-
-@dataclass(frozen=True)
-class Normal:
-    """N(0, std^2), ``truncated`` at two sigma or not."""
-
-    std: float
-    truncated: bool = False
-
-
-Distribution = Constant | Normal
-
-
-class Draw(NamedTuple):
-    """What is to be drawn: a contiguous tensor of any shape, dtype and device, filled in place."""
-
-    target: Tensor
-    distribution: Distribution
-    seed: int
-
-
-def fill(tensor: Tensor, distribution: Distribution, generator: Generator | None) -> Tensor:
-    """Fill a tensor in place with torch's functions, in the calling thread, and return it."""
-    if isinstance(distribution, Constant):
-        return tensor.fill_(distribution.value)
-    std = distribution.std
-    if distribution.truncated:
-        return nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std, generator=generator)
-    return tensor.normal_(0.0, std, generator=generator)
-
-
-def draw_all(draws: Iterable[Draw], threads: int = 1) -> None:
-    """Make all draws. Each thread needs memory for 5 blocks, and 6 % of the largest target if that is truncated."""
-    largest_first = sorted(draws, key=lambda one: -one.target.numel())
-    if threads == 1:
-        for one in largest_first:
-            draw(one)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(draw, largest_first))  # a list, so that errors are raised
 
 
 @torch.no_grad()

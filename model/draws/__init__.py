@@ -1,0 +1,1 @@
+"""Random numbers for the parameters of a model."""

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from model.architecture import Architecture
+from model.size import parameter_shapes
 from training.config.run import RunConfig
 from training.planning.cost import example_lengths
 from training.planning.kept import dense, ends
@@ -32,10 +33,12 @@ class Moment:
     Args:
         where: ``loss``, or a block such as ``encoder 11``.
         parts: bytes by part, see ``Activations.parts``.
+        weights: elements of the rank's weights whose gradients this backward pass has made before.
     """
 
     where: str
     parts: Counter[str]
+    weights: int
 
     @property
     def bytes(self) -> int:
@@ -92,7 +95,8 @@ def activations_of(config: RunConfig, layout: Layout, *, device: Device = "gpu")
     assert model.num_decoder_layers is not None
     encoder = Stack(False, model.num_layers, layout.micro_batch_size, inputs)
     decoder = Stack(True, model.num_decoder_layers, layout.micro_batch_size, targets, memory=inputs)
-    moments = tuple(_moments(model, widths, layout, (encoder, decoder)))
+    sizes = _sizes(model, layout)
+    moments = tuple(_moments(model, widths, layout, (encoder, decoder), sizes))
     at_loss = moments[0]
     return Activations(moments, at_loss.bytes - at_loss.parts["transient"])
 
@@ -111,7 +115,19 @@ def block(model: Architecture, widths: Widths, layout: Layout, stack: Stack, ind
     return pieces + experts + (extra if model.extra_feed_forward == "after" else [])
 
 
-def _moments(model: Architecture, widths: Widths, layout: Layout, stacks: tuple[Stack, Stack]) -> Iterator[Moment]:
+def _sizes(model: Architecture, layout: Layout) -> Counter[str]:
+    """Return the weights of a rank by place: ``encoder 3``, and ``head``."""
+    sizes: Counter[str] = Counter()
+    for shape in parameter_shapes(model):
+        stack, _, rest = shape.name.partition(".blocks.")
+        place = f"{stack} {rest.partition('.')[0]}" if rest else shape.family
+        sizes[place] += shape.numel // (layout.expert_parallel_size if shape.by_expert else 1)
+    return sizes
+
+
+def _moments(
+    model: Architecture, widths: Widths, layout: Layout, stacks: tuple[Stack, Stack], sizes: Counter[str]
+) -> Iterator[Moment]:
     """Yield what is alive in the backward pass of the loss and of each block, in their order."""
     loss = ends.loss(model, widths, stacks[1])
     blocks = {stack: [block(model, widths, layout, stack, i) for i in range(stack.blocks)] for stack in stacks}
@@ -121,7 +137,8 @@ def _moments(model: Architecture, widths: Widths, layout: Layout, stacks: tuple[
     alive = Counter(logits=loss.logits) + total([*entrances.values(), *exits.values()])
     for stack in stacks:
         alive += sum(kept[stack], Counter())
-    yield Moment("loss", alive + Counter(loss.saved) + Counter(transient=loss.backward))
+    yield Moment("loss", alive + Counter(loss.saved) + Counter(transient=loss.backward), 0)
+    weights = sizes["head"]
     for stack in reversed(stacks):
         alive -= total([exits[stack]])
         stream = stack.tokens * model.d_model * widths.stream
@@ -134,7 +151,9 @@ def _moments(model: Architecture, widths: Widths, layout: Layout, stacks: tuple[
                 gradients += dense.bias_gradient(model, widths, stack)
                 gradients += stack.sequences * stack.memory * model.d_model * widths.stream
             now = alive + total(pieces[: number + 1])
-            yield Moment(f"{stack.name} {index}", now + Counter(stream_gradients=gradients, transient=beside))
+            place = f"{stack.name} {index}"
+            yield Moment(place, now + Counter(stream_gradients=gradients, transient=beside), weights)
+            weights += sizes[place]
         alive -= total([entrances[stack]])
 
 

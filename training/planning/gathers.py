@@ -20,7 +20,10 @@ from training.planning.layout import Layout
 
 @dataclass(frozen=True)
 class Gathered:
-    """Parameters that are gathered, as often as they are; ``most_live`` in elements."""
+    """Parameters that are gathered, as often as they are.
+
+    ``most_live``: elements that are gathered at once, with the second copy of those that are gathered together.
+    """
 
     in_micro_batch: tuple[Held, ...]
     after_step: tuple[Held, ...]
@@ -147,8 +150,7 @@ class _Coordinator:
                 self._release(module)
 
     def _fetch(self, module: Module) -> None:
-        for i in module.parameters:
-            self._gather(i)
+        self._gather_together(module.parameters)
         missing = {i for i in module.parameters if self.reached[i] < self.step}
         popped: set[int] = set()
         while self.position < len(self.queue) and len(popped) < len(missing):
@@ -170,8 +172,15 @@ class _Coordinator:
             if i not in self.whole and i not in chosen:
                 chosen.append(i)
                 numel += self.held[i].numel
-        for i in chosen:
+        self._gather_together(chosen)
+
+    def _gather_together(self, indices: Sequence[int]) -> None:
+        """Gather in one collective, from whose result every parameter is then copied."""
+        new = [self.held[i].numel for i in indices if i not in self.whole and self.held[i].replicas > 1]
+        for i in indices:
             self._gather(i)
+        if len(new) > 1:
+            self.most_live = max(self.most_live, self.live + sum(new))
 
     def _gather(self, i: int) -> None:
         if i in self.whole:

@@ -13,13 +13,14 @@ from tests.support.small import TWO_BLOCKS, small_config
 from training.config.run import RunConfig, load_config
 from training.planning.activations import activations_of
 from training.planning.layout import Layout
+from training.planning.states import states_of
 
 SMALL = TWO_BLOCKS | {"d_model": 64, "d_ff": 128}
 # Name → sections. Together: every stage, both ways of spreading experts, with and without recomputation.
 CASES: dict[str, dict[str, Any]] = {
     "ZeRO 1": {},
     "ZeRO 2, EP 2, recomputed": {"zero_stage": 2, "ep": 2, "training": {"activation_checkpointing": True}},
-    "ZeRO 3, EP 2": {"zero_stage": 3, "ep": 2},
+    "ZeRO 3, EP 2": {"zero_stage": 3, "ep": 2, "zero": {"stage3_param_persistence_threshold": 0}},
     "ReLU, top-1, dropout, chunks": {
         "ep": 2, "chunks": 2,
         "model": {"feed_forward": "relu", "top_n": 1, "dropout_rate": 0.1, "expert_dropout_rate": 0.2},
@@ -32,7 +33,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 def case_config(tmp_path: Path, case: dict[str, Any]) -> RunConfig:
     parallel = {"expert_parallel_size": case.get("ep", 1), "all_to_all_chunks": case.get("chunks", 1)}
-    return small_config(
+    config = small_config(
         tmp_path,
         model=SMALL | case.get("model", {}),
         zero_stage=case.get("zero_stage", 1),
@@ -40,6 +41,10 @@ def case_config(tmp_path: Path, case: dict[str, Any]) -> RunConfig:
         parallel=parallel,
         training={"global_batch_size": 16} | case.get("training", {}),
     )
+    if "zero" in case:
+        options = {"zero_optimization": {"stage": case["zero_stage"]} | case["zero"]}
+        Path(config.training.deepspeed_config).write_text(json.dumps(options))
+    return config
 
 
 def compare(config: RunConfig, measured: dict[str, int]) -> dict[str, Any]:
@@ -60,10 +65,13 @@ def _measure_cases(folder: Path) -> dict[str, dict[str, int]]:
 def test_two_ranks_take_the_memory_that_is_planned(tmp_path: Path):
     for measured in run_ranks(_measure_cases, 2, tmp_path, tmp_path):
         for name, case in CASES.items():
-            found = compare(case_config(tmp_path, case), measured[name])
+            config = case_config(tmp_path, case)
+            found = compare(config, measured[name])
             near = 0.05 if "dropless" in name else 0.01  # where the rows of a rank depend on the tokens
             assert found["saved ratio"] == pytest.approx(1, abs=near), (name, found)
             assert found["peak ratio"] == pytest.approx(1, abs=0.1), (name, found)
+            live = states_of(config, Layout.of(config, 2, 2)).live
+            assert measured[name]["gathered"] == pytest.approx(live, rel=0.05), name
 
 
 def grid_config(tmp_path: Path, model: str, stage: int, ep: int, recompute: bool) -> RunConfig:

@@ -27,7 +27,7 @@ COPY requirements.txt ./
 RUN python3 -m venv --without-pip --system-site-packages /opt/venv \
     && python -m pip install -r requirements.txt
 
-COPY train.py convert.py fill.py evaluate.py pyproject.toml LICENSE README.md ./
+COPY train.py convert.py fill.py evaluate.py plan.py pyproject.toml LICENSE README.md ./
 COPY configs ./configs
 COPY ds_configs ./ds_configs
 COPY launch ./launch

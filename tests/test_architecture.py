@@ -23,7 +23,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "training": ("common", "model", "data", "optim", "parallel"),
     "studies": ("common", "training", "model", "data"),
 }
-ENTRIES = ("train", "convert", "fill", "evaluate", "benchmarks")
+ENTRIES = ("train", "convert", "fill", "evaluate", "plan", "benchmarks")
 # The packages of a room, lowest first; a package imports only those before it. ``.`` stands for the room's own modules,
 # which are free of circles as all modules are.
 PACKAGES: dict[str, tuple[str, ...]] = {

@@ -143,6 +143,8 @@ def check_program(page: Page, module: str, arguments: list[str]) -> None:
             page.run(str(run))
     elif module == "evaluate":
         check_evaluate(page, options)
+    elif module == "plan":
+        check_plan(page, program, options)
     elif module in ("convert", "fill"):
         folder = str(options.run if hasattr(options, "run") else arguments[0]).rstrip("/")
         # An export is in exported/NAME, of an earlier command that exports runs/NAME.
@@ -163,6 +165,15 @@ def check_evaluate(page: Page, options: argparse.Namespace) -> None:
     for name in names:
         splits = (options.split,) if name == CROSS_ENTROPY else get(name).splits
         require(options.split in splits, f"task {name} has no split {options.split}")
+
+
+def check_plan(page: Page, program: Any, options: argparse.Namespace) -> None:
+    """A config and a card that exist, and a number of GPUs that the config fits; a plan is made in a moment."""
+    if options.mfu_from is not None:
+        page.run(str(options.mfu_from))
+        options.mfu_from = None
+    options.config = page.config_file(options.config)
+    program.plan_of(options)
 
 
 def check_routing(page: Page, options: argparse.Namespace) -> None:

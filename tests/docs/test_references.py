@@ -17,7 +17,7 @@ PATTERNS = ("*.md", "docs/**/*.md", "benchmarks/*.md", "tests/*.md")
 PAGES = sorted(path for pattern in PATTERNS for path in ROOT.glob(pattern))
 KEY = re.compile(rf"({'|'.join(SECTIONS)})\.([a-z_]+)(?:[=:].*)?")
 IMAGE_PROGRAMS = (
-    "train.py", "convert.py", "evaluate.py", "data/prepare.py", "data/tasks/__main__.py",
+    "train.py", "convert.py", "evaluate.py", "plan.py", "data/prepare.py", "data/tasks/__main__.py",
     "studies/stability/__main__.py", "studies/z_loss_sweep.py", "studies/routing/__main__.py",
 )  # fmt: skip
 

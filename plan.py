@@ -1,0 +1,168 @@
+"""Plan a configuration on a number of GPUs: parameters, FLOPs, memory, traffic, time. Needs no GPU, builds no model.
+
+python plan.py --config configs/st_moe_l.yaml --gpus 8
+python plan.py --config configs/st_moe_l.yaml --gpus 64 --card a100-80gb --picture plan.png training.micro_batch_size=8
+python plan.py --config configs/st_moe_l.yaml --gpus 8 --json
+"""
+
+from common.exit_codes import end_quietly_on_interrupt
+
+if __name__ == "__main__":
+    end_quietly_on_interrupt()
+
+import argparse
+import sys
+from pathlib import Path
+from statistics import median
+
+from common.arguments import Parser, positive
+from common.exit_codes import USER_ERROR
+from common.files import write_atomically
+from common.logs import get_logger
+from common.paths import check_can_write_file, path_argument, path_text_argument
+from common.program import begin, run
+from common.strict_json import to_json
+from training.config.checks import give_advice
+from training.config.errors import ConfigError
+from training.config.run import RunConfig, load_config
+from training.planning.cards import CARDS, Card, find_card
+from training.planning.display.table import text, verdict
+from training.planning.layout import Layout
+from training.planning.plan import FILE_SYSTEM_GBS, GIB, MFU, RESERVED, Assumptions, Plan, make_plan
+from training.planning.times import rate_of
+from training.run.folder import RunFolder
+
+DEFAULT_CARD = "h100-80gb"
+ENDINGS = (".png", ".svg", ".pdf")
+TERMINAL = "-"
+
+logger = get_logger("plan")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line; ``key=value`` overrides are positional."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    add = parser.add_argument
+    add("--config", action="once", type=path_text_argument, required=True, help="YAML file of the run")
+    add("--gpus", action="once", type=positive, required=True, metavar="N", help="GPUs in all: the number of ranks")
+    add("--gpus-per-node", type=positive, default=8, metavar="N", help="of a node (default: %(default)s)")
+    add("--card", default=DEFAULT_CARD, help=f"one of {', '.join(card.name for card in CARDS)} (default: %(default)s)")
+    speed = parser.add_mutually_exclusive_group()
+    speed.add_argument(
+        "--mfu",
+        type=float,
+        metavar="X",
+        help=f"model FLOPs utilization, 0 to 1, without recomputation (default: {MFU})",
+    )
+    speed.add_argument(
+        "--mfu-from", type=path_argument, metavar="RUN", help="run folder: the median that its steps have measured"
+    )
+    add(
+        "--reserve",
+        type=float,
+        default=RESERVED / GIB,
+        metavar="GIB",
+        help="of a card, for what is no tensor: CUDA's context, NCCL's buffers, fragments (default: %(default)s)",
+    )
+    add(
+        "--file-system-gbs",
+        type=float,
+        default=FILE_SYSTEM_GBS,
+        metavar="X",
+        help="GB/s that a node writes to the file system of checkpoints (default: %(default)s)",
+    )
+    add(
+        "--json",
+        nargs="?",
+        const=TERMINAL,
+        metavar="FILE",
+        help="write every figure as JSON to FILE, or to the terminal in place of the table",
+    )
+    add("--picture", type=path_argument, metavar="FILE", help=f"draw the memory by part ({', '.join(ENDINGS)})")
+    add("overrides", nargs="*", metavar="key=value", help="overrides, such as training.micro_batch_size=8")
+    return parser.parse_intermixed_args()
+
+
+def check_options(arguments: argparse.Namespace) -> None:
+    """Check what argparse does not. Raises ConfigError or ValueError: one line."""
+    if arguments.mfu is not None and not 0 < arguments.mfu <= 1:
+        raise ConfigError(f"--mfu {arguments.mfu:g}: a share of the peak, more than 0 and at most 1, such as {MFU}")
+    if not 0 <= arguments.reserve < float("inf"):
+        raise ConfigError(f"--reserve {arguments.reserve:g}: GiB of a card, 0 or more, such as {RESERVED / GIB:g}")
+    if not 0 < arguments.file_system_gbs < float("inf"):
+        raise ConfigError(f"--file-system-gbs {arguments.file_system_gbs:g}: GB/s, more than 0")
+    if arguments.json not in (None, TERMINAL):
+        if "=" in arguments.json:
+            raise ConfigError(f"--json {arguments.json}: a file is meant; write overrides before --json")
+        check_can_write_file(Path(path_text_argument(arguments.json)), "--json")
+    if arguments.picture is not None:
+        if arguments.picture.suffix not in ENDINGS:
+            raise ConfigError(f"--picture {arguments.picture}: must end in {', '.join(ENDINGS)}")
+        check_can_write_file(arguments.picture, "--picture")
+
+
+def layout_of(config: RunConfig, gpus: int, gpus_per_node: int) -> Layout:
+    """Return the layout. Raises ConfigError: experts or batch cannot be spread over so many GPUs."""
+    try:
+        return Layout.of(config, gpus, gpus_per_node)
+    except ConfigError as error:
+        raise ConfigError(f"--gpus {gpus}: {error}") from None
+
+
+def measured_rate(folder: Path) -> float:
+    """Return the median MFU that a run has measured, as it would be without recomputation.
+
+    Raises:
+        ConfigError: no such run, or none that has measured it.
+    """
+    found = RunFolder(folder)
+    rates = [row["mfu"] for row in found.rows() if row.get("mfu", 0) > 0]
+    if not rates:
+        what = "no row of its metrics.jsonl has the column mfu" if folder.is_dir() else "no such run folder"
+        raise ConfigError(f"--mfu-from {folder}: {what}")
+    return rate_of(load_config(found.config_file), median(rates))
+
+
+def plan_of(arguments: argparse.Namespace) -> tuple[Plan, RunConfig]:
+    """Check everything, then plan. Raises ConfigError."""
+    check_options(arguments)
+    card: Card = find_card(arguments.card)
+    config = load_config(arguments.config, arguments.overrides)
+    layout = layout_of(config, arguments.gpus, arguments.gpus_per_node)
+    rate, source = (MFU if arguments.mfu is None else arguments.mfu), "assumed"
+    if arguments.mfu_from is not None:
+        rate, source = measured_rate(arguments.mfu_from), f"measured by {arguments.mfu_from}"
+    assumptions = Assumptions(rate, source, round(arguments.reserve * GIB), arguments.file_system_gbs)
+    return make_plan(config, layout, card, assumptions), config
+
+
+def main() -> int:
+    """Plan, and print or write what was found."""
+    begin()
+    arguments = parse_arguments()
+    try:
+        plan, config = plan_of(arguments)
+    except ValueError as error:
+        logger.error(str(error))
+        return USER_ERROR
+    if arguments.json == TERMINAL:
+        print(to_json(plan.as_row(), indent=2))
+    else:
+        print(text(plan))
+        for line in give_advice(config):
+            print(f"warning: {line}")
+    if arguments.json not in (None, TERMINAL):
+        write_atomically(Path(path_text_argument(arguments.json)), to_json(plan.as_row(), indent=2) + "\n")
+    if arguments.picture is not None:
+        from training.planning.display.picture import write_picture
+
+        name = Path(arguments.config).stem
+        write_picture(plan, f"{name} on {plan.layout.gpus} x {plan.card.name}", arguments.picture)
+    if not plan.fits:
+        logger.error(verdict(plan))
+        return USER_ERROR
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

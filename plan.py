@@ -22,7 +22,7 @@ from common.logs import get_logger
 from common.paths import check_can_write_file, path_argument, path_text_argument
 from common.program import begin, run
 from common.strict_json import to_json
-from training.config.checks import give_advice
+from training.config.checks import check_all_to_all, check_gradient_dtypes, give_advice
 from training.config.errors import ConfigError
 from training.config.run import RunConfig, load_config
 from training.planning.cards import CARDS, Card, find_card
@@ -104,7 +104,10 @@ def check_options(arguments: argparse.Namespace) -> None:
 def layout_of(config: RunConfig, gpus: int, gpus_per_node: int) -> Layout:
     """Return the layout. Raises ConfigError: experts or batch cannot be spread over so many GPUs."""
     try:
-        return Layout.of(config, gpus, gpus_per_node)
+        layout = Layout.of(config, gpus, gpus_per_node)
+        check_all_to_all(config, min(gpus, gpus_per_node))
+        check_gradient_dtypes(config, layout.zero_stage, gpus)
+        return layout
     except ConfigError as error:
         raise ConfigError(f"--gpus {gpus}: {error}") from None
 
@@ -152,7 +155,9 @@ def main() -> int:
         for line in give_advice(config):
             print(f"warning: {line}")
     if arguments.json not in (None, TERMINAL):
-        write_atomically(Path(path_text_argument(arguments.json)), to_json(plan.as_row(), indent=2) + "\n")
+        file = Path(path_text_argument(arguments.json))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, to_json(plan.as_row(), indent=2) + "\n")
     if arguments.picture is not None:
         from training.planning.display.picture import write_picture
 

@@ -127,7 +127,7 @@ def make_plan(config: RunConfig, layout: Layout, card: Card, assumptions: Assump
     others = activations_of(config, replace(layout, recompute=not layout.recompute)).peak
     kept, recomputed = (others, activations.peak) if layout.recompute else (activations.peak, others)
     times = times_of(config, layout, card, traffic, rate=assumptions.rate, rate_source=assumptions.rate_source)
-    checkpoint = checkpoint_of(config, layout, states, assumptions.file_system_gbs * layout.nodes)
+    checkpoint = checkpoint_of(config, layout, assumptions.file_system_gbs * layout.nodes)
     return Plan(
         layout=layout,
         card=card,

@@ -1,15 +1,13 @@
 """Time of a step and of a run, size and time of a checkpoint, memory of a host."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from model.flops import forward_flops
 from training.config.run import RunConfig
 from training.planning.cards import Card
 from training.planning.cost import example_lengths
-from training.planning.groups import Held, held_parameters
+from training.planning.groups import held_parameters
 from training.planning.layout import Layout
-from training.planning.states import States, moments_bytes
 from training.planning.traffic import Kind, Traffic
 
 KINDS: tuple[Kind, ...] = ("all_to_all", "all_reduce", "reduce_scatter", "all_gather")
@@ -116,42 +114,41 @@ class Checkpoint:
 
     bytes: int
     seconds: float  # to write it, in parallel from all nodes
-    copy_of_rank: int  # bytes of the largest copy that a rank keeps in host memory while it is written
+    copy_of_rank: int  # bytes of host memory that a rank keeps for a copy of its part, that of the mean rank
 
 
-def checkpoint_of(config: RunConfig, layout: Layout, states: States, gb_per_second: float) -> Checkpoint:
-    """Return size and time of a checkpoint.
+def checkpoint_of(config: RunConfig, layout: Layout, gb_per_second: float) -> Checkpoint:
+    """Return size and time of a checkpoint, and the host memory that it takes.
 
-    It holds fp32 weights (frozen ones in their own dtype) and the optimizer's state, each element once
-    (``training.checkpoint.capture``). A rank keeps a copy of what it writes in host memory, in buffers that are
-    reused (``training.checkpoint.host_copies``), if ``training.save_in_background``.
+    It holds fp32 weights, frozen ones too, and the optimizer's state, each element once
+    (``training.checkpoint.capture``). If ``training.save_in_background``, a rank keeps a copy of what it writes in
+    pinned host memory, a buffer for each tensor (``training.checkpoint.host_copies``), whose size torch rounds up to a
+    power of two (``CUDACachingHostAllocator``).
 
     Args:
         config: the run's.
         layout: the parallel layout.
-        states: of the rank that has most.
         gb_per_second: GB/s that all ranks together write to the file system.
     """
-    held = held_parameters(config, layout)
-    own = 2 if layout.precision == "bf16" else 4
-
-    def total(chosen: Callable[[Held], bool]) -> int:
-        return sum(one.shape.numel for one in held if chosen(one))
-
-    trained, frozen = total(lambda one: one.trained), total(lambda one: not one.trained)
-    size = 4 * trained + own * frozen
-    if config.optimizer.name == "adafactor":
-        least = config.optimizer.min_dim_size_to_factor
-        factors = sum(
-            one.shape.numel // one.unit_numel * sum(one.unit_shape)
-            for one in held
-            if one.trained and one.is_factored(least)
-        )
-        plain = total(lambda one: one.trained and not one.is_factored(least))
-        size += 4 * (factors + plain + (trained if config.optimizer.beta1 else 0))
+    held, optimizer = held_parameters(config, layout), config.optimizer
+    size = sum(4 * one.shape.numel for one in held)
+    copies = [4 * -(-one.numel // one.replicas) for one in held]
+    trained = [one for one in held if one.trained]
+    parts = [-(-one.numel // one.replicas) for one in trained]
+    if optimizer.name == "adafactor":
+        least = optimizer.min_dim_size_to_factor
+        for one in trained:
+            if one.is_factored(least):
+                size += 4 * (one.shape.numel // one.unit_numel) * sum(one.unit_shape)
+            else:
+                size += 4 * one.shape.numel
+                copies.append(4 * -(-one.numel // one.replicas))
+        if optimizer.beta1:
+            size += sum(4 * one.shape.numel for one in trained)
+            copies += [4 * part for part in parts]
     else:
-        size += moments_bytes(config.optimizer.name, trained)
-    copy = 0
-    if config.training.save_in_background:
-        copy = -(-size // layout.gpus) if layout.zero_stage else states.optimizer + (states.master or states.weights)
-    return Checkpoint(size, size / (gb_per_second * 1e9), copy)
+        each = 4 if optimizer.name == "adamw" else 1
+        size += sum(2 * each * one.shape.numel for one in trained)
+        copies += 2 * [each * part for part in parts]
+    pinned = sum(1 << (copy - 1).bit_length() for copy in copies) if config.training.save_in_background else 0
+    return Checkpoint(size, size / (gb_per_second * 1e9), pinned)

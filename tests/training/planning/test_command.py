@@ -1,0 +1,78 @@
+"""``plan.py`` as users start it: its table, JSON and picture, and its mistakes, each in one line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from common.project import ROOT
+from tests.support.launch import python
+
+CONFIG = ("plan.py", "--config", "configs/st_moe_l.yaml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--gpus", "12"], "--gpus 12: parallel.expert_parallel_size = 8 does not divide the world size 12"),
+        (["--gpus", "8", "--card", "h1000"], "--card h1000: no such card; did you mean h100-80gb"),
+        (["--gpus", "8", "training.global_batch_size=2047"], "--gpus 8: training.global_batch_size = 2047 is not"),
+        (["--gpus", "8", "--mfu", "40"], "--mfu 40: a share of the peak"),
+        (["--gpus", "8", "--mfu-from", "runs/none"], "--mfu-from runs/none: no such run folder"),
+        (["--gpus", "8", "--json", "training.steps=5"], "write overrides before --json"),
+        (["--gpus", "8", "--picture", "plan.txt"], "--picture plan.txt: must end in .png"),
+        (["--gpus", "8", "--reserve", "inf"], "--reserve inf"),
+        (["--gpus", "8", "parallel.all_to_all_chunks=3"], "parallel.all_to_all_chunks = 3 does not divide"),
+        (["--gpus", "0"], "argument --gpus: 0 must be at least 1"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: list[str], words: str):
+    ended = python(*CONFIG, *arguments)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: ")
+    assert ended.stderr.count("\n") == 1
+    assert words in ended.stderr
+    assert not ended.stdout
+
+
+def test_a_config_that_is_not_there():
+    ended = python("plan.py", "--config", "configs/st_moe_ll.yaml", "--gpus", "8")
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert "did you mean configs/st_moe_l.yaml?" in ended.stderr
+
+
+def test_a_layout_that_does_not_fit_says_what_is_missing():
+    ended = python(*CONFIG, "--gpus", "8", "training.micro_batch_size=64", "--card", "a10", "--json")
+    row = json.loads(ended.stdout)
+    missing = row["memory"]["missing_bytes"]
+    assert ended.returncode == 2
+    assert not row["fits"]
+    assert missing == row["memory"]["needed_bytes"] - row["memory"]["card_bytes"]
+    assert f"{missing / 2**30:,.1f} GiB more than the 22.5 GiB of a10" in ended.stderr
+    assert "training.activation_checkpointing = true" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_every_figure_and_a_picture(tmp_path: Path):
+    files = tmp_path / "plans" / "plan.json", tmp_path / "plan.png"
+    ended = python(*CONFIG, "--gpus", "8", "--json", str(files[0]), "--picture", str(files[1]))
+    assert ended.returncode == 0, ended.stderr
+    assert "4,105,444,352 parameters, 991,173,632 active per token" in ended.stdout
+    row = json.loads(files[0].read_text())
+    parts = row["memory"]["moments_bytes"]["backward ends"]
+    assert sum(size for part, size in parts.items() if part != "total") == parts["total"]
+    assert row["parameters"]["total"] == 4_105_444_352
+    with Image.open(files[1]) as picture:
+        assert picture.width > 800
+        colors = {color for _, color in picture.convert("RGB").getcolors(1 << 20)}  # type: ignore[union-attr]
+        assert (0x2C, 0xA0, 0x2C) in colors  # activations
+
+
+def test_a_plan_needs_no_torch():
+    code = "import sys, plan; plan.main(); assert not {'torch', 'deepspeed', 'transformers'} & sys.modules.keys()"
+    arguments = [sys.executable, "-c", code, *CONFIG[1:], "--gpus", "8"]
+    ended = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr

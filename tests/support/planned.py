@@ -10,8 +10,11 @@ from deepspeed.comm import comm
 from torch import Tensor
 
 from optim.adafactor import Adafactor
+from training.checkpoint.optimizer_state.registry import state_format
+from training.checkpoint.rank_file import rank_contents
 from training.config.run import RunConfig
 from training.engine.build import build_engine
+from training.engine.parameters import engine_partitions, frozen_partitions
 from training.engine.step import update
 
 FEW_BYTES = 64  # messages up to this size are norms and counts, which plans leave out
@@ -136,6 +139,15 @@ def optimizer_bytes(engine: Any) -> int:
     )
 
 
+def checkpoint_bytes(engine: Any, config: RunConfig) -> int:
+    """Return the bytes of the tensors that this rank writes into a checkpoint. Collective."""
+    optimizer, partitions = engine.basic_optimizer, engine_partitions(engine)
+    kind = state_format(config.optimizer.name)
+    _, tensors = rank_contents(optimizer, partitions, with_state=kind.in_rank_files, frozen=frozen_partitions(engine))
+    files = {"": tensors} | kind.write(optimizer, partitions, dist.get_rank())
+    return sum(tensor.nbytes for of_file in files.values() for tensor in of_file.values())
+
+
 def measure(config: RunConfig, batches: list[dict[str, Tensor]], steps: int = 3) -> dict[str, Any]:
     """Train some steps on this rank's micro-batches; return bytes of the last one. Collective.
 
@@ -146,7 +158,8 @@ def measure(config: RunConfig, batches: list[dict[str, Tensor]], steps: int = 3)
 
     Returns:
         ``weights``, ``master``, ``optimizer``, ``gradients``, ``buckets``, ``backward_gradients`` in bytes; the bytes
-        of each kind of collective; and ``few``, bytes of the messages that plans leave out.
+        of each kind of collective; ``few``, bytes of the messages that plans leave out; ``checkpoint``, bytes that this
+        rank writes.
     """
     engine = build_engine(config, dist.get_world_size(), "cpu")
     seen: dict[str, int] = {"buckets": 0, "gradients": 0, "backward_gradients": 0}
@@ -187,6 +200,7 @@ def measure(config: RunConfig, batches: list[dict[str, Tensor]], steps: int = 3)
         "weights": storage_bytes(whole),
         "master": storage_bytes(masters(engine), but=whole),
         "optimizer": optimizer_bytes(engine),
+        "checkpoint": checkpoint_bytes(engine, config),
         "few": collectives.few,
         "collectives": collectives.bytes,
     }

@@ -16,9 +16,11 @@ from training.config.run import RunConfig
 from training.planning.cost import example_lengths
 from training.planning.layout import Layout
 from training.planning.states import states_of
+from training.planning.times import checkpoint_of
 from training.planning.traffic import traffic_of
 
 RANKS = 2
+COUNTERS = 64  # bytes of a checkpoint that count updates
 KINDS = ("all_to_all", "all_reduce", "reduce_scatter", "all_gather")
 STATES = ("weights", "master", "optimizer", "gradients", "backward_gradients", "buckets")
 # Adafactor's factors, parameters that are not, an odd number of elements, vectors of experts
@@ -79,8 +81,15 @@ def planned(config: RunConfig, rank: int) -> dict[str, Any]:
 
 def check(tmp_path: Path, cases: list[dict[str, Any]]) -> None:
     """Compare every rank and case, and name all that differ."""
-    wrong = []
-    for rank, of_rank in enumerate(run_ranks(measure_cases, RANKS, tmp_path, str(tmp_path), cases)):
+    wrong: list[tuple[Any, ...]] = []
+    measured_by_rank = run_ranks(measure_cases, RANKS, tmp_path, str(tmp_path), cases)
+    for number, (case, *of_ranks) in enumerate(zip(cases, *measured_by_rank, strict=True)):
+        config = config_of(tmp_path / str(number), case)
+        written = sum(of_rank.pop("checkpoint") for of_rank in of_ranks)
+        size = checkpoint_of(config, Layout.of(config, RANKS), 1.0).bytes
+        if not 0 <= written - size <= COUNTERS:
+            wrong.append((case, "checkpoint", written, size))
+    for rank, of_rank in enumerate(measured_by_rank):
         for number, (case, measured) in enumerate(zip(cases, of_rank, strict=True)):
             plan = planned(config_of(tmp_path / str(number), case), rank)
             assert measured.pop("few") < 50 * FEW_BYTES

@@ -95,12 +95,13 @@ class Group:
         low = min(index * self.partition, self.numel)
         return low, min(low + self.partition, self.numel)
 
-    def touched(self, index: int) -> list[Held]:
-        """Return the members that a rank's partition holds elements of."""
+    def touched(self, index: int) -> int:
+        """Return the elements, all of them, of the members that a rank's partition holds elements of."""
         low, high = self.range_of(index)
         if low == high:
-            return []
-        return list(self.members[bisect_right(self.edges, low) - 1 : bisect_left(self.edges, high)])
+            return 0
+        edges = self.edges
+        return edges[bisect_left(edges, high)] - edges[bisect_right(edges, low) - 1]
 
     def spans(self, chosen: Callable[[Held], bool]) -> list[tuple[int, int]]:
         """Return where the chosen members start and end in the flat tensor."""

@@ -77,7 +77,8 @@ def states_of(config: RunConfig, layout: Layout, rank: int | None = None) -> Sta
     Raises:
         ConfigError: the DeepSpeed file is broken.
     """
-    return _Counter(config, layout).states(range(layout.gpus) if rank is None else [rank])
+    counter = _Counter(config, layout)
+    return counter.states(counter.different_ranks() if rank is None else [rank])
 
 
 class _Counter:
@@ -101,6 +102,23 @@ class _Counter:
             parts["host"] = parts.get("host", 0) + parts["weights"]
             parts["weights"] = 0
         return States(**parts)
+
+    def different_ranks(self) -> list[int]:
+        """Return ranks of which one holds the most: those beside the edges of parameters in partitions.
+
+        From one such edge to the next, partitions lie within one parameter each, and are alike.
+        """
+        if self.stage == 0:
+            return [0]
+        found = {0, self.layout.gpus - 1}
+        for group in self.groups:
+            stride = self.layout.gpus // group.replicas
+            edges, size = group.edges, group.partition
+            if self.stage == 3:  # the last ranks' parts are shorter, and first ranks hold most
+                edges, size = [0], 1
+            for index in {edge // size + beside for edge in edges for beside in (-1, 0, 1)}:
+                found |= {index * stride, (index + 1) * stride - 1}
+        return sorted(rank for rank in found if 0 <= rank < self.layout.gpus)
 
     def _partitions(self) -> int:
         if self.stage == 3:
@@ -156,7 +174,7 @@ class _Counter:
         if self.sums > self.weight:
             return sum(group.partition for group in self.groups) * self.sums
         return self.weight * max(
-            sum(held.numel for group in self.groups for held in group.touched(self._index(group, rank)))
+            sum(group.touched(self._index(group, rank)) for group in self.groups)
             + sum(group.partition - self._filled(group, rank) for group in self.groups)
             for rank in ranks
         )

@@ -10,13 +10,15 @@ import plan
 from common.project import ROOT
 from training.planning.display.table import text
 
-BLOCKS = re.compile(r"```bash\npython (plan\.py .*)\n(?:.*\n)*?```\n[^`]*```text\n(.*?)\n```", re.DOTALL)
+FENCE = re.compile(r"```(bash|text)\n([^`]*)\n```")
 
 
 def test_the_table_is_that_of_the_first_command(monkeypatch: pytest.MonkeyPatch):
-    found = BLOCKS.search((ROOT / "docs" / "planning.md").read_text(encoding="utf-8"))
-    assert found
-    monkeypatch.setattr(sys, "argv", shlex.split(found[1].partition("\n")[0]))
+    blocks = FENCE.findall((ROOT / "docs" / "planning.md").read_text(encoding="utf-8"))
+    (kind, commands), (_, output) = blocks[:2]
+    program, *arguments = shlex.split(commands.partition("\n")[0])[1:]
+    assert (kind, program) == ("bash", "plan.py")
+    monkeypatch.setattr(sys, "argv", [program, *arguments])
     monkeypatch.chdir(ROOT)
     planned, _ = plan.plan_of(plan.parse_arguments())
-    assert text(planned) == found[2]
+    assert text(planned) == output

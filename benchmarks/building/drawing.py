@@ -7,24 +7,28 @@ import time
 import torch
 from torch import Generator
 
+from model.draws.blocks import draw
+from model.draws.device import DeviceDraws, device_draws
 from model.draws.distributions import Draw, Normal, fill
 from model.draws.threads import draw_all
 
 SIZE = 1 << 22  # numbers of a drawn tensor: an expert's matrix
 STD = 0.02
+STREAMS = (1, 6, 24, 96, 384)  # tensors that a GPU draws at once: three for each expert
 
 
-def rate(tensors: int, threads: int, device: str) -> float:
+def rate(tensors: int, threads: int, device: str, on_device: DeviceDraws | None = None) -> float:
     """Return truncated normal numbers that ``draw_all`` draws per second."""
     draws = [Draw(torch.empty(SIZE, device=device), Normal(STD, truncated=True), seed) for seed in range(tensors)]
     began = time.perf_counter()
-    draw_all(draws, threads)
+    draw_all(draws, threads, on_device)
     if device != "cpu":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - began
-    expected = fill(torch.empty(SIZE), Normal(STD, truncated=True), Generator().manual_seed(tensors - 1))
-    if not torch.equal(draws[-1].target.cpu(), expected):
-        raise RuntimeError("the numbers are not torch's")
+    expected = draws[-1]._replace(target=torch.empty(SIZE))
+    draw(expected)
+    if not torch.equal(draws[-1].target.cpu(), expected.target):
+        raise RuntimeError("other numbers than the processor's")
     return tensors * SIZE / seconds
 
 
@@ -41,7 +45,15 @@ def measure_drawing(options: argparse.Namespace) -> None:
     print(f"tensors of {SIZE / 1e6:.1f}e6 numbers, million numbers per second; load {load:.1f} at the start")
     print(f"torch's trunc_normal_, one thread  {SIZE / (middle - began) / 1e6:7.1f}")
     print(f"bits of the generator, one pass    {SIZE / (ended - middle) / 1e6:7.1f}")
-    if options.device != "cpu":
-        rate(1, 1, options.device)  # kernels are compiled, and tables made
     for threads in map(int, options.threads.split(",")):
-        print(f"draw_all, {threads:2} threads, {options.device:4}       {rate(8, threads, options.device) / 1e6:7.1f}")
+        drawn = rate(8, threads, options.device) / 1e6
+        print(f"{threads:2} threads, into {options.device:4} memory          {drawn:7.1f}")
+    if options.device != "cpu":
+        began = time.perf_counter()
+        on_device = device_draws(torch.device(options.device))
+        print(f"the GPU's tables and kernel: {time.perf_counter() - began:.1f} s")
+        if on_device is not None:
+            rate(1, 1, options.device, on_device)
+            for tensors in STREAMS:
+                drawn = rate(tensors, 1, options.device, on_device) / 1e6
+                print(f"the GPU, {tensors:3} tensors at once         {drawn:7.1f}")

@@ -46,7 +46,7 @@ def make_config(setting: Setting, *overrides: str) -> RunConfig:
 def drawn_on_device() -> Iterator[None]:
     """Draw initial weights on the device: on the CPU the numbers of a billion weights take half a minute."""
 
-    def initializer(config: StMoeConfig, seed: int) -> Callable[[list[Named]], None]:
+    def initializer(config: StMoeConfig, seed: int, *_: Any) -> Callable[[list[Named]], None]:
         def draw(modules: list[Named]) -> None:
             for one in (one for name, module in modules for one in draws_of(name, module, config, seed)):
                 fill(one.target, one.distribution, None)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Generator, Tensor
 
-from model.draws.distributions import Constant, Draw, fill
+from model.draws.distributions import Constant, Draw, Normal
 
 BLOCK = 1 << 15  # numbers at a time; for no more than these torch starts no threads of its own
 LANES = 16  # torch draws and transforms normal numbers in groups; the rest of a tensor it draws with the last group
@@ -25,7 +25,7 @@ def draw(one: Draw) -> None:
         return
     generator = Generator().manual_seed(seed)
     if target.numel() <= BLOCK:
-        target.copy_(fill(torch.empty(target.shape, dtype=torch.float32), distribution, generator))
+        target.view(-1).copy_(_draw_small(target.numel(), distribution, generator))
         return
     stream = _Stream(target.numel(), distribution.std, generator)
     if distribution.truncated:
@@ -33,6 +33,20 @@ def draw(one: Draw) -> None:
     else:
         for start, numbers in stream.draw():
             target.view(-1)[start : start + len(numbers)] = numbers
+
+
+def _draw_small(size: int, distribution: Normal, generator: Generator) -> Tensor:
+    std, numbers = distribution.std, torch.empty(size, dtype=torch.float32)
+    numbers.normal_(0.0, std, generator=generator)
+    bound = _rounded(2 * std) if distribution.truncated else float("inf")
+    while (beyond := numbers.abs() > bound).any():
+        numbers = torch.where(beyond, torch.empty_like(numbers).normal_(0.0, std, generator=generator), numbers)
+    return numbers
+
+
+def _rounded(bound: float) -> float:
+    """The bound as ``trunc_normal_`` rounds it."""
+    return torch.tensor(bound, dtype=torch.float32).item()
 
 
 class _Stream:
@@ -76,7 +90,7 @@ class _Stream:
 
 
 def _draw_truncated(flat: Tensor, bound: float, stream: _Stream) -> None:
-    bound = torch.tensor(bound, dtype=torch.float32).item()  # as trunc_normal_ rounds it
+    bound = _rounded(bound)
     beyond = []
     for start, numbers in stream.draw():
         flat[start : start + len(numbers)] = numbers

@@ -4,15 +4,25 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from model.draws.blocks import draw
+from model.draws.device import DeviceDraws, is_suitable
 from model.draws.distributions import Draw
 
 
-def draw_all(draws: Iterable[Draw], threads: int = 1) -> None:
-    """Make all draws. Each thread needs memory for 5 blocks, and 6 % of the largest target if that is truncated."""
-    largest_first = sorted(draws, key=lambda one: -one.target.numel())
+def draw_all(draws: Iterable[Draw], threads: int = 1, on_device: DeviceDraws | None = None) -> None:
+    """Make all draws. Each thread needs memory for 5 blocks, and 6 % of the largest target if that is truncated.
+
+    Args:
+        draws: of any targets.
+        threads: of the processor, that draw; 1: the calling one.
+        on_device: makes those draws that it can.
+    """
+    left = sorted(draws, key=lambda one: -one.target.numel())  # the largest first
+    if on_device is not None:
+        on_device.draw(one for one in left if is_suitable(one))
+        left = [one for one in left if not is_suitable(one)]
     if threads == 1:
-        for one in largest_first:
+        for one in left:
             draw(one)
         return
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(draw, largest_first))  # a list, so that errors are raised
+        list(pool.map(draw, left))  # a list, so that errors are raised

@@ -9,6 +9,7 @@ import torch
 from deepspeed.runtime import bf16_optimizer
 
 from model.config import StMoeConfig
+from model.draws.device import device_draws
 from model.draws.threads import draw_all
 from model.initialization import draws_of
 from model.st_moe import StMoeForConditionalGeneration
@@ -27,6 +28,8 @@ from training.engine.numerics import set_numerics
 from training.engine.parameters import engine_partitions, freeze, model_parameter_specs
 from training.engine.profiling import prepare_comms_logger
 
+DRAWN_ON_DEVICE = 10**8  # numbers that are worth the seconds which a GPU's tables take
+
 
 def build_model(
     config: StMoeConfig, parallel: ParallelConfig, seed: int, device: str, *, known: bool = True
@@ -41,7 +44,7 @@ def build_model(
         known: whether DeepSpeed is to know of the sparse layers, see ``parallel.layer``.
     """
     model = meta_model(config, parallel, known=known)
-    materialize(model, device, torch.float32, initializer(config, seed))
+    materialize(model, device, torch.float32, initializer(config, seed, device, model.num_parameters()))
     return model
 
 
@@ -54,12 +57,20 @@ def meta_model(config: StMoeConfig, parallel: ParallelConfig, *, known: bool = T
         return StMoeForConditionalGeneration(config, sparse_factory(parallel, known=known))
 
 
-def initializer(config: StMoeConfig, seed: int) -> Callable[[list[Named]], None]:
-    """Return what draws the weights of modules, with as many threads as each rank of this host has cores."""
+def initializer(config: StMoeConfig, seed: int, device: str, size: int) -> Callable[[list[Named]], None]:
+    """Return what draws the weights of modules: with as many threads as each rank of this host has cores, or on a GPU.
+
+    Args:
+        config: the model's.
+        seed: of the weights.
+        device: of the weights.
+        size: numbers that are to be drawn in all.
+    """
     threads = max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    on_device = device_draws(torch.device(device)) if device != "cpu" and size >= DRAWN_ON_DEVICE else None
 
     def initialize(modules: list[Named]) -> None:
-        draw_all([one for name, module in modules for one in draws_of(name, module, config, seed)], threads)
+        draw_all([one for name, module in modules for one in draws_of(name, module, config, seed)], threads, on_device)
 
     return initialize
 
@@ -93,14 +104,15 @@ def build_engine(
     options = deepspeed_config(config, world_size)
     trainable = config.training.trainable
     partitioned = zero_stage(options) == 3
-    model_config = config.st_moe_config()
+    model_config, seed = config.st_moe_config(), config.training.seed
     model = meta_model(model_config, config.parallel, known=partitioned or "experts" in TRAINABLE[trainable])
     freeze(model, trainable)
+    numel = model.num_parameters()
     materialize(
         model,
         device,
         torch.bfloat16 if config.training.precision == "bf16" else torch.float32,
-        initializer(model_config, config.training.seed) if initialize else await_weights,
+        initializer(model_config, seed, device, numel) if initialize else await_weights,
         zero3=options if partitioned else None,
         told=told,
     )

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from common.project import ROOT
 from tests.support.planned import FEW_BYTES, measure
 from tests.support.ranks import run_ranks
 from tests.support.small import small_config
-from training.config.run import RunConfig
+from training.config.run import RunConfig, load_config
 from training.planning.cost import example_lengths
 from training.planning.layout import Layout
 from training.planning.states import states_of
@@ -159,3 +160,38 @@ def grid(precision: str) -> list[dict[str, Any]]:
 def test_bytes_of_many_engines(tmp_path: Path, precision: str):
     """Fifty or more engines of each precision: three minutes."""
     check(tmp_path, grid(precision))
+
+
+def base_config(folder: str, stage: int, size: int) -> RunConfig:
+    """The model of ``configs/st_moe_base.yaml``, 0.7 x 10^9 parameters, on two ranks and short sequences."""
+    options = Path(folder) / f"zero{stage}.json"
+    return load_config(
+        ROOT / "configs" / "st_moe_base.yaml",
+        [
+            f"parallel.expert_parallel_size={size}", f"training.deepspeed_config={options}", "training.precision=fp32",
+            "training.micro_batch_size=1", "training.global_batch_size=2", "data.inputs_length=64",
+        ],
+    )  # fmt: skip
+
+
+def measure_base(folder: str, stage: int, size: int) -> dict[str, Any]:
+    """On every rank."""
+    config = base_config(folder, stage, size)
+    return measure(config, batches_of(config, 1), steps=3 if stage == 3 else 2)
+
+
+@pytest.mark.long
+@pytest.mark.distributed
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bytes_of_st_moe_base(tmp_path: Path, stage: int, size: int):
+    """10 to 15 GB of memory, and a minute."""
+    options = {"zero_optimization": {"stage": stage, "reduce_bucket_size": 50_000_000}}
+    (tmp_path / f"zero{stage}.json").write_text(json.dumps(options))
+    config = base_config(str(tmp_path), stage, size)
+    measured_by_rank = run_ranks(measure_base, RANKS, tmp_path, str(tmp_path), stage, size)
+    written = sum(measured.pop("checkpoint") for measured in measured_by_rank)
+    assert 0 <= written - checkpoint_of(config, Layout.of(config, RANKS), 1.0).bytes <= COUNTERS
+    for rank, measured in enumerate(measured_by_rank):
+        assert measured.pop("few") < 50 * FEW_BYTES
+        assert measured == planned(config, rank)

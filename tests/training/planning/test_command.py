@@ -9,7 +9,12 @@ import pytest
 from PIL import Image
 
 from common.project import ROOT
+from plan import measured_rate
 from tests.support.launch import python
+from tests.support.small import small_config
+from training.config.errors import ConfigError
+from training.planning.times import rate_of
+from training.run.folder import RunFolder
 
 CONFIG = ("plan.py", "--config", "configs/st_moe_l.yaml")
 
@@ -69,6 +74,18 @@ def test_every_figure_and_a_picture(tmp_path: Path):
         assert picture.width > 800
         colors = {color for _, color in picture.convert("RGB").getcolors(1 << 20)}  # type: ignore[union-attr]
         assert (0x2C, 0xA0, 0x2C) in colors  # activations
+
+
+def test_the_rate_of_a_run_is_the_median_that_it_measured(tmp_path: Path):
+    config = small_config(tmp_path, training={"name": "measured", "activation_checkpointing": True})
+    folder = RunFolder(config.run_dir)
+    folder.path.mkdir(parents=True)
+    folder.write_config(config)
+    with pytest.raises(ConfigError, match="has the column mfu"):
+        measured_rate(folder.path)
+    folder.metrics_file.write_text("".join(json.dumps({"mfu": mfu}) + "\n" for mfu in (0.3, None, 0.1, 0.2)))
+    assert measured_rate(folder.path) == pytest.approx(rate_of(config, 0.2))
+    assert rate_of(config, 0.2) > 0.2
 
 
 def test_a_plan_needs_no_torch():

@@ -22,7 +22,7 @@ PARTS = {
 
 
 def text(plan: Plan) -> str:
-    """Return the table."""
+    """Return the table; where the layout does not fit, without the ``verdict``."""
     blocks = [_model(plan), _memory(plan), _traffic(plan), _times(plan)]
     if plan.warnings:
         blocks.append([f"warning: {warning}" for warning in plan.warnings])
@@ -97,7 +97,7 @@ def _memory(plan: Plan) -> list[str]:
     host = plan.host_of_rank * min(plan.layout.gpus, plan.layout.gpus_per_node)
     return [
         *_aligned(rows),
-        f"{verdict(plan)}",
+        *([verdict(plan)] if plan.fits else []),
         f"activations at their peak: {_gib(plan.activations_kept)} without recomputation, "
         f"{_gib(plan.activations_recomputed)} with it",
         f"host    {_gib(host)} of a node for copies of checkpoints"

@@ -122,8 +122,7 @@ def checkpoint_of(config: RunConfig, layout: Layout, gb_per_second: float) -> Ch
 
     It holds fp32 weights, frozen ones too, and the optimizer's state, each element once
     (``training.checkpoint.capture``). If ``training.save_in_background``, a rank keeps a copy of what it writes in
-    pinned host memory, a buffer for each tensor (``training.checkpoint.host_copies``), whose size torch rounds up to a
-    power of two (``CUDACachingHostAllocator``).
+    host memory (``training.checkpoint.host_copies``).
 
     Args:
         config: the run's.
@@ -132,23 +131,16 @@ def checkpoint_of(config: RunConfig, layout: Layout, gb_per_second: float) -> Ch
     """
     held, optimizer = held_parameters(config, layout), config.optimizer
     size = sum(4 * one.shape.numel for one in held)
-    copies = [4 * -(-one.numel // one.replicas) for one in held]
-    trained = [one for one in held if one.trained]
-    parts = [-(-one.numel // one.replicas) for one in trained]
-    if optimizer.name == "adafactor":
-        least = optimizer.min_dim_size_to_factor
-        for one in trained:
-            if one.is_factored(least):
-                size += 4 * (one.shape.numel // one.unit_numel) * sum(one.unit_shape)
-            else:
-                size += 4 * one.shape.numel
-                copies.append(4 * -(-one.numel // one.replicas))
-        if optimizer.beta1:
-            size += sum(4 * one.shape.numel for one in trained)
-            copies += [4 * part for part in parts]
-    else:
-        each = 4 if optimizer.name == "adamw" else 1
-        size += sum(2 * each * one.shape.numel for one in trained)
-        copies += 2 * [each * part for part in parts]
-    pinned = sum(1 << (copy - 1).bit_length() for copy in copies) if config.training.save_in_background else 0
-    return Checkpoint(size, size / (gb_per_second * 1e9), pinned)
+    for one in held:
+        if not one.trained:
+            continue
+        if optimizer.name != "adafactor":
+            size += 2 * (4 if optimizer.name == "adamw" else 1) * one.shape.numel
+            continue
+        if one.is_factored(optimizer.min_dim_size_to_factor):
+            size += 4 * (one.shape.numel // one.unit_numel) * sum(one.unit_shape)
+        else:
+            size += 4 * one.shape.numel
+        size += 4 * one.shape.numel if optimizer.beta1 else 0
+    copy = -(-size // layout.gpus) if config.training.save_in_background else 0
+    return Checkpoint(size, size / (gb_per_second * 1e9), copy)

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from training.checkpoint.capture import Capture
-from training.checkpoint.host_copies import HostCopies
-from training.checkpoint.pinned import ALIGNMENT, HostBlock
+from training.checkpoint.host_copies import ALIGNMENT, HostBlock, HostCopies
 
 
 def captured(files: dict[str, dict[str, Tensor]]) -> Capture:

@@ -1,7 +1,7 @@
 """Copies of a capture in host memory, so that training may change its tensors while they are written.
 
-They lie in one pinned block of exactly their size. ``torch.empty(pin_memory=True)`` rounds every buffer up to a power of
-two: on an H200 100 buffers of 36 MB took 6.6 GB and 3.8 s, one block of them 3.5 GB and 1.4 s; a device copied into
+They lie in one pinned block of exactly their size. ``torch.empty(pin_memory=True)`` rounds every buffer up to a power
+of two: on an H200 100 buffers of 36 MB took 6.6 GB and 3.8 s, one block of them 3.5 GB and 1.4 s; a device copied into
 either at 55 GB/s.
 """
 

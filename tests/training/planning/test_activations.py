@@ -89,8 +89,8 @@ def grid_config(tmp_path: Path, model: str, stage: int, ep: int, recompute: bool
     return load_config(f"configs/{name}.yaml", overrides)
 
 
-# Long: 36 engines, a third of them of 0.7 billion parameters, which take up to 9 GB per rank and minutes each. The short
-# form is above. ``-s`` prints the table.
+# Long: 36 engines, a third of them of 0.7 billion parameters, which take up to 9 GB per rank and minutes each. The
+# short form is above. ``-s`` prints the table.
 @pytest.mark.long
 @pytest.mark.distributed
 @pytest.mark.parametrize("model", ["tiny", "st_moe_base of 4 blocks", "st_moe_base"])

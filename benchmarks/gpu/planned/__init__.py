@@ -1,0 +1,1 @@
+"""What plans say, compared with the card."""

@@ -4,12 +4,19 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from data.preparation.domains.registry import DOMAINS
+from data.preparation.recipe import LABORATORY_VOCAB_SIZE
 from data.span_corruption import raw_and_target_lengths
 from data.tokenizer import VOCABULARY_MULTIPLE
 
 # Of configs/tiny.yaml, on which the command builds.
 CONFIG, INPUTS_LENGTH, EVAL_EXAMPLES, MICRO_BATCH = "configs/tiny.yaml", 256, 256, 8
 MOST_STREAMS = 64  # the default of data.num_streams
+# The recipe's choices that leave the vocabulary and the domains as this config names them.
+LABORATORY_CONFIG, LABORATORY_FOLDER = "configs/laboratory_cpu.yaml", Path("runs/data/laboratory")
+LABORATORY_RECIPE = {
+    "source": "laboratory", "vocab_size": LABORATORY_VOCAB_SIZE, "vocabulary": None, "shards": MOST_STREAMS,
+}  # fmt: skip
 
 
 def training_command(out: Path, description: dict[str, Any]) -> str:
@@ -19,6 +26,8 @@ def training_command(out: Path, description: dict[str, Any]) -> str:
         out: dataset folder.
         description: content of its ``dataset.json``.
     """
+    if _is_laboratory(out, description):
+        return f"python train.py --config {LABORATORY_CONFIG}"
     needed = description["first_sentinel_id"] + 1
     settings = {
         "training.name": out.name,
@@ -33,6 +42,14 @@ def training_command(out: Path, description: dict[str, Any]) -> str:
         settings["training.eval_examples"] = max(1, examples // MICRO_BATCH) * MICRO_BATCH
     words = (f"{key}={value}" for key, value in settings.items())
     return f"python train.py --config {CONFIG} {' '.join(map(shlex.quote, words))}"
+
+
+def _is_laboratory(out: Path, description: dict[str, Any]) -> bool:
+    """Return whether the dataset is the one that the laboratory's configs name."""
+    recipe, domains = description["recipe"], list(description.get("domains", {}))
+    expected = [name for name, domain in DOMAINS.items() if domain.consent is None]
+    chosen = {key: recipe.get(key) for key in LABORATORY_RECIPE}
+    return out == LABORATORY_FOLDER and chosen == LABORATORY_RECIPE and domains == expected
 
 
 def _files(out: Path, domains: list[str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from common.text import counted
 from studies.design_space.evaluate import FACTOR
 from studies.design_space.pareto import Point
 from studies.design_space.trials import Trial
@@ -207,8 +208,9 @@ def _time_tables(results: Results) -> list[str]:
                 f"| {number(memory and memory / 1e6, ',.0f')} |"
             )
         first = next(iter(named.values()))
+        of_threads = f", {counted(threads, 'thread')}" if threads else ""
         title = (
-            f"**Steps timed in turn** on {device}{f', {threads} thread(s)' if threads else ''}: the fastest and the "
+            f"**Steps timed in turn** on {device}{of_threads}: the fastest and the "
             f"median of {first['rounds']} rounds of {first['steps']} steps, at a load average of "
             f"{first['load_average']}; the paper: capacity factor 2.0 takes 1.021 times as long as 1.25 (L), "
             "1.135 times (32B)"

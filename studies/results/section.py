@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.files import write_atomically
+from common.text import counted
 from studies.results.rows import Row
 from training.config.errors import ConfigError
 
@@ -72,14 +73,16 @@ def describe_runs(runs: Sequence[Row], configurations: int) -> str:
     """Return what was run, where and by which code: a sentence without its full stop."""
     seeds = sorted({row["seed"] for row in runs})
     steps = sorted({row["steps"] for row in runs})
-    where = sorted({f"{row['device']}, {row['ranks']} rank(s), {row['jobs']} at a time" for row in runs})
+    where = sorted({f"{row['device']}, {counted(row['ranks'], 'rank')}, {row['jobs']} at a time" for row in runs})
     commits = list(dict.fromkeys((row["git_commit"] or "unknown")[:12] for row in runs))
     dates = sorted(row["date"][:10] for row in runs)
     loads = sorted(row["load_average"] for row in runs)
     days = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     length = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
+    configured, numbers = counted(configurations, "configuration"), ", ".join(map(str, seeds))
+    of_seeds, of_commits = "seed" if len(seeds) == 1 else "seeds", "commit" if len(commits) == 1 else "commits"
     return (
-        f"{len(runs)} runs of {length} steps ({configurations} configurations, seeds {', '.join(map(str, seeds))}), "
+        f"{counted(len(runs), 'run')} of {length} steps ({configured}, {of_seeds} {numbers}), "
         f"{days}, on {'; '.join(where)}; load average {loads[0]:g} to {loads[-1]:g} at their ends; torch "
-        f"{runs[0].get('versions', {}).get('torch', 'unknown')}; commits {', '.join(commits)}"
+        f"{runs[0].get('versions', {}).get('torch', 'unknown')}; {of_commits} {', '.join(commits)}"
     )

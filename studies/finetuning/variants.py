@@ -76,7 +76,8 @@ class Grid:
         if rate != before:
             changed["optimizer.learning_rate"] = rate
             if config.optimizer.unit_learning_rate is not None:  # of AdamW: both peaks change alike
-                changed["optimizer.unit_learning_rate"] = config.optimizer.unit_learning_rate * rate / before
+                unit = config.optimizer.unit_learning_rate * rate / before
+                changed["optimizer.unit_learning_rate"] = float(f"{unit:.6g}")
         if batch != training.global_batch_size:
             changed["training.global_batch_size"] = batch
             changed["training.micro_batch_size"] = math.gcd(training.micro_batch_size, batch // self.ranks)

@@ -18,7 +18,7 @@ from training.config.run import SECTIONS, RunConfig, load_config, validate
 from training.planning.cards import Card, find_card
 from training.planning.layout import Layout
 from training.planning.plan import Assumptions, Plan, make_plan
-from training.planning.search.candidates import candidates, checked_layout, divisors, overrides
+from training.planning.search.candidates import candidates, checked_layout, overrides
 from training.planning.search.find import CLOSE, Search, search
 from training.planning.search.reasons import spread
 from training.planning.search.table import text
@@ -34,7 +34,7 @@ def _in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def configured(**sections: dict[str, Any]) -> RunConfig:
-    training = {"global_batch_size": 16, "micro_batch_size": 1, "eval_examples": 64} | sections.pop("training", {})
+    training = {"global_batch_size": 8, "micro_batch_size": 1, "eval_examples": 64} | sections.pop("training", {})
     return validate({"model": SMALL_MODEL | sections.pop("model", {}), "training": training, **sections})
 
 
@@ -56,9 +56,9 @@ def planned(config: RunConfig, gpus: int, gpus_per_node: int, card: Card) -> Pla
 
 cases = st.fixed_dictionaries(
     {
-        "gpus": st.sampled_from([1, 2, 4, 8]),
+        "gpus": st.sampled_from([1, 2, 4]),
         "gpus_per_node": st.sampled_from([2, 8]),
-        "memory_mib": st.integers(1, 20),
+        "memory_mib": st.integers(1908, 1970) | st.integers(3815, 3880),  # DeepSpeed's buckets, and the model
         "num_experts": st.sampled_from([0, 4, 6]),
         "within_node": st.booleans(),
         "chunks": st.sampled_from([1, 2]),
@@ -68,7 +68,7 @@ cases = st.fixed_dictionaries(
 
 
 @given(cases)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_laws(case: dict[str, Any]):
     chunks = case["chunks"] if case["num_experts"] else 1
     config = configured(
@@ -80,7 +80,7 @@ def test_laws(case: dict[str, Any]):
     found = search(config, gpus, card, gpus_per_node=per_node, assumptions=NOTHING_RESERVED)
     everything = list(candidates(config, gpus))
     assert found.tried == len(everything)
-    expected = {1, divisors(16 // gpus)[-1]}
+    expected = {1, 8 // gpus}
     assert expected <= {candidate.training.micro_batch_size for candidate in everything}
     check_fits(found, config, per_node)
     check_refusals(found, everything, per_node)
@@ -165,7 +165,7 @@ def test_every_combination_is_a_candidate():
         (f"zero{stage}.json", size, micro, recompute, chunks[size])
         for stage in (1, 2, 3)
         for size in (1, 2, 4)
-        for micro in (1, 2, 4)
+        for micro in (1, 2)
         for recompute in (False, True)
     }
 
@@ -177,16 +177,16 @@ def test_the_users_deepspeed_file_is_kept_at_its_stage_and_one_gpu_has_nothing_t
 
 
 def test_a_batch_that_cannot_be_spread_is_one_line():
-    with pytest.raises(ConfigError, match=r"training.global_batch_size = 16 is not divisible by 3 GPUs: set a multiple"):
+    with pytest.raises(ConfigError, match=r"training.global_batch_size = 8 is not divisible by 3 GPUs: set a multiple"):
         search(configured(), 3, H100)
 
 
 def test_the_table_says_which_part_is_too_large_and_how_to_choose_the_best():
-    found = search(configured(), 4, card_of(4), assumptions=NOTHING_RESERVED)
+    found = search(configured(), 4, card_of(3825), assumptions=NOTHING_RESERVED)
     shown = text(found)
     assert found.fits
     assert found.too_large
-    assert f"4 GPUs (small of 0.0 GiB): {len(found.fits)} of {found.tried} layouts fit" in shown
+    assert f"4 GPUs (small of 3.7 GiB): {len(found.fits)} of {found.tried} layouts fit" in shown
     assert f"best: {' '.join(overrides(found.fits[0].config))}" in shown
     for reason in found.too_large:
         assert f"  {reason}" in shown

@@ -58,11 +58,11 @@ class Reason:
             chosen.append("recomputation" if self.recompute else "no recomputation")
         parts = {part: size for part, size in self.parts.items() if part != "reserved"}
         largest = sorted(parts, key=parts.__getitem__, reverse=True)[:2]
-        held = ", ".join(f"{PARTS[part]} {parts[part] / GIB:.1f}" for part in largest)
+        held = ", ".join(f"{PARTS[part]} {size(parts[part])}" for part in largest)
         least = "at least " if self.layouts > 1 else ""
         alone = " without activations" if self.states else ""
         return (
-            f"{', '.join(chosen)}: {least}{self.over / GIB:.1f} GiB too much{alone} when the {self.moment} ({held}); "
+            f"{', '.join(chosen)}: {least}{size(self.over)} too much{alone} when the {self.moment} ({held}); "
             f"{counted(self.layouts, 'layout')}"
         )
 
@@ -138,3 +138,8 @@ def spread(values: Sequence[int]) -> str:
     if len(first) > 2:
         return f"{first[0]} to {last}"
     return f"{', '.join(map(str, first))} and {last}" if first else str(last)
+
+
+def size(number: int) -> str:
+    """Return bytes in GiB or, where they are few, in MiB."""
+    return f"{number / GIB:.1f} GiB" if number >= 0.1 * GIB else f"{number / 2**20:.1f} MiB"

@@ -22,6 +22,7 @@ from tests.support.corpus import sentences
 from training.checkpoint.initial.fitting import load_run_config
 from training.config.checks import check_all_to_all, check_layout
 from training.config.run import load_config
+from training.planning.search.candidates import candidates
 from training.run.folder import RunFolder
 from training.tasks.questions import CROSS_ENTROPY, task_names
 
@@ -173,7 +174,11 @@ def check_plan(page: Page, program: Any, options: argparse.Namespace) -> None:
         page.run(str(options.mfu_from))
         options.mfu_from = None
     options.config = page.config_file(options.config)
-    program.plan_of(options)
+    if options.search:
+        config, _, _ = program.inputs_of(options)
+        next(candidates(config, options.gpus))
+    else:
+        program.plan_of(options)
 
 
 def check_routing(page: Page, options: argparse.Namespace) -> None:

@@ -36,9 +36,7 @@ def candidates(config: RunConfig, gpus: int) -> Iterator[RunConfig]:
             chunks = config.parallel.all_to_all_chunks
             if size == 1 or experts // size % chunks:
                 chunks = 1
-            parallel = config.parallel.model_copy(
-                update={"expert_parallel_size": size, "all_to_all_chunks": chunks}
-            )
+            parallel = config.parallel.model_copy(update={"expert_parallel_size": size, "all_to_all_chunks": chunks})
             for recompute in (False, True):
                 for micro_batch_size in divisors(sequences):
                     chosen = {
@@ -51,8 +49,11 @@ def candidates(config: RunConfig, gpus: int) -> Iterator[RunConfig]:
 
 
 def checked_layout(config: RunConfig, gpus: int, gpus_per_node: int) -> Layout:
-    """Return the layout of a configuration that ``train.py`` accepts on so many GPUs. Raises ValueError."""
-    check_layout(config, gpus)
+    """Return the layout of a configuration that ``train.py`` accepts on so many GPUs. Raises ValueError.
+
+    What the machine of the run must have (CUDA, a compiler) is not looked for here.
+    """
+    check_layout(config, gpus, here=False)
     check_all_to_all(config, min(gpus, gpus_per_node))
     check_streams(config.data, gpus)
     return Layout.of(config, gpus, gpus_per_node)

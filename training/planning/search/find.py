@@ -17,8 +17,8 @@ from training.planning.times import Times, times_of
 from training.planning.traffic import traffic_of
 
 # What the host needs to launch the kernels of a block, however few tokens they work on: measured were 103 ms for the
-# forward and 207 ms for the backward pass of the 48 blocks of ST-MoE-L on an H100, in 3,300 launches, and no less for an
-# eighth of the micro-batch (benchmarks/README.md).
+# forward and 207 ms for the backward pass of the 48 blocks of ST-MoE-L on an H100, in 3,300 launches, and no less for
+# an eighth of the micro-batch (benchmarks/README.md).
 FORWARD_LAUNCHES, BACKWARD_LAUNCHES, LAUNCH = 0.103 / 48, 0.207 / 48, 0.310 / 3300
 # The optimizer's step of Adafactor, on the same GPU: 45 ms for 1.2 billion parameters.
 STEP_OF_PARAMETER = 0.045 / 1.198e9
@@ -118,9 +118,7 @@ def search(
             too_large.append(TooLarge(layout, peak.name, parts, card.memory))
             continue
         traffic = traffic_of(candidate, layout)
-        times = times_of(
-            candidate, layout, card, traffic, rate=assumptions.rate, rate_source=assumptions.rate_source
-        )
+        times = times_of(candidate, layout, card, traffic, rate=assumptions.rate, rate_source=assumptions.rate_source)
         seconds = predict(candidate, layout, times)
         fits.append(Found(candidate, layout, needed, peak, times, seconds, card.memory))
     return Search(gpus, card, best_first(fits), memory_reasons(too_large), check_reasons(messages))

@@ -47,22 +47,25 @@ class Reason:
         """Return the figures for JSON."""
         return asdict(self)
 
+    @property
+    def chosen(self) -> str:
+        """What the layouts have in common."""
+        words = [f"ZeRO {self.zero_stage}", f"EP {spread(self.expert_parallel_sizes)}"]
+        if not self.states:
+            words.append(f"micro-batch {spread(self.micro_batch_sizes)}")
+        if self.recompute is not None:
+            words.append("recomputation" if self.recompute else "no recomputation")
+        return ", ".join(words)
+
     def __str__(self) -> str:
         """One line."""
-        chosen = [f"ZeRO {self.zero_stage}"]
-        if max(self.expert_parallel_sizes) > 1:
-            chosen.append(f"EP {spread(self.expert_parallel_sizes)}")
-        if not self.states:
-            chosen.append(f"micro-batch {spread(self.micro_batch_sizes)}")
-        if self.recompute is not None:
-            chosen.append("recomputation" if self.recompute else "no recomputation")
-        parts = {part: size for part, size in self.parts.items() if part != "reserved"}
+        parts = {part: number for part, number in self.parts.items() if part != "reserved"}
         largest = sorted(parts, key=parts.__getitem__, reverse=True)[:2]
         held = ", ".join(f"{PARTS[part]} {size(parts[part])}" for part in largest)
         least = "at least " if self.layouts > 1 else ""
         alone = " without activations" if self.states else ""
         return (
-            f"{', '.join(chosen)}: {least}{size(self.over)} too much{alone} when the {self.moment} ({held}); "
+            f"{self.chosen}: {least}{size(self.over)} too much{alone} when the {self.moment} ({held}); "
             f"{counted(self.layouts, 'layout')}"
         )
 

@@ -3,10 +3,13 @@
 from common.text import counted
 from training.planning.search.candidates import overrides
 from training.planning.search.find import CLOSE, Found, Search
+from training.planning.search.reasons import size
 
 GIB = 2**30
 SHOWN = 10  # layouts
-COLUMNS = ("ZeRO", "EP", "chunks", "micro-batch", "accumulation", "recomputed", "GiB", "compute, s", "links, s", "step, s")
+COLUMNS = (
+    "ZeRO", "EP", "chunks", "micro-batch", "accumulation", "recomputed", "GiB", "compute, s", "links, s", "step, s",
+)  # fmt: skip
 
 
 def text(found: Search) -> str:
@@ -21,9 +24,9 @@ def text(found: Search) -> str:
             lines.append(f"… and {len(found.fits) - SHOWN} more")
         lines += [
             "",
-            "EP: parallel.expert_parallel_size; GiB: needed of a GPU; step: compute, the communication that it does not "
-            f"hide, and what the host needs to launch; up to {CLOSE - 1:.0%} slower is equal, and comes first if it "
-            "leaves a tenth of the memory, recomputes nothing, keeps experts within a node or needs less memory",
+            "EP: parallel.expert_parallel_size. GiB: what a GPU needs. step: compute, launches and communication that is",
+            f"not hidden; up to {CLOSE - 1:.0%} slower counts as equal, and first is what leaves a tenth of the memory,",
+            "recomputes nothing, keeps experts within a node and needs least memory.",
             "",
             f"best: {' '.join(overrides(found.fits[0].config))}",
         ]
@@ -31,6 +34,17 @@ def text(found: Search) -> str:
         if reasons:
             lines += ["", title, *(f"  {reason}" for reason in reasons)]
     return "\n".join(lines)
+
+
+def nothing_fits(found: Search) -> str:
+    """Return what would help where no layout fits: one line."""
+    if not found.too_large:
+        return f"no layout of {counted(found.gpus, 'GPU')} is accepted: see the reasons above"
+    least = min(found.too_large, key=lambda reason: reason.over)
+    return (
+        f"no layout of {counted(found.gpus, 'GPU')} fits {found.card.name}: the nearest, {least.chosen}, lacks at "
+        f"least {size(least.over)} on each: try more GPUs (--gpus) or a card with more memory (--card)"
+    )
 
 
 def _row(one: Found) -> tuple[str, ...]:

@@ -24,8 +24,8 @@ def text(found: Search) -> str:
             lines.append(f"… and {len(found.fits) - SHOWN} more")
         lines += [
             "",
-            "EP: parallel.expert_parallel_size. GiB: what a GPU needs. step: compute, launches and communication that is",
-            f"not hidden; up to {CLOSE - 1:.0%} slower counts as equal, and first is what leaves a tenth of the memory,",
+            "EP: parallel.expert_parallel_size. GiB: what a GPU needs. step: compute, launches, communication that is",
+            f"not hidden; up to {CLOSE - 1:.0%} slower is equal, and first is what leaves a tenth of the memory,",
             "recomputes nothing, keeps experts within a node and needs least memory.",
             "",
             f"best: {' '.join(overrides(found.fits[0].config))}",

@@ -72,7 +72,8 @@ class Search:
     @property
     def tried(self) -> int:
         """Layouts that were considered."""
-        return len(self.fits) + sum(reason.layouts for reason in (*self.too_large, *self.refused))
+        grouped = [reason.layouts for reason in self.too_large] + [reason.layouts for reason in self.refused]
+        return len(self.fits) + sum(grouped)
 
     def as_row(self) -> dict[str, Any]:
         """Return the figures for JSON."""

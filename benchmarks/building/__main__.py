@@ -26,6 +26,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--expert-parallel-size", type=int, default=2)
     parser.add_argument("--zero-stage", type=int, choices=(0, 1, 2, 3), default=3)
     parser.add_argument("--precision", choices=("fp32", "bf16", "bf16_autocast"), default="fp32")
+    parser.add_argument("--modes", default="modules,whole", help="ways of building, separated by commas (%(default)s)")
+    parser.add_argument("--weights", choices=("drawn", "awaited"), default="drawn", help="awaited: before a load, NaN")
     parser.add_argument("--threads", default="1,2", help="numbers of threads that draw, such as 1,2 (%(default)s)")
     parser.add_argument("--device", default="cpu", help="of the drawn tensors: cpu or cuda (%(default)s)")
     parser.add_argument("--only", choices=("drawing", "building"), help="measure only this (default: both)")

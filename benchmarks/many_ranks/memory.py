@@ -1,4 +1,4 @@
-"""Time and peak memory of a block of code in this process."""
+"""Processor time and peak memory of a block of code in this process."""
 
 import contextlib
 import gc
@@ -11,7 +11,7 @@ class Peak:
     """Context manager.
 
     Attributes:
-        seconds: of the block.
+        seconds: of a processor.
         nbytes: by which the resident memory grew at most; 0 where the system does not tell.
     """
 
@@ -19,11 +19,11 @@ class Peak:
         gc.collect()
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
-        self.before, self.began = _status("VmRSS"), time.perf_counter()
+        self.before, self.began = _status("VmRSS"), time.process_time()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
-        self.seconds = time.perf_counter() - self.began
+        self.seconds = time.process_time() - self.began
         self.nbytes = max(0, _status("VmHWM") - self.before)
 
 

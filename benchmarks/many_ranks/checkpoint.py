@@ -4,8 +4,8 @@ python -m benchmarks.many_ranks.checkpoint
 python -m benchmarks.many_ranks.checkpoint --config configs/st_moe_l.yaml --ranks 128 --expert-parallel-size 8
 
 It makes what 512 ranks hold of ST-MoE-32B, 269 billion parameters, on the meta device; files of tensors are empty files
-of the right size. Every figure is of the functions that a run calls. Seconds are of a processor, so that other load does
-not count; those of the disk come on top.
+of the right size. Every figure is of the functions that a run calls. Seconds are of a processor: other load does not
+count, and those of the disk come on top.
 """
 
 import argparse

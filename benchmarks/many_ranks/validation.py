@@ -43,16 +43,20 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/tiny.yaml", help="of the text (%(default)s)")
     parser.add_argument("--ranks", type=int, default=8, help="of the host (%(default)s)")
-    parser.add_argument("--examples", type=int, default=4096, help="of all ranks (%(default)s)")
     return parser.parse_args()
 
 
-def measure(config: RunConfig, ranks: int, examples: int, launch: Launch | None) -> tuple[dict[str, float], list[Any]]:
+def measure(config: RunConfig, ranks: int, launch: Launch | None) -> tuple[dict[str, float], list[Any]]:
     """Return seconds of a processor and tokenized characters of all ranks together, and their batches."""
     tokenizers = [CountingTokenizer(config.data.vocabulary) for _ in range(ranks)]
 
     def read(rank: int) -> list[Batch]:
-        sizes = {"rank": rank, "world_size": ranks, "batch_size": 1, "num_batches": examples // ranks}
+        sizes = {
+            "rank": rank,
+            "world_size": ranks,
+            "batch_size": 1,
+            "num_batches": config.training.eval_examples // ranks,
+        }
         return validation_batches(config.data, tokenizers[rank], launch=launch, **sizes)
 
     began = time.process_time()
@@ -74,7 +78,7 @@ def main() -> None:
         "one rank for all": lambda: Launch(f"benchmark {time.time_ns()}", options.ranks),
     }
     for name, launch in launches.items():
-        results[name], batches = measure(config, options.ranks, options.examples, launch())
+        results[name], batches = measure(config, options.ranks, launch())
         found.append(batches)
         figures = results[name]
         print(f"{name}: {figures['characters'] / 1e6:.2f} M characters, {figures['seconds']:.2f} s of a processor")

@@ -71,7 +71,7 @@ def test_a_rank_that_does_not_come_is_named_in_time():
 
 def test_ranks_that_do_not_come_are_named_as_spans():
     ranks = [Process(rank, rank, 9, 9) for rank in range(9)]
-    outcomes = together(*(lambda rank=rank: meet(ranks[rank], 2) for rank in (0, 1, 5)))  # type: ignore[misc]
+    outcomes = together(*(lambda rank=rank: meet(ranks[rank], 2) for rank in (0, 1, 5)))
     words = [str(error) for error in outcomes]
     assert re.search(r"^rank 2-4, 6-8 of 9 did not start within 2 s", words[0])
     assert all("rank 2-4, 6-8 of 9" in text for text in words)

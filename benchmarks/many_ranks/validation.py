@@ -51,7 +51,7 @@ def measure(config: RunConfig, ranks: int, launch: Launch | None) -> tuple[dict[
     tokenizers = [CountingTokenizer(config.data.vocabulary) for _ in range(ranks)]
 
     def read(rank: int) -> list[Batch]:
-        sizes = {
+        sizes: dict[str, Any] = {
             "rank": rank,
             "world_size": ranks,
             "batch_size": 1,

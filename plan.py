@@ -3,6 +3,7 @@
 python plan.py --config configs/st_moe_l.yaml --gpus 8
 python plan.py --config configs/st_moe_l.yaml --gpus 64 --card a100-80gb --picture plan.png training.micro_batch_size=8
 python plan.py --config configs/st_moe_l.yaml --gpus 8 --json
+python plan.py --config configs/st_moe_l.yaml --gpus 64 --search
 """
 
 from common.exit_codes import end_quietly_on_interrupt
@@ -14,6 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from common.arguments import Parser, positive
 from common.exit_codes import USER_ERROR
@@ -29,6 +31,9 @@ from training.planning.cards import CARDS, Card, find_card
 from training.planning.display.table import text, verdict
 from training.planning.layout import Layout
 from training.planning.plan import FILE_SYSTEM_GBS, GIB, MFU, RESERVED, Assumptions, Plan, make_plan
+from training.planning.search.find import Search, search
+from training.planning.search.table import nothing_fits
+from training.planning.search.table import text as search_text
 from training.planning.times import rate_of
 from training.run.folder import RunFolder
 
@@ -79,6 +84,12 @@ def parse_arguments() -> argparse.Namespace:
         help="write every figure as JSON to FILE, or to the terminal in place of the table",
     )
     add("--picture", type=path_argument, metavar="FILE", help=f"draw the memory by part ({', '.join(ENDINGS)})")
+    add(
+        "--search",
+        action="store_true",
+        help="list the layouts that fit (ZeRO stage, expert-parallel size, micro-batch, recomputation), best first, "
+        "and why the others do not",
+    )
     add("overrides", nargs="*", metavar="key=value", help="overrides, such as training.micro_batch_size=8")
     return parser.parse_intermixed_args()
 
@@ -126,45 +137,68 @@ def measured_rate(folder: Path) -> float:
     return rate_of(load_config(found.config_file), median(rates))
 
 
-def plan_of(arguments: argparse.Namespace) -> tuple[Plan, RunConfig]:
-    """Check everything, then plan. Raises ConfigError."""
+def inputs_of(arguments: argparse.Namespace) -> tuple[RunConfig, Card, Assumptions]:
+    """Check the options, and return what a plan or a search is made of. Raises ConfigError."""
     check_options(arguments)
-    card: Card = find_card(arguments.card)
+    card = find_card(arguments.card)
     config = load_config(arguments.config, arguments.overrides)
-    layout = layout_of(config, arguments.gpus, arguments.gpus_per_node)
     rate, source = (MFU if arguments.mfu is None else arguments.mfu), "assumed"
     if arguments.mfu_from is not None:
         rate, source = measured_rate(arguments.mfu_from), f"measured by {arguments.mfu_from}"
-    assumptions = Assumptions(rate, source, round(arguments.reserve * GIB), arguments.file_system_gbs)
+    return config, card, Assumptions(rate, source, round(arguments.reserve * GIB), arguments.file_system_gbs)
+
+
+def plan_of(arguments: argparse.Namespace) -> tuple[Plan, RunConfig]:
+    """Check everything, then plan. Raises ConfigError."""
+    config, card, assumptions = inputs_of(arguments)
+    layout = layout_of(config, arguments.gpus, arguments.gpus_per_node)
     return make_plan(config, layout, card, assumptions), config
 
 
+def search_of(arguments: argparse.Namespace) -> Search:
+    """Check everything, then search. Raises ConfigError."""
+    if arguments.picture is not None:
+        raise ConfigError("--picture draws one layout, and --search lists many: leave out one of them")
+    config, card, assumptions = inputs_of(arguments)
+    return search(config, arguments.gpus, card, gpus_per_node=arguments.gpus_per_node, assumptions=assumptions)
+
+
+def show(row: dict[str, Any], table: str, json: str | None) -> None:
+    """Print the table or, as ``--json`` says, the figures, to a file or in place of the table. Raises OSError."""
+    figures = to_json(row, indent=2)
+    print(figures if json == TERMINAL else table)
+    if json not in (None, TERMINAL):
+        file = Path(path_text_argument(json))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, figures + "\n")
+
+
 def main() -> int:
-    """Plan, and print or write what was found."""
+    """Plan or search, and print or write what was found."""
     begin()
     arguments = parse_arguments()
     try:
-        plan, config = plan_of(arguments)
+        if arguments.search:
+            found = search_of(arguments)
+        else:
+            plan, config = plan_of(arguments)
     except ValueError as error:
         logger.error(str(error))
         return USER_ERROR
-    if arguments.json == TERMINAL:
-        print(to_json(plan.as_row(), indent=2))
+    if arguments.search:
+        show(found.as_row(), search_text(found), arguments.json)
+        problem = nothing_fits(found) if not found.fits else None
     else:
-        print(text(plan))
-        for line in give_advice(config):
-            print(f"warning: {line}")
-    if arguments.json not in (None, TERMINAL):
-        file = Path(path_text_argument(arguments.json))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, to_json(plan.as_row(), indent=2) + "\n")
-    if arguments.picture is not None:
-        from training.planning.display.picture import write_picture
+        advice = [f"warning: {line}" for line in give_advice(config)]
+        show(plan.as_row(), "\n".join([text(plan), *advice]), arguments.json)
+        if arguments.picture is not None:
+            from training.planning.display.picture import write_picture
 
-        name = Path(arguments.config).stem
-        write_picture(plan, f"{name} on {plan.layout.gpus} x {plan.card.name}", arguments.picture)
-    if not plan.fits:
-        logger.error(verdict(plan))
+            name = Path(arguments.config).stem
+            write_picture(plan, f"{name} on {plan.layout.gpus} x {plan.card.name}", arguments.picture)
+        problem = None if plan.fits else verdict(plan)
+    if problem is not None:
+        logger.error(problem)
         return USER_ERROR
     return 0
 

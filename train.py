@@ -2,6 +2,7 @@
 
 deepspeed --num_gpus 2 train.py --config configs/tiny.yaml training.steps=100
 python train.py --config configs/tiny.yaml parallel.expert_parallel_size=1
+python train.py --config configs/st_moe_32b.yaml --dry-run --world-size 512 --rank 77
 """
 
 from common.exit_codes import end_quietly_on_interrupt
@@ -30,6 +31,7 @@ from training.config.errors import ConfigError
 from training.config.help import describe_keys
 from training.config.run import RunConfig
 from training.config.training import TrainingConfig
+from training.dry_run.checks import CLUSTER_OPTIONS, add_cluster_arguments, cluster_of
 from training.inputs import prepare
 from training.run.distributed import initialize_distributed, leave, shut_down_distributed
 from training.run.folder import RunFolder, check_place
@@ -67,10 +69,23 @@ def parse_arguments() -> argparse.Namespace:
         metavar="RANKS",
         help="do not train: check the config for this number of ranks; code 0 or 2",
     )
+    start.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="do not train: be one rank of a cluster on this machine, without a GPU, text or numbers, and show its "
+        "groups, shapes, traffic, streams and files; code 0 or 2",
+    )
+    add_cluster_arguments(parser.add_argument_group("of --dry-run"))
     # added by the deepspeed launcher and, with a dash, by torch.distributed.launch
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, such as training.steps=100")
-    return parser.parse_intermixed_args()
+    arguments = parser.parse_intermixed_args()
+    given = [option for option, value in vars(arguments).items() if option in CLUSTER_OPTIONS and value is not None]
+    if given and not arguments.dry_run:
+        parser.error(f"--{given[0].replace('_', '-')} goes with --dry-run")
+    if arguments.dry_run and arguments.world_size is None:
+        parser.error("--dry-run needs --world-size N: the ranks of the cluster")
+    return arguments
 
 
 # Tells the other ranks a reason and an exit code, for so many seconds; returns whose words stand.
@@ -142,6 +157,21 @@ def blame(error: OSError, config: RunConfig) -> str:
     return f"{key}{why(error)}: set another folder, or mend this one" if ours else why(error)
 
 
+def dry_run(config: RunConfig, arguments: argparse.Namespace, process: Process) -> None:
+    """Show the job of one rank of a cluster; nothing is written. Raises ValueError: there can be no such job."""
+    from training.dry_run.run import prepare, show
+
+    if process.world_size > 1:
+        raise ConfigError("--dry-run is one process that stands for one rank: start it with python, without a launcher")
+    prepared = prepare(config, cluster_of(arguments))
+    try:
+        print(show(prepared, as_json=arguments.json is not None))
+    except RunError as error:
+        refuse(str(error), process, error.code)
+    except ValueError as error:  # no mistake of the user's: those are found before
+        raise RuntimeError("the dry run failed") from error
+
+
 def main() -> None:
     """Check everything that can be checked, then train."""
     launcher_gone = watch_launcher()
@@ -169,6 +199,8 @@ def main() -> None:
         if arguments.check is not None:
             check_layout(config, arguments.check)
             return
+        if arguments.dry_run:
+            return dry_run(config, arguments, process)
         check_place(arguments.config, arguments.overrides, config)
         if arguments.is_done:
             sys.exit(not RunFolder(config.run_dir).is_done(config.training.steps))

@@ -18,8 +18,8 @@ from optim.partition import Partition, Segment
 # Elements that an operation works on at a time. CPU: few, to stay in a core's cache; elsewhere: bounds the scratch.
 CPU_BLOCK, DEVICE_BLOCK = 1 << 19, 1 << 25
 
-# Called with a tensor's name, start and stop; gives (start, stop, name) of the saved fragments that hold such elements.
-Fragments = Callable[[str, int, int], Iterable[tuple[int, int, str]]]
+# Called with a tensor's name, start and stop; gives (start, elements) of each saved fragment, as far as it lies there.
+Fragments = Callable[[str, int, int], Iterable[tuple[int, Tensor]]]
 
 
 class PartitionState:
@@ -86,9 +86,9 @@ class PartitionState:
                     own.copy_(saved)
             else:
                 own = self.full.moment[self.full_spans[segment]]
-                _load_fragments(segment, "second_moment", own, state, fragments)
+                _load_fragments(segment, "second_moment", own, fragments)
             if self.momentum is not None:
-                _load_fragments(segment, "momentum", segment.view(self.momentum), state, fragments)
+                _load_fragments(segment, "momentum", segment.view(self.momentum), fragments)
 
     def _means_of(self, segment: Segment) -> Iterator[tuple[str, Tensor]]:
         for unit in range(segment.spec.units):
@@ -117,27 +117,29 @@ def read_fragment_name(name: str) -> tuple[str, int, int] | None:
     return tensor, int(start), int(stop)
 
 
-def index_fragments(names: Iterable[str]) -> Fragments:
+def index_fragments(state: Mapping[str, Tensor]) -> Fragments:
     """Return what finds fragments among all names of a state."""
     index: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
-    for name in names:
+    for name in state:
         fragment = read_fragment_name(name)
         if fragment is not None:
             index[fragment[0]].append((*fragment[1:], name))
-    return lambda tensor, start, stop: [
-        found for found in index.get(tensor, ()) if max(start, found[0]) < min(stop, found[1])
-    ]
+
+    def find(tensor: str, start: int, stop: int) -> Iterator[tuple[int, Tensor]]:
+        for first, last, name in index.get(tensor, ()):
+            low, high = max(start, first), min(stop, last)
+            if low < high:
+                yield low, state[name][low - first : high - first]
+
+    return find
 
 
-def _load_fragments(
-    segment: Segment, kind: str, values: Tensor, state: Mapping[str, Tensor], fragments: Fragments
-) -> None:
+def _load_fragments(segment: Segment, kind: str, values: Tensor, fragments: Fragments) -> None:
     for unit, elements, span in segment.unit_runs():
         tensor = f"{segment.spec.unit_key(unit)}/{kind}"
         own, missing = values[span], len(elements)
-        for start, stop, name in fragments(tensor, elements.start, elements.stop):
-            low, high = max(start, elements.start), min(stop, elements.stop)
-            own[low - elements.start : high - elements.start] = state[name][low - start : high - start]
-            missing -= high - low
+        for start, saved in fragments(tensor, elements.start, elements.stop):
+            own[start - elements.start :][: len(saved)] = saved
+            missing -= len(saved)
         if missing:
             raise ValueError(f"the optimizer state has no {tensor} of elements {elements.start}-{elements.stop}")

@@ -44,6 +44,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         "tasks",
         "health",
         "report",
+        "dry_run",
     ),
     "studies": ("runner", "results", "stability", "design_space", "finetuning", "routing", "round_off"),
 }

@@ -13,14 +13,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import torch
 import torch.multiprocessing as mp
-from torch import Generator
 
 from common.ports import free_port
 from common.project import ROOT
 from common.strict_json import to_json
-from model.draws.distributions import Draw, fill
 
 
 def resident(name: str = "VmRSS") -> int:
@@ -39,16 +36,10 @@ def forget_peak() -> None:
 
 @contextmanager
 def whole() -> Iterator[None]:
-    """Build as DeepSpeed does by itself, from torch's draws."""
+    """Build as DeepSpeed does by itself: it partitions a model that is whole."""
     from parallel.materialization import Partitioner
-    from training.engine import build
 
-    def one_by_one(draws: list[Draw], _threads: int) -> None:
-        for target, distribution, seed in draws:
-            numbers = torch.empty(target.shape, dtype=torch.float32)
-            target.copy_(fill(numbers, distribution, Generator().manual_seed(seed)))
-
-    with patch.object(Partitioner, "__call__", lambda *_: None), patch.object(build, "draw_all", one_by_one):
+    with patch.object(Partitioner, "__call__", lambda *_: None):
         yield
 
 
@@ -85,7 +76,7 @@ def build_on_rank(rank: int, options: argparse.Namespace, port: int, mode: str, 
     forget_peak()
     before, began = resident(), time.perf_counter()
     with patch.object(deepspeed, "initialize", initialized), whole() if mode == "whole" else nullcontext():
-        engine = build_engine(config, options.ranks, "cpu")
+        engine = build_engine(config, options.ranks, "cpu", initialize=options.weights == "drawn")
     found.update(peak=resident("VmHWM") - before, seconds=time.perf_counter() - began)
     gc.collect()
     found.update(resident=resident() - before, **describe(engine))
@@ -114,25 +105,27 @@ def describe(engine: Any) -> dict[str, Any]:
 
 
 def measure_building(options: argparse.Namespace) -> None:
-    """Build in both ways; print a table."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for mode in ("whole", "by module"):
+    """Build in the chosen ways; print a table."""
+    digests: list[list[str]] = []
+    for mode in options.modes.split(","):
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "measured"
             mp.start_processes(build_on_rank, (options, free_port(), mode, out), options.ranks, start_method="spawn")
             files = [out.with_suffix(f".{rank}") for rank in range(options.ranks)]
-            found[mode] = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    first = found["whole"][0]
-    print(
-        f"{first['parameters'] / 1e9:.2f}e9 parameters, ZeRO {options.zero_stage}, {options.precision}, "
-        f"{options.ranks} ranks, EP {options.expert_parallel_size}; GB of one rank, largest of all ranks"
-    )
-    print(f"{'':10} {'peak':>6} {'kept':>6} {'module':>7} {'ratio':>6} {'made':>6} {'s':>6}")
-    for mode, ranks in found.items():
+            ranks = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        if not digests:
+            print(
+                f"{ranks[0]['parameters'] / 1e9:.2f}e9 parameters, ZeRO {options.zero_stage}, {options.precision}, "
+                f"{options.ranks} ranks, EP {options.expert_parallel_size}; GB of one rank, largest of all ranks"
+            )
+            print(f"{'':10} {'peak':>6} {'kept':>6} {'module':>7} {'ratio':>6} {'made':>6} {'s':>6}")
         peak, kept, module, made = (max(rank[key] for rank in ranks) for key in ("peak", "kept", "module", "made_peak"))
         print(
             f"{mode:10} {peak / 1e9:6.2f} {kept / 1e9:6.2f} {module / 1e9:7.2f} {peak / (kept + module):6.2f} "
-            f"{made / 1e9:6.2f} {max(rank['seconds'] for rank in ranks):6.1f}"
+            f"{made / 1e9:6.2f} {max(rank['seconds'] for rank in ranks):6.1f}",
+            flush=True,
         )
-    same = all(a["digest"] == b["digest"] for a, b in zip(*found.values(), strict=True))
-    print("weights of all ranks: " + ("equal to the bit" if same else "DIFFERENT"))
+        digests.append([rank["digest"] for rank in ranks])
+    if len(digests) > 1:
+        same = all(other == digests[0] for other in digests)
+        print("weights of all ranks: " + ("equal to the bit" if same else "DIFFERENT"))

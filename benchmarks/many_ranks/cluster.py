@@ -1,7 +1,9 @@
-"""What each rank of a large cluster holds of a model on the meta device, by DeepSpeed's rules: no memory, no ranks."""
+"""What each rank of a large cluster holds of a model, by DeepSpeed's rules, without the ranks.
+
+The tensors are on the meta device unless another one is asked for, and so take no memory.
+"""
 
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +14,7 @@ from model.config import StMoeConfig
 from model.st_moe import StMoeForConditionalGeneration
 from optim.adafactor import Adafactor
 from optim.parameter import ParameterSpec
-from optim.partition import Partition
+from optim.partition import Partition, Segment
 from optim.zero_partitions import equal_segments, stage_3_segment
 from training.checkpoint.store.layout import ParallelLayout
 from training.engine.parameters import model_parameter_specs
@@ -29,10 +31,12 @@ class Cluster:
     Args:
         specs: of every parameter, all experts held.
         layout: its expert-parallel size, ranks and ZeRO stage, 1 or 3.
+        device: of the ranks' tensors.
     """
 
     specs: tuple[ParameterSpec, ...]
     layout: ParallelLayout
+    device: str = "meta"
 
     @classmethod
     def of(cls, config: StMoeConfig, layout: ParallelLayout) -> "Cluster":
@@ -47,12 +51,12 @@ class Cluster:
         return sum(spec.numel for spec in self.specs)
 
     def partitions(self, rank: int) -> list[Partition]:
-        """Return what ZeRO gives a rank: one partition of dense parameters and one of experts, of meta tensors."""
+        """Return what ZeRO gives a rank: one partition of dense parameters and one of experts, of zeros."""
         size, world_size, stage, _ = self.layout
         dense, experts = self.held(rank % size)
         groups = [(dense, world_size, rank), (experts, world_size // size, rank // size)]
         cut = _stage_3 if stage == 3 else _stage_1
-        return [cut(specs, group_size, group_rank) for specs, group_size, group_rank in groups if specs]
+        return [cut(specs, group_size, group_rank, self.device) for specs, group_size, group_rank in groups if specs]
 
     @functools.cache  # noqa: B019 - as many entries as an expert-parallel group has ranks
     def held(self, expert_rank: int) -> tuple[list[ParameterSpec], list[ParameterSpec]]:
@@ -69,31 +73,31 @@ class Cluster:
         return dense, experts
 
 
-def _meta(numel: int) -> Tensor:
-    return torch.empty(numel, device="meta")
-
-
-def _stage_1(specs: list[ParameterSpec], group_size: int, group_rank: int) -> Partition:
+def _stage_1(specs: list[ParameterSpec], group_size: int, group_rank: int, device: str) -> Partition:
     offsets, offset = [], 0
     for spec in specs:
         offsets.append((spec, offset))
         offset += spec.numel
     each = -(-offset // (ALIGNMENT * group_size)) * ALIGNMENT
     segments = equal_segments(offsets, group_rank, each)
-    return Partition(_meta(each), segments, is_split=True, group_size=group_size, group_rank=group_rank)
+    return _split(torch.zeros(each, device=device), segments, group_size, group_rank)
 
 
-def _stage_3(specs: list[ParameterSpec], group_size: int, group_rank: int) -> Partition:
+def _stage_3(specs: list[ParameterSpec], group_size: int, group_rank: int, device: str) -> Partition:
     segments, offset = [], 0
     for spec in specs:
         each = -(-spec.numel // group_size)
         segments.append(stage_3_segment(spec, group_rank, each, offset))
         offset += each
-    return Partition(_meta(offset), tuple(segments), is_split=True, group_size=group_size, group_rank=group_rank)
+    return _split(torch.zeros(offset, device=device), tuple(segments), group_size, group_rank)
+
+
+def _split(tensor: Tensor, segments: tuple[Segment, ...], group_size: int, group_rank: int) -> Partition:
+    return Partition(tensor, segments, is_split=True, group_size=group_size, group_rank=group_rank)
 
 
 def fake_optimizer(name: str, partitions: list[Partition]) -> torch.optim.Optimizer:
-    """Return an optimizer of partitions on the meta device, with the state that it has after an update."""
+    """Return an optimizer of partitions, with the state that it has after an update, all zero."""
     tensors = [partition.tensor for partition in partitions]
     if name == "adafactor":
         optimizer = Adafactor(tensors, {})
@@ -101,13 +105,6 @@ def fake_optimizer(name: str, partitions: list[Partition]) -> torch.optim.Optimi
         return optimizer
     adamw = torch.optim.AdamW(tensors)
     for tensor in tensors:
-        moments: dict[str, Any] = {key: torch.empty_like(tensor) for key in ("exp_avg", "exp_avg_sq")}
+        moments: dict[str, Any] = {key: torch.zeros_like(tensor) for key in ("exp_avg", "exp_avg_sq")}
         adamw.state[tensor] = {"step": torch.tensor(STEPS)} | moments
     return adamw
-
-
-def fake_ranks(cluster: Cluster, optimizer: str) -> Iterator[tuple[list[Partition], torch.optim.Optimizer]]:
-    """Yield partitions and optimizer of each rank, one after the other."""
-    for rank in range(cluster.layout.world_size):
-        partitions = cluster.partitions(rank)
-        yield partitions, fake_optimizer(optimizer, partitions)

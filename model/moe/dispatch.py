@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from model.kernels.available import kernels, usable
+from model.layers.values import has_values
 
 CPU_BLOCK = 512  # rows: with d_model 512, 1 MB in float32
 
@@ -42,7 +43,7 @@ def _take(source: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
 def _take_or_zero(source: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
     """Gather rows of ``source``; zero where ``index`` is its length."""
     taken, empty = _take(source, index, out), index == len(source)
-    if taken.is_cuda:
+    if taken.is_cuda or not has_values(taken):
         return taken.masked_fill_(empty.unsqueeze(-1), 0)
     return taken.index_fill_(0, empty.nonzero().squeeze(-1), 0)  # writes only the empty rows
 

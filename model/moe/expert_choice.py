@@ -9,6 +9,7 @@ Shape suffixes: N = choices of a token, G = groups, S = tokens of a group, E = e
 import torch
 from torch import Tensor
 
+from model.layers.values import has_values
 from model.moe.routing import Choices
 
 
@@ -16,7 +17,7 @@ def choose_by_expert(probs_GSE: Tensor, mask_GS: Tensor, capacity: int) -> Choic
     """Let each expert select its ``capacity`` most probable real tokens, ties from left to right.
 
     A token's choices are the experts that selected it, most probable first; its gates are the raw probabilities. N is
-    the largest number of choices of any token, at least 1; on a GPU E, since reading that number would wait for it.
+    the largest number of choices of any token, at least 1; on a GPU, where reading that number would wait for it, E.
 
     Args:
         probs_GSE: router probabilities, float32; they sum to 1 over the experts.
@@ -30,7 +31,8 @@ def choose_by_expert(probs_GSE: Tensor, mask_GS: Tensor, capacity: int) -> Choic
     slot_C1 = torch.arange(token_GCE.shape[1], device=token_GCE.device).unsqueeze(-1)
     slot_GSE = token_GCE.new_zeros(exact_GSE.shape).scatter_(1, token_GCE, slot_C1.expand_as(token_GCE))
 
-    choices = exact_GSE.shape[-1] if exact_GSE.is_cuda else max(1, int(taken_GSE.sum(dim=-1).max()))
+    unread = exact_GSE.is_cuda or not has_values(exact_GSE)
+    choices = exact_GSE.shape[-1] if unread else max(1, int(taken_GSE.sum(dim=-1).max()))
     by_gate_GSE = exact_GSE.masked_fill(~taken_GSE, -1.0).argsort(dim=-1, descending=True, stable=True)
     expert_GSN = by_gate_GSE[..., :choices]
     kept_GSN = taken_GSE.gather(-1, expert_GSN)

@@ -20,6 +20,7 @@ from torch.nn.functional import grouped_mm
 from model.layers.dropout import drop, split
 from model.layers.geglu import differentiate, gelu, hidden_of
 from model.layers.products import cast_together
+from model.layers.values import has_values
 
 GROUPED_ALIGNMENT = 8  # bf16 elements in 16 bytes, to which grouped_mm aligns rows
 
@@ -36,6 +37,8 @@ class ReusedMemory:
 
     def empty_like(self, tensor: Tensor) -> Tensor:
         """Return an uninitialized contiguous tensor of the shape, dtype and device of ``tensor``."""
+        if not has_values(tensor):
+            return torch.empty_like(tensor, memory_format=torch.contiguous_format)
         storage, size = self._storage, tensor.numel() * tensor.element_size()
         fits = storage is not None and storage.nbytes() == size and storage.device == tensor.device
         if storage is None or not fits or torch._C._storage_Use_Count(storage._cdata) > 1:

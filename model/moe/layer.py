@@ -14,6 +14,7 @@ from model.capacity import group_tokens
 from model.config import StMoeConfig
 from model.layers.precision import to_matmul_dtype
 from model.layers.ranges import COMBINE, DISPATCH, ROUTER, named_range
+from model.layers.values import has_values
 from model.losses import RouterLosses, router_losses_by_sequence
 from model.moe.dispatch import combine, dispatch, tokens_of_rows
 from model.moe.experts import Experts
@@ -102,5 +103,4 @@ class SparseFeedForward(nn.Module):
 
         Only where the number of tokens is at hand, on a CPU, and no other rank expects equal numbers of rows.
         """
-        real = type(x_BLd) in (Tensor, nn.Parameter)  # not a FakeTensor, which has no values
-        return real and x_BLd.device.type == "cpu" and self.experts.num_local == self.config.num_experts
+        return has_values(x_BLd) and x_BLd.device.type == "cpu" and self.experts.num_local == self.config.num_experts

@@ -22,6 +22,9 @@ from tests.support.corpus import sentences
 from training.checkpoint.initial.fitting import load_run_config
 from training.config.checks import check_all_to_all, check_layout
 from training.config.run import load_config
+from training.dry_run.checks import cluster_of
+from training.dry_run.run import prepare as prepare_dry_run
+from training.planning.search.candidates import candidates
 from training.run.folder import RunFolder
 from training.tasks.questions import CROSS_ENTROPY, task_names
 
@@ -45,6 +48,9 @@ def check_train(page: Page, arguments: list[str], layouts: Sequence[tuple[int, i
     config = load_config(page.config_file(options.config), options.overrides)
     if options.check is not None:
         check_layout(config, options.check)
+        return
+    if options.dry_run:
+        prepare_dry_run(config, cluster_of(options))
         return
     for ranks, ranks_of_host in layouts:
         try:
@@ -173,7 +179,11 @@ def check_plan(page: Page, program: Any, options: argparse.Namespace) -> None:
         page.run(str(options.mfu_from))
         options.mfu_from = None
     options.config = page.config_file(options.config)
-    program.plan_of(options)
+    if options.search:
+        config, _, _ = program.inputs_of(options)
+        next(candidates(config, options.gpus))
+    else:
+        program.plan_of(options)
 
 
 def check_routing(page: Page, options: argparse.Namespace) -> None:

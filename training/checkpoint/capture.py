@@ -27,6 +27,7 @@ from training.checkpoint.store.tensor_file import write_tensors
 from training.config.run import RunConfig
 from training.engine.parameters import engine_partitions, frozen_partitions
 
+Files = dict[str, dict[str, Tensor]]
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")  # DeepSpeed's own
 
 
@@ -77,7 +78,7 @@ def _digest(entries: list[Entry]) -> str:
 class Capture:
     """A checkpoint in memory: this rank's files, and what rank 0 writes about all of them."""
 
-    files: dict[str, dict[str, Tensor]]  # file → its tensors
+    files: Files  # file → its tensors
     state: SavedState  # without the position in the data
     meta: RankMeta  # of this rank
     packed: list[bytes]  # of all ranks on rank 0, empty elsewhere
@@ -94,14 +95,9 @@ def capture(engine: Any, config: RunConfig, moment: Moment) -> Capture:
     Raises:
         ValueError: the optimizer keeps what a checkpoint cannot hold.
     """
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    optimizer, partitions = engine.basic_optimizer, engine_partitions(engine)
-    state_files = state_format(config.optimizer.name)
-    contents, tensors = rank_contents(
-        optimizer, partitions, with_state=state_files.in_rank_files, frozen=frozen_partitions(engine)
-    )
-    extra = state_files.write(optimizer, partitions, rank)
-    meta = RankMeta(contents, moment.data, state_files.describe(extra))
+    world_size = dist.get_world_size()
+    contents, rank_file, extra = own_files(engine, config)
+    meta = RankMeta(contents, moment.data, state_format(config.optimizer.name).describe(extra))
     packed = gather_on_rank_0(meta.pack())
     state = SavedState(
         **vars(moment) | {"data": {}},
@@ -110,7 +106,25 @@ def capture(engine: Any, config: RunConfig, moment: Moment) -> Capture:
         zero_stage=int(engine.zero_optimization_stage()),
         engine={name: getattr(engine, name) for name in COUNTERS} | {"schedule": engine.lr_scheduler.state_dict()},
     )
-    return Capture({rank_file_name(rank, world_size): tensors} | extra, state, meta, packed or [])
+    return Capture(rank_file | extra, state, meta, packed or [])
+
+
+def own_files(engine: Any, config: RunConfig) -> tuple[RankContents, Files, Files]:
+    """Return the contents of this rank's file for the index, that file, and its files of optimizer state.
+
+    Tensors are views of the engine's own.
+
+    Raises:
+        ValueError: the optimizer keeps what a checkpoint cannot hold.
+    """
+    rank = dist.get_rank()
+    optimizer, partitions = engine.basic_optimizer, engine_partitions(engine)
+    state_files = state_format(config.optimizer.name)
+    contents, tensors = rank_contents(
+        optimizer, partitions, with_state=state_files.in_rank_files, frozen=frozen_partitions(engine)
+    )
+    name = rank_file_name(rank, dist.get_world_size())
+    return contents, {name: tensors}, state_files.write(optimizer, partitions, rank)
 
 
 def write_files(captured: Capture, folder: Path) -> list[FileRecord]:

@@ -42,8 +42,13 @@ def check_expert_parallel(config: RunConfig, world_size: int) -> None:
         )
 
 
-def check_layout(config: RunConfig, world_size: int) -> int:
+def check_layout(config: RunConfig, world_size: int, *, here: bool = True) -> int:
     """Check the parallel layout, the batch sizes and DeepSpeed's options.
+
+    Args:
+        config: of the run.
+        world_size: number of ranks.
+        here: whether this machine must have what the run needs; not where a run on others is planned.
 
     Returns:
         The ZeRO stage.
@@ -65,10 +70,10 @@ def check_layout(config: RunConfig, world_size: int) -> int:
         last = world_size - 1
         raise ConfigError(f"training.profile.ranks = {ranks}: the last of {counted(world_size, 'rank')} is {last}")
     options = read_deepspeed_file(config.training.deepspeed_config)
-    check_optimizer(config, options)
+    check_optimizer(config, options, here=here)
     stage = zero_stage(options)
     check_gradient_dtypes(config, stage, world_size)
-    check_compile(config, stage)
+    check_compile(config, stage, here=here)
     parameters = options.get("zero_optimization", {}).get("offload_param") or {}
     if config.training.trainable != "all" and parameters.get("device") == "nvme":
         raise ConfigError(
@@ -95,8 +100,8 @@ def check_gradient_dtypes(config: RunConfig, stage: int, world_size: int) -> Non
         )
 
 
-def check_compile(config: RunConfig, stage: int) -> None:
-    """Check that blocks can be compiled here. Raises ConfigError."""
+def check_compile(config: RunConfig, stage: int, *, here: bool = True) -> None:
+    """Check that blocks can be compiled, and by this machine if the run is ``here``. Raises ConfigError."""
     if not config.training.compile:
         return
     if stage == 3:
@@ -105,7 +110,7 @@ def check_compile(config: RunConfig, stage: int) -> None:
             "operations of a block: use ds_configs/zero2.json, or set false"
         )
     compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
+    if here and shutil.which(compiler) is None:
         raise ConfigError(
             f"training.compile = true needs a C++ compiler, and there is no {compiler} here: install g++, name another "
             "in the environment variable CXX, or set false"
@@ -131,11 +136,15 @@ def check_all_to_all(config: RunConfig, ranks_of_node: int) -> None:
         )
 
 
-def check_optimizer(config: RunConfig, options: dict[str, Any]) -> None:
-    """Check that the optimizer can run on this machine and with these DeepSpeed options. Raises ConfigError."""
+def check_optimizer(config: RunConfig, options: dict[str, Any], *, here: bool = True) -> None:
+    """Check that the optimizer can run with these DeepSpeed options and, if ``here``, on this machine.
+
+    Raises:
+        ConfigError: it cannot.
+    """
     name = config.optimizer.name
     key = f"optimizer.name = {name}"
-    if name == "adamw_8bit":
+    if here and name == "adamw_8bit":
         if find_spec("bitsandbytes") is None:
             raise ConfigError(
                 f"{key} needs the package bitsandbytes: pip install -r requirements-8bit.txt, or set adafactor or adamw"

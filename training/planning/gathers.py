@@ -41,13 +41,13 @@ class Module:
     parameters: tuple[int, ...] = ()
     inner: tuple["Module", ...] = ()
     outputs: int = 1
+    recomputed: bool = False  # whether its backward pass repeats its forward pass first
 
 
 def gather(config: RunConfig, layout: Layout) -> Gathered:
     """Play one micro-batch through.
 
-    Of frozen parameters, which need less in the backward pass, as if they were trained; with recomputation as without:
-    the weights that a block needs in its backward pass are those that it has just computed with again.
+    Of frozen parameters, which need less in the backward pass, as if they were trained.
     """
     held, options = held_parameters(config, layout), ZeroOptions.of(config, layout)
     persistent = [one.numel <= options.persistence for one in held]
@@ -93,7 +93,8 @@ class _Tree:
         extra = [self._leaf(f"{name}.extra_norm"), self._dense(f"{name}.extra_feed_forward"), dropout]
         placed = {"before": extra + own, "after": own + extra, "none": own}
         inner += placed[self.config.extra_feed_forward] if sparse else own
-        return Module(inner=tuple(inner), outputs=1 if of_block is None else of_block.outputs)
+        outputs = 1 if of_block is None else of_block.outputs
+        return Module(inner=tuple(inner), outputs=outputs, recomputed=self.layout.recompute)
 
     def _dense(self, name: str) -> Module:
         config, parts = self.config, ["w_in"]
@@ -135,7 +136,21 @@ class _Coordinator:
         self.fetched: list[int] = []
 
     def _calls(self, module: Module, *, backward: bool) -> Iterator[tuple[bool, Module]]:
-        """Yield when modules start (True) and end."""
+        """Yield when modules start (True) and end.
+
+        A block is computed again when the first of its modules with weights, which is prepared before, asks for what it
+        has not kept; up to the last module with weights, after which nothing else is asked for.
+        """
+        again = backward and module.recomputed
+        for starts, called in self._calls_once(module, backward=backward):
+            yield starts, called
+            if again and starts and called.parameters:
+                again = False
+                forward = list(self._calls_once(module, backward=False))
+                last = max(i for i, (begins, inner) in enumerate(forward) if begins and inner.parameters)
+                yield from forward[: last + 1]
+
+    def _calls_once(self, module: Module, *, backward: bool) -> Iterator[tuple[bool, Module]]:
         for _ in range(module.outputs if backward else 1):
             yield True, module
         for inner in reversed(module.inner) if backward else module.inner:

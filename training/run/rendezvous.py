@@ -5,6 +5,7 @@ Without last words the others would wait for a rank that never comes: a launcher
 
 import json
 import os
+import resource
 import socket
 import threading
 import time
@@ -14,15 +15,19 @@ from typing import Any, NamedTuple, TypeVar
 
 from common.exit_codes import LOST_RANK, RunError
 from common.strict_json import to_json
+from common.text import spans
 from training.config.errors import ConfigError
 from training.run.known_warnings import silence_known_warnings
 from training.run.process import Process
 
 WORDS = "run/last_words"
 READ = "run/last_words_read"  # how many ranks have read them
+JOINED, CAME, FIRST = "start/joined", "start/came", "start/first"  # how many ranks came, which, whether rank 0 did
 POLL_SECONDS = 0.2
 CONNECT_SECONDS = 10.0  # for one connection to a host that answers
 GRACE_SECONDS = 3.0  # rank 0 reports first
+FILES_OF_A_RANK = 2  # connections that it keeps with the store: its own and the watchdog's
+OTHER_FILES = 512
 
 
 T = TypeVar("T")
@@ -55,30 +60,35 @@ def meet(process: Process, timeout_seconds: float) -> Any:
         A connection to the rendezvous store.
 
     Raises:
-        ConfigError: the store cannot be opened as MASTER_ADDR and MASTER_PORT say.
+        ConfigError: the store cannot be opened as MASTER_ADDR and MASTER_PORT say, or rank 0 may not open a file for
+            each of its connections.
         FailedStartError: a rank has failed or did not come in time; names it.
     """
+    _allow_files(process)
     store = _open(process, timeout_seconds)
     deadline = time.monotonic() + timeout_seconds + (GRACE_SECONDS if process.rank else 0.0)
     try:
-        store.set(_key(process.rank), socket.gethostname())
-        joined = store.add("start/joined", 1)
+        store.append(CAME, f"{process.rank} ")
+        if process.rank == 0:
+            store.set(FIRST, "")
+        joined = store.add(JOINED, 1)
         while joined < process.world_size:
             if (words := read_words(store)) is not None:
                 have_read(store)
                 wait_for_readers(store, process, GRACE_SECONDS)
                 raise FailedStartError(str(words), words.code)
             if time.monotonic() > deadline:
-                missing = [rank for rank in range(process.world_size) if not store.check([_key(rank)])]
+                came = set(map(int, store.get(CAME).split()))
+                missing = spans([rank for rank in range(process.world_size) if rank not in came])
                 text = (
-                    f"rank {', '.join(map(str, missing))} of {process.world_size} did not start within "
+                    f"rank {missing} of {process.world_size} did not start within "
                     f"{timeout_seconds:.0f} s (training.start_timeout_seconds): see the output of its host"
                 )
                 leave_words(store, process, text, LOST_RANK)
                 wait_for_readers(store, process, GRACE_SECONDS)
                 raise FailedStartError(text)
             time.sleep(POLL_SECONDS)
-            joined = store.add("start/joined", 0)
+            joined = store.add(JOINED, 0)
     except RuntimeError as error:
         if isinstance(error, RunError):
             raise
@@ -152,7 +162,7 @@ def _let_rank_0_speak(store: Any) -> None:
     and the user would read it twice.
     """
     deadline = time.monotonic() + GRACE_SECONDS
-    while time.monotonic() < deadline and not store.check([WORDS]) and not store.check([_key(0)]):
+    while time.monotonic() < deadline and not store.check([WORDS]) and not store.check([FIRST]):
         time.sleep(POLL_SECONDS)
 
 
@@ -169,7 +179,7 @@ def _open(process: Process, timeout_seconds: float) -> Any:
             f"MASTER_ADDR = {address!r} has no address on {socket.gethostname()} ({error.strerror}): set it to a name "
             "or address of rank 0's host that every host knows"
         ) from error
-    if process.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    if process.rank == 0 and not _torchrun_has_store():
         _check_port(port)
         timeout = timedelta(seconds=timeout_seconds)
         try:
@@ -193,6 +203,25 @@ def _open(process: Process, timeout_seconds: float) -> Any:
                     f"(training.start_timeout_seconds; {_line(error)}): see the output of its host"
                 ) from error
         time.sleep(POLL_SECONDS)
+
+
+def _allow_files(process: Process) -> None:
+    """Let this process open a file for each connection to rank 0's store, and one for each rank of a checkpoint.
+
+    Raises:
+        ConfigError: the system does not let rank 0.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = FILES_OF_A_RANK * process.world_size + OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    allowed = needed if hard == resource.RLIM_INFINITY else min(hard, needed)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < needed and process.rank == 0 and not _torchrun_has_store():
+        raise ConfigError(
+            f"ulimit -Hn = {allowed} on {socket.gethostname()}: rank 0 of {process.world_size} opens up to {needed} "
+            f"files: let it (ulimit -n {needed})"
+        )
 
 
 def _check_port(port: int) -> None:
@@ -233,8 +262,8 @@ def _where() -> str:
     return f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} (MASTER_ADDR, MASTER_PORT)"
 
 
-def _key(rank: int) -> str:
-    return f"start/{rank}"
+def _torchrun_has_store() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _line(error: Exception) -> str:

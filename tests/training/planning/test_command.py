@@ -94,3 +94,39 @@ def test_a_plan_needs_no_torch():
     arguments = [sys.executable, "-c", code, *CONFIG[1:], "--gpus", "8"]
     ended = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr
+
+
+def test_a_search_lists_layouts_as_a_table_or_as_json(tmp_path: Path):
+    words = ("plan.py", "--config", "configs/dense_l.yaml", "--gpus", "512", "--search")
+    file = tmp_path / "layouts.json"
+    ended = python(*words, "--json", str(file))
+    assert ended.returncode == 0, ended.stderr
+    row = json.loads(file.read_text())
+    assert f"512 GPUs (h100-80gb of 79.6 GiB): {len(row['fits'])} of {row['tried']} layouts fit" in ended.stdout
+    best = row["fits"][0]
+    assert f"best: {' '.join(best['overrides'])}" in ended.stdout
+    assert best["needed_bytes"] <= row["card"]["memory_mib"] << 20
+    assert best["layout"]["micro_batch_size"] * best["layout"]["accumulation"] * 512 == 2048
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--gpus", "3"], "training.global_batch_size = 2048 is not divisible by 3 GPUs: set a multiple of 3"),
+        (["--gpus", "8", "--picture", "plan.png"], "--picture draws one layout, and --search lists many"),
+    ],
+)
+def test_a_mistake_in_a_search_is_one_line(arguments: list[str], words: str):
+    ended = python(*CONFIG, "--search", *arguments)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: ")
+    assert ended.stderr.count("\n") == 1
+    assert words in ended.stderr
+
+
+def test_a_search_that_finds_nothing_says_what_is_missing():
+    ended = python("plan.py", "--config", "configs/t5_xxl.yaml", "--gpus", "8", "--card", "l4", "--search")
+    assert ended.returncode == 2
+    assert "too large:" in ended.stdout
+    assert ended.stderr.count("\n") == 1
+    assert "no layout of 8 GPUs fits l4: the nearest, ZeRO 3, EP 1, lacks at least" in ended.stderr

@@ -1,5 +1,7 @@
 """Ranks that do not meet: the others learn in time which rank, and why."""
 
+import re
+import resource
 import socket
 import threading
 import time
@@ -11,7 +13,14 @@ import pytest
 from common.ports import free_port
 from training.config.errors import ConfigError
 from training.run.process import Process
-from training.run.rendezvous import FailedStartError, LastWords, leave_words, meet, tell_before_meeting
+from training.run.rendezvous import (
+    FailedStartError,
+    LastWords,
+    _allow_files,
+    leave_words,
+    meet,
+    tell_before_meeting,
+)
 
 RANKS = [Process(rank, rank, 2, 2) for rank in range(2)]
 
@@ -58,6 +67,30 @@ def test_a_rank_that_does_not_come_is_named_in_time():
     with pytest.raises(FailedStartError, match=r"rank 0 does not answer at 127\.0\.0\.1:\d+ .* within 1 s"):
         meet(RANKS[1], 1)
     assert time.monotonic() - began < 30
+
+
+def test_ranks_that_do_not_come_are_named_as_spans():
+    ranks = [Process(rank, rank, 9, 9) for rank in range(9)]
+    outcomes = together(*(lambda rank=rank: meet(ranks[rank], 2) for rank in (0, 1, 5)))
+    words = [str(error) for error in outcomes]
+    assert re.search(r"^rank 2-4, 6-8 of 9 did not start within 2 s", words[0])
+    assert all("rank 2-4, 6-8 of 9" in text for text in words)
+
+
+def test_rank_0_may_open_a_file_for_each_rank(monkeypatch: pytest.MonkeyPatch):
+    limits = {"now": (1024, 4096)}
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits["now"])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, now: limits.update(now=now))
+    _allow_files(Process(0, 0, 256, 8))
+    assert limits["now"] == (1024, 4096)  # enough
+    _allow_files(Process(3, 3, 512, 8))
+    assert limits["now"] == (1536, 4096)
+    _allow_files(Process(3, 3, 4096, 8))  # others open none of rank 0's connections
+    assert limits["now"] == (4096, 4096)
+    with pytest.raises(ConfigError, match=r"^ulimit -Hn = 4096 on .*: rank 0 of 4096 opens up to 8704 files: let it"):
+        _allow_files(Process(0, 0, 4096, 8))
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    _allow_files(Process(0, 0, 4096, 8))
 
 
 @pytest.mark.parametrize("failing", [0, 1])

@@ -87,7 +87,7 @@ class SavedState(Mapping[str, Tensor]):
                 self.files: list[str] = sorted(set(index["weight_map"].values()))
                 numbers = {file: number for number, file in enumerate(self.files)}
                 self.tensors = {name: numbers[file] for name, file in index["weight_map"].items()}
-                self.fragments = index_fragments(self.tensors)
+                self.fragments = index_fragments(self)
             else:
                 self.files, self.tensors = index["files"], index["tensors"]
                 self.runs = {tensor: Runs.from_values(values) for tensor, values in index["fragments"].items()}
@@ -95,10 +95,11 @@ class SavedState(Mapping[str, Tensor]):
         except (OSError, AttributeError, ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{folder / INDEX_FILE} cannot be read: {error}") from None
 
-    def _fragments(self, tensor: str, start: int, stop: int) -> Iterator[tuple[int, int, str]]:
-        """Yield (start, stop, name) of the fragments that hold elements ``[start, stop)`` of a tensor."""
-        for first, last, _ in self.runs.get(tensor, Runs()).overlapping(start, stop):
-            yield first, last, fragment_name(tensor, first, last)
+    def _fragments(self, tensor: str, start: int, stop: int) -> Iterator[tuple[int, Tensor]]:
+        """Yield (start, elements) of the fragments of a tensor, as far as they lie in ``[start, stop)``."""
+        for first, last, file in self.runs.get(tensor, Runs()).overlapping(start, stop):
+            low, high = max(start, first), min(stop, last)
+            yield low, self.read(self.files[file], fragment_name(tensor, first, last), slice(low - first, high - first))
 
     def file_of(self, name: str) -> str:
         """Return the file of a tensor or fragment. Raises KeyError."""
@@ -110,14 +111,19 @@ class SavedState(Mapping[str, Tensor]):
                 return self.files[file]
         raise KeyError(name)
 
-    def __getitem__(self, name: str) -> Tensor:
-        file = self.file_of(name)
+    def read(self, file: str, name: str, part: slice | None = None) -> Tensor:
+        """Return a tensor of a file, or a part of a 1-D one. Raises ValueError: the file is missing or damaged."""
         try:
             if file not in self.opened:
                 self.opened[file] = safe_open(self.folder / file, framework="pt")
-            return self.opened[file].get_tensor(name)
+            opened = self.opened[file]
+            tensor: Tensor = opened.get_tensor(name) if part is None else opened.get_slice(name)[part]
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{self.folder / file} cannot be read: {error}") from None
+        return tensor
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.read(self.file_of(name), name)
 
     def __iter__(self) -> Iterator[str]:
         yield from self.tensors

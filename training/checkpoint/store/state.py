@@ -8,7 +8,7 @@ the newest and is updated last.
 import json
 import math
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,7 +63,7 @@ class SavedState:
 
     def to_json(self) -> str:
         """Return the text of ``trainer_state.json``."""
-        return to_json(asdict(self))
+        return to_json(vars(self))  # asdict would copy the position in the data, megabytes with many streams
 
 
 class Checkpoint(NamedTuple):

@@ -22,6 +22,9 @@ DTYPES = {
 CHUNK = 2**26  # most elements read or written at once: 256 MB of float32
 
 
+Announced = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+
+
 class TensorFileWriter:
     """Context manager that writes the announced tensors in order; on disk when the context is left.
 
@@ -33,19 +36,12 @@ class TensorFileWriter:
         ValueError: a chunk of another dtype, too many elements or, at the end, too few.
     """
 
-    def __init__(self, path: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]):
-        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        end = 0
-        self.ends: list[tuple[int, torch.dtype, str]] = []
-        for name, (dtype, shape) in tensors.items():
-            start, end = end, end + math.prod(shape) * dtype.itemsize
-            header[name] = {"dtype": DTYPES[dtype], "shape": shape, "data_offsets": [start, end]}
-            self.ends.append((end, dtype, name))
+    def __init__(self, path: Path, tensors: Announced):
+        header, ends = _header(tensors)
+        self.ends = [(end, dtype, name) for end, (name, (dtype, _)) in zip(ends, tensors.items(), strict=True)]
         self.path, self.written, self.current = path, 0, 0
-        text = to_json(header).encode()
-        text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
         self.file = RecordedFile(path)
-        self.file.write(len(text).to_bytes(8, "little") + text)
+        self.file.write(header)
 
     def append(self, chunk: Tensor) -> None:
         """Write the next elements of the current tensor, in row-major order, or the first ones of the next tensor."""
@@ -73,11 +69,32 @@ class TensorFileWriter:
             raise ValueError(f"{self.path}: {self.written} of {self.ends[-1][0]} bytes were written")
 
 
+def _header(tensors: Announced) -> tuple[bytes, list[int]]:
+    """Return what a file begins with, and where each tensor ends, counted from there."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    ends = [0]
+    for name, (dtype, shape) in tensors.items():
+        ends.append(ends[-1] + math.prod(shape) * dtype.itemsize)
+        header[name] = {"dtype": DTYPES[dtype], "shape": shape, "data_offsets": ends[-2:]}
+    text = to_json(header).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
+    return len(text).to_bytes(8, "little") + text, ends[1:]
+
+
+def announced(tensors: Mapping[str, Tensor]) -> Announced:
+    """Return name, dtype and shape of tensors."""
+    return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
+def file_bytes(tensors: Announced) -> int:
+    """Return the size of the file that ``TensorFileWriter`` writes."""
+    header, ends = _header(tensors)
+    return len(header) + (ends[-1] if ends else 0)
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
     """Write a new file of tensors on any device; at most ``CHUNK`` elements are copied to the host at once."""
-    with TensorFileWriter(
-        path, {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    ) as file:
+    with TensorFileWriter(path, announced(tensors)) as file:
         for tensor in tensors.values():
             for chunk in tensor.detach().reshape(-1).split(CHUNK) if tensor.numel() else ():
                 file.append(chunk)

@@ -1,0 +1,258 @@
+"""The search for layouts: what it lists fits and is accepted, what it refuses is refused for the reason it names."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.project import ROOT
+from tests.support.small import SMALL_MODEL
+from training.config.checks import check_all_to_all, check_layout
+from training.config.errors import ConfigError
+from training.config.overrides import override
+from training.config.run import SECTIONS, RunConfig, load_config, validate
+from training.planning.cards import Card, find_card
+from training.planning.layout import Layout
+from training.planning.plan import Assumptions, Plan, make_plan
+from training.planning.search.candidates import candidates, checked_layout, overrides
+from training.planning.search.find import CLOSE, Search, search
+from training.planning.search.reasons import spread
+from training.planning.search.table import text
+
+MIB = 2**20
+NOTHING_RESERVED = Assumptions(reserved=0)
+H100 = find_card("h100-80gb")
+
+
+@pytest.fixture(autouse=True)
+def _in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def configured(**sections: dict[str, Any]) -> RunConfig:
+    training = {"global_batch_size": 8, "micro_batch_size": 1, "eval_examples": 64} | sections.pop("training", {})
+    return validate({"model": SMALL_MODEL | sections.pop("model", {}), "training": training, **sections})
+
+
+def card_of(memory_mib: int) -> Card:
+    return replace(H100, name="small", memory_mib=memory_mib)
+
+
+def chosen_by(config: RunConfig, words: list[str]) -> RunConfig:
+    """The configuration with these words of a command line."""
+    values = config.model_dump()
+    for word in words:
+        override(values, word, SECTIONS)
+    return validate(values)
+
+
+def planned(config: RunConfig, gpus: int, gpus_per_node: int, card: Card) -> Plan:
+    return make_plan(config, Layout.of(config, gpus, gpus_per_node), card, NOTHING_RESERVED)
+
+
+cases = st.fixed_dictionaries(
+    {
+        "gpus": st.sampled_from([1, 2, 4]),
+        "gpus_per_node": st.sampled_from([2, 8]),
+        "memory_mib": st.integers(1908, 1970) | st.integers(3815, 3880),  # DeepSpeed's buckets, and the model
+        "num_experts": st.sampled_from([0, 4, 6]),
+        "within_node": st.booleans(),
+        "chunks": st.sampled_from([1, 2]),
+        "eval_examples": st.sampled_from([64, 12]),
+    }
+)
+
+
+@given(cases)
+@settings(max_examples=4, deadline=None)
+def test_laws(case: dict[str, Any]):
+    chunks = case["chunks"] if case["num_experts"] else 1
+    config = configured(
+        model={"num_experts": case["num_experts"]},
+        parallel={"expert_parallel_within_node": case["within_node"], "all_to_all_chunks": chunks},
+        training={"eval_examples": case["eval_examples"]},
+    )
+    gpus, per_node, card = case["gpus"], case["gpus_per_node"], card_of(case["memory_mib"])
+    found = search(config, gpus, card, gpus_per_node=per_node, assumptions=NOTHING_RESERVED)
+    everything = list(candidates(config, gpus))
+    assert found.tried == len(everything)
+    expected = {1, 8 // gpus}
+    assert expected <= {candidate.training.micro_batch_size for candidate in everything}
+    check_fits(found, config, per_node)
+    check_refusals(found, everything, per_node)
+    assert_best_first(found)
+
+
+def check_fits(found: Search, config: RunConfig, per_node: int) -> None:
+    for one in found.fits:
+        chosen = chosen_by(config, overrides(one.config))
+        assert check_layout(chosen, found.gpus) == one.layout.zero_stage
+        check_all_to_all(chosen, min(found.gpus, per_node))
+        assert Layout.of(chosen, found.gpus, per_node) == one.layout
+        plan = planned(chosen, found.gpus, per_node, found.card)
+        assert plan.fits
+        assert plan.needed == one.needed
+        assert plan.times == one.times
+        assert one.seconds >= plan.times.compute
+
+
+def check_refusals(found: Search, everything: list[RunConfig], per_node: int) -> None:
+    """Each layout that is not listed is refused by a check or too large, and counted in a reason that is true of it."""
+    listed = {tuple(overrides(one.config)) for one in found.fits}
+    refused = [candidate for candidate in everything if tuple(overrides(candidate)) not in listed]
+    messages, too_large = [], []
+    for candidate in refused:
+        try:
+            checked_layout(candidate, found.gpus, per_node)
+        except ValueError as error:
+            messages.append(str(error))
+        else:
+            too_large.append(planned(candidate, found.gpus, per_node, found.card))
+    assert all(plan.missing for plan in too_large)
+    assert sum(reason.layouts for reason in found.refused) == len(messages)
+    assert {reason.message for reason in found.refused} <= set(messages)
+    assert sum(reason.layouts for reason in found.too_large) == len(too_large)
+    for reason in found.too_large:
+        members = [plan for plan in too_large if is_of(reason, plan)]
+        assert len(members) == reason.layouts
+        if reason.states:
+            assert all(plan.needed - peak_activations(plan) > plan.card.memory for plan in members)
+            assert reason.over == min(plan.missing - peak_activations(plan) for plan in members)
+        else:
+            assert reason.over == min(plan.missing for plan in members)
+            assert any(plan.peak.parts | {"reserved": 0} == reason.parts for plan in members)
+
+
+def peak_activations(plan: Plan) -> int:
+    return plan.peak.parts.get("activations", 0)
+
+
+def is_of(reason: Any, plan: Plan) -> bool:
+    layout, states = plan.layout, plan.missing > peak_activations(plan)
+    return (
+        states == reason.states
+        and layout.zero_stage == reason.zero_stage
+        and layout.expert_parallel_size in reason.expert_parallel_sizes
+        and layout.micro_batch_size in reason.micro_batch_sizes
+        and reason.recompute in (None, layout.recompute)
+    )
+
+
+def assert_best_first(found: Search) -> None:
+    for place, one in enumerate(found.fits):
+        rest = found.fits[place:]
+        limit = CLOSE * min(other.seconds for other in rest)
+        assert one.seconds <= limit
+        assert one.preference == min(other.preference for other in rest if other.seconds <= limit)
+
+
+def test_every_combination_is_a_candidate():
+    config = configured(model={"num_experts": 4}, parallel={"all_to_all_chunks": 2})
+    found = {
+        (
+            Path(c.training.deepspeed_config).name, c.parallel.expert_parallel_size, c.training.micro_batch_size,
+            c.training.activation_checkpointing, c.parallel.all_to_all_chunks,
+        )
+        for c in candidates(config, 4)
+    }  # fmt: skip
+    # Four experts on one rank are no all-to-all, and one expert cannot be divided.
+    chunks = {1: 1, 2: 2, 4: 1}
+    assert found == {
+        (f"zero{stage}.json", size, micro, recompute, chunks[size])
+        for stage in (1, 2, 3)
+        for size in (1, 2, 4)
+        for micro in (1, 2)
+        for recompute in (False, True)
+    }
+
+
+def test_the_users_deepspeed_file_is_kept_at_its_stage_and_one_gpu_has_nothing_to_partition():
+    config = configured(training={"deepspeed_config": "ds_configs/offload.json"})
+    files = {candidate.training.deepspeed_config for candidate in candidates(config, 1)}
+    assert files == {f"ds_configs/{name}.json" for name in ("zero0", "zero1", "offload", "zero3")}
+
+
+def test_a_batch_that_cannot_be_spread_is_one_line():
+    with pytest.raises(ConfigError, match=r"training.global_batch_size = 8 is not divisible by 3 GPUs: set a multiple"):
+        search(configured(), 3, H100)
+
+
+def test_the_table_says_which_part_is_too_large_and_how_to_choose_the_best():
+    found = search(configured(), 4, card_of(3825), assumptions=NOTHING_RESERVED)
+    shown = text(found)
+    assert found.fits
+    assert found.too_large
+    assert f"4 GPUs (small of 3.7 GiB): {len(found.fits)} of {found.tried} layouts fit" in shown
+    assert f"best: {' '.join(overrides(found.fits[0].config))}" in shown
+    for reason in found.too_large:
+        assert f"  {reason}" in shown
+    assert len(shown.splitlines()) < 40
+
+
+def test_nothing_fits():
+    found = search(configured(), 2, card_of(1))
+    assert not found.fits
+    shown = text(found)
+    assert "best:" not in shown
+    assert "too large:" in shown
+    assert {reason.zero_stage for reason in found.too_large} == {1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"), [([4], "4"), ([1, 2], "1 and 2"), ([1, 2, 4], "1, 2 and 4"), ([1, 2, 4, 8], "1 to 8")]
+)
+def test_numbers_are_told_shortly(values: list[int], words: str):
+    assert spread(values) == words
+
+
+# The GPUs that each preset's comment names.
+PRESETS = {
+    "dense_l": 64, "dense_xl": 64, "t5_xxl": 64, "st_moe_base": 8, "st_moe_l": 64, "st_moe_xl": 64, "st_moe_32b": 64,
+    "switch_xxl": 128, "switch_c": 512,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_fits_the_gpus_that_it_names(name: str):
+    gpus, file = PRESETS[name], ROOT / "configs" / f"{name}.yaml"
+    assert f"# Layout: of {gpus} H100s (80 GB), by " in file.read_text(encoding="utf-8")
+    plan = make_plan(config := load_config(file), Layout.of(config, gpus), H100)
+    assert plan.fits
+    assert plan.needed < 0.9 * plan.card.memory
+
+
+def test_a_presets_layout_is_the_one_that_the_search_finds_and_the_page_shows():
+    config, gpus = load_config(ROOT / "configs" / "t5_xxl.yaml"), PRESETS["t5_xxl"]
+    found = search(config, gpus, H100)
+    assert found.fits[0].layout == Layout.of(config, gpus)
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    assert f"python plan.py --config configs/t5_xxl.yaml --gpus {gpus} --search\n" in page
+    assert f"```text\n{text(found)}\n```" in page
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_figures_on_the_page_are_those_of_the_plan(name: str):
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    assert page_row(name) in page
+
+
+def page_row(name: str) -> str:
+    """The model's row of the table in docs/models.md."""
+    config, gpus = load_config(ROOT / "configs" / f"{name}.yaml"), PRESETS[name]
+    plan = make_plan(config, Layout.of(config, gpus), H100)
+    layout, size = plan.layout, plan.layout.expert_parallel_size
+    words = [
+        f"ZeRO {layout.zero_stage}",
+        *([f"EP {size}"] if size > 1 else []),
+        f"micro-batch {layout.micro_batch_size}",
+    ]
+    words += ["recomputation"] if layout.recompute else []
+    cells = [
+        f"`{name}.yaml`", f"{plan.parameters.total / 1e9:,.2f}", f"{plan.parameters.active / 1e9:.2f}",
+        f"{plan.flops.forward_of_example / 1e12:.2f}", str(gpus), ", ".join(words), f"{plan.needed / 2**30:.1f}",
+        f"{plan.times.step:.3f}", f"{plan.steps:,}", f"{plan.times.days:.1f}", f"{plan.checkpoint.bytes / 1e9:,.0f}",
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,82 @@
+"""What is refused before anything is imported or built: a rank, a layout or streams that cannot be. Without torch."""
+
+import argparse
+from typing import NamedTuple
+
+from common.arguments import positive
+from common.text import counted
+from data.streaming.schedule import check_streams
+from training.config.checks import check_all_to_all, check_layout
+from training.config.errors import ConfigError
+from training.config.run import RunConfig
+from training.run.process import Process
+
+GPUS_PER_NODE = 8
+CARD = "h100-80gb"
+
+
+class Cluster(NamedTuple):
+    """The cluster that is asked for, and which rank of it.
+
+    Attributes:
+        world_size: ranks in all.
+        rank: the one to be.
+        gpus_per_node: ranks of a node.
+        card: name of the GPUs, see ``training.planning.cards``.
+    """
+
+    world_size: int
+    rank: int = 0
+    gpus_per_node: int = GPUS_PER_NODE
+    card: str = CARD
+
+    @property
+    def process(self) -> Process:
+        """The process that a launcher would start there."""
+        of_node = min(self.gpus_per_node, self.world_size)
+        return Process(self.rank, self.rank % of_node, self.world_size, of_node)
+
+    @property
+    def node(self) -> int:
+        """The number of the rank's node, from 0."""
+        return self.rank // self.gpus_per_node
+
+
+CLUSTER_OPTIONS = (*Cluster._fields, "json")
+
+
+def add_cluster_arguments(group: argparse._ArgumentGroup) -> None:
+    """Add the options of a dry run; None where they are not given."""
+    add = group.add_argument
+    add("--world-size", type=positive, action="once", metavar="N", help="ranks of the cluster, one per GPU")
+    add("--rank", type=int, action="once", metavar="R", help="the rank to be (default: 0)")
+    add("--gpus-per-node", type=positive, action="once", metavar="N", help=f"of a node (default: {GPUS_PER_NODE})")
+    add("--card", action="once", help=f"of the GPUs, whose memory must suffice, as plan.py --card (default: {CARD})")
+    add("--json", action="store_true", default=None, help="every figure as JSON in place of the table")
+
+
+def cluster_of(arguments: argparse.Namespace) -> Cluster:
+    """Return the cluster that a command line asks for."""
+    given = {name: getattr(arguments, name) for name in Cluster._fields}
+    return Cluster(**{name: value for name, value in given.items() if value is not None})
+
+
+def check(config: RunConfig, cluster: Cluster) -> None:
+    """Check what a start on such a cluster checks, but for its devices. Raises ValueError: one line."""
+    ranks, of_node = cluster.world_size, cluster.process.local_world_size
+    if not 0 <= cluster.rank < ranks:
+        raise ConfigError(f"--rank {cluster.rank}: the last of {counted(ranks, 'rank')} is {ranks - 1}")
+    if ranks % of_node:
+        raise ConfigError(
+            f"--world-size {ranks} is not a multiple of the {of_node} ranks of a node: set a multiple of {of_node}, or "
+            "--gpus-per-node"
+        )
+    model = config.architecture()
+    if model.num_experts and model.capacity == "dropless":
+        raise ConfigError(
+            "model.capacity = dropless: how many rows travel to an expert depends on the text, which a dry run does "
+            "not read; add model.capacity=factor"
+        )
+    check_layout(config, ranks)
+    check_all_to_all(config, of_node)
+    check_streams(config.data, ranks)

@@ -1,0 +1,105 @@
+"""A dry run: checks, the plan, the rehearsal of one rank, and whether they agree."""
+
+import os
+import resource
+import time
+from dataclasses import dataclass
+
+from common.exit_codes import RunError
+from common.logs import get_logger
+from training.config.errors import ConfigError
+from training.config.run import RunConfig
+from training.dry_run.checks import Cluster, check
+from training.dry_run.shapes import shapes_of
+from training.dry_run.text import Text, text_of
+from training.planning.cards import find_card
+from training.planning.display.table import verdict
+from training.planning.layout import Layout
+from training.planning.plan import Plan, make_plan
+
+logger = get_logger(__name__)
+
+
+class DisagreementError(RunError):
+    """The plan's numbers are not those of the real modules: a fault of this program."""
+
+    code = 1
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A dry run that is worth its time."""
+
+    config: RunConfig
+    cluster: Cluster
+    plan: Plan
+    text: Text
+
+
+def prepare(config: RunConfig, cluster: Cluster) -> Prepared:
+    """Check everything that needs no model, without torch.
+
+    Args:
+        config: of the run.
+        cluster: that is asked for.
+
+    Raises:
+        ValueError: one line; what cannot be started, or does not fit the cards, by how much.
+    """
+    card = find_card(cluster.card)
+    check(config, cluster)
+    text = text_of(config, cluster.process)
+    plan = make_plan(config, Layout.of(config, cluster.world_size, cluster.gpus_per_node), card)
+    if not plan.fits:
+        raise ConfigError(verdict(plan))
+    return Prepared(config, cluster, plan, text)
+
+
+def show(prepared: Prepared, *, as_json: bool = False) -> str:
+    """Be one rank of the cluster for a step of training, and return what it found.
+
+    Args:
+        prepared: from ``prepare``.
+        as_json: as JSON in place of a table.
+
+    Raises:
+        DisagreementError: the plan is wrong; names both numbers.
+    """
+    began = time.monotonic()
+    if not as_json:
+        logger.info("importing torch and DeepSpeed")
+    # The fake tensors say that they are on a CPU, and no CUDA device is asked.
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    from training.run.known_warnings import silence_known_warnings
+
+    silence_known_warnings()
+    from common.strict_json import to_json
+    from training.dry_run.agreement import differences
+    from training.dry_run.cluster import pretend
+    from training.dry_run.files import files_of
+    from training.dry_run.measured import measure
+    from training.dry_run.rehearsal import rehearse
+    from training.dry_run.table import Found
+
+    config, process = prepared.config, prepared.cluster.process
+    if not as_json:
+        logger.info("building rank %d of %d, and making a step without numbers", process.rank, process.world_size)
+    with pretend(process) as rank:
+        engine, step = rehearse(config, process, rank)
+        measured, files = measure(engine, step.gradients), files_of(engine, config)
+    wrong = list(differences(config, prepared.plan, process.rank, measured, step))
+    if wrong:
+        raise DisagreementError(f"the plan is wrong, which is a fault of this program: {'; '.join(wrong)}")
+    found = Found(
+        config=config,
+        cluster=prepared.cluster,
+        plan=prepared.plan,
+        text=prepared.text,
+        shapes=shapes_of(config),
+        measured=measured,
+        step=step,
+        files=files,
+        seconds=time.monotonic() - began,
+        peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )
+    return to_json(found.as_row(), indent=2) if as_json else found.as_text()

@@ -1,0 +1,200 @@
+"""What a dry run found, for a terminal and as JSON."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from common.text import counted
+from training.config.run import RunConfig
+from training.dry_run.agreement import STATES, estimated, planned_bytes
+from training.dry_run.checks import Cluster
+from training.dry_run.files import Files
+from training.dry_run.measured import Groups, Measured
+from training.dry_run.rehearsal import BACKWARD, FORWARD, Step
+from training.dry_run.shapes import Stack
+from training.dry_run.text import Text
+from training.monitoring.terminal.words import size, table
+from training.planning.plan import Plan
+
+NAMES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Found:
+    """Everything about one rank."""
+
+    config: RunConfig
+    cluster: Cluster
+    plan: Plan
+    text: Text
+    shapes: dict[str, Stack]
+    measured: Measured
+    step: Step
+    files: Files
+    seconds: float
+    peak_memory: int  # bytes of this process
+
+    def as_row(self) -> dict[str, Any]:
+        """Return the figures for JSON."""
+        groups = self.measured.groups
+        process = self.cluster.process
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "rank": {"rank": process.rank, "node": self.cluster.node, "gpu": process.local_rank},
+            "world_size": process.world_size,
+            "parameters": {
+                "total": self.measured.parameters,
+                "active": self.plan.parameters.active,
+                "built": self.measured.own,
+                "kept": self.measured.kept,
+            },
+            "groups": groups._asdict(),
+            "experts": {layer: [held.start, held.stop] for layer, held in self.measured.experts.items()},
+            "micro_batch": {name: stack.as_row() for name, stack in self.shapes.items()},
+            "all_to_all_bytes": list(all_to_alls(self.step)),
+            "traffic": [
+                {"kind": kind, "ranks": ranks, "bytes_of_step": nbytes}
+                for (kind, ranks), nbytes in sorted(self.step.bytes().items())
+            ],
+            "states_bytes": self.measured.bytes,
+            "text": asdict(self.text),
+            "checkpoint": asdict(self.files) | {"bytes_of_all_ranks": self.plan.checkpoint.bytes},
+            "plan": self.plan.as_row(),
+            "seconds": round(self.seconds, 1),
+            "peak_memory_bytes": self.peak_memory,
+        }
+
+    def as_text(self) -> str:
+        """Return the table."""
+        plan, measured, layout = self.plan, self.measured, self.plan.layout
+        process, t = self.cluster.process, self.config.training
+        chosen = f"expert-parallel size {layout.expert_parallel_size}, ZeRO {layout.zero_stage}, {layout.precision}"
+        needed = f"{size(plan.needed)} of the {size(plan.card.memory)} of a {plan.card.name}"
+        last = f"the checkpoint of all ranks has {decimal(plan.checkpoint.bytes)}"
+        return table(
+            {
+                "dry run": f"rank {process.rank} of {counted(process.world_size, 'rank')}: node {self.cluster.node}, "
+                f"GPU {process.local_rank}; {self.config.run_dir} is not touched",
+                "model": f"{measured.parameters:,} parameters, {plan.parameters.active:,} active per token",
+                "share": f"{measured.own:,} parameters are built here, {measured.kept:,} kept",
+                "layout": f"{chosen}{', recomputation' if layout.recompute else ''}, "
+                f"{counted(layout.nodes, 'node')} of up to {counted(layout.gpus_per_node, 'GPU')}",
+                "groups": group_text(measured.groups),
+                "experts": experts_text(measured.experts),
+                "batch": f"{counted(t.global_batch_size, 'sequence')} a step = "
+                f"{counted(layout.accumulation, 'micro-batch', 'es')} of {layout.micro_batch_size} x "
+                f"{counted(layout.gpus, 'rank')}",
+                **{name: stack_text(stack) for name, stack in self.shapes.items()},
+                "all-to-all": all_to_all_text(self.step),
+                "traffic": traffic_text(self.step),
+                "states": ", ".join(f"{part} {decimal(measured.bytes[part])}" for part in STATES),
+                "memory": f"{needed}, at most, when the {plan.peak.name} (the plan's)",
+                "streams": f"{abbreviated(self.text.streams)} of {self.config.data.num_streams:,}",
+                "shards": shards_text(self.text),
+                "unread": unread_text(self.text.unread),
+                "files": f"{self.files.folder}/: "
+                + ", ".join(f"{file} {decimal(nbytes)}" for file, nbytes in self.files.own.items()),
+                "rank 0": f"adds {', '.join(self.files.added)}; {last}",
+                "checked": self._checked(),
+                "took": f"{self.seconds:.0f} s, {size(self.peak_memory)} of memory",
+            }
+        )
+
+    def _checked(self) -> str:
+        """What was compared with the plan, and what the plan only estimates."""
+        parts = ["parameters", *(() if self.plan.states.host else STATES), "traffic"]
+        text = f"{', '.join(parts)} are those of the plan, to the byte"
+        for kind in estimated(self.plan.layout):
+            planned = planned_bytes(self.config, self.plan.layout)
+            of_plan, made = (sum(n for (of, _), n in f.items() if of == kind) for f in (planned, self.step.bytes()))
+            text += f"; of {kind.replace('_', '-')} {decimal(of_plan)} are planned and {decimal(made)} made"
+        return text
+
+
+def decimal(nbytes: float) -> str:
+    """Return ``12.3 GB``, ``4.5 MB``, ``6.7 kB`` or ``8 bytes``, of powers of ten."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if nbytes >= unit:
+            return f"{nbytes / unit:,.1f} {name}"
+    return f"{nbytes} bytes"
+
+
+def group_text(groups: Groups) -> str:
+    """Return the ranks of each group."""
+    named = groups._asdict().items()
+    return "; ".join(f"{name.replace('_', '-')} {abbreviated(ranks)}" for name, ranks in named if ranks)
+
+
+def abbreviated(numbers: Sequence[int]) -> str:
+    """Return ``0-511 (512)``, ``13, 77, … 461 (8)`` or ``1, 2``."""
+    count = f" ({len(numbers):,})"
+    if len(numbers) <= NAMES_SHOWN:
+        return ", ".join(map(str, numbers))
+    if list(numbers) == list(range(numbers[0], numbers[-1] + 1)):
+        return f"{numbers[0]}-{numbers[-1]}{count}"
+    return f"{numbers[0]}, {numbers[1]}, … {numbers[-1]}{count}"
+
+
+def experts_text(experts: dict[str, range]) -> str:
+    """Return the experts of each sparse layer, layers with the same ones together."""
+    layers: dict[range, list[str]] = {}
+    for layer, held in experts.items():
+        layers.setdefault(held, []).append(layer)
+    texts = []
+    for held, names in layers.items():
+        shown = ", ".join(names[:NAMES_SHOWN]) + (", …" if len(names) > NAMES_SHOWN else "")
+        texts.append(f"{abbreviated(held)} in {counted(len(names), 'layer')} ({shown})")
+    return "; ".join(texts)
+
+
+def stack_text(stack: Stack) -> str:
+    """Return the shapes of a micro-batch in one stack."""
+    text = f"{stack.sequences} x {stack.length} tokens"
+    if not stack.groups:
+        return text
+    return (
+        f"{text}, {counted(stack.groups, 'group')} of {stack.size:,}, {counted(stack.capacity, 'slot')} per expert, "
+        f"{stack.rows:,} rows for experts"
+    )
+
+
+def all_to_alls(step: Step) -> Iterable[dict[str, Any]]:
+    """Yield calls and bytes of the all-to-alls of one micro-batch, by phase and size."""
+    last = (one for one in step.last if one.kind == "all_to_all")
+    for (phase, nbytes), calls in Counter((one.phase, one.nbytes) for one in last).items():
+        yield {"phase": phase, "calls": calls, "bytes": nbytes}
+
+
+def all_to_all_text(step: Step) -> str:
+    """Return the all-to-alls of one micro-batch."""
+    texts = {
+        phase: " + ".join(
+            f"{one['calls']} x {decimal(one['bytes'])}" for one in all_to_alls(step) if one["phase"] == phase
+        )
+        for phase in (FORWARD, BACKWARD)
+    }
+    return "; ".join(f"{phase} {text}" for phase, text in texts.items() if text)
+
+
+def traffic_text(step: Step) -> str:
+    """Return the bytes of a step by kind, and by ranks of the group."""
+    kinds: dict[str, list[str]] = {}
+    for (kind, ranks), nbytes in sorted(step.bytes().items()):
+        kinds.setdefault(kind.replace("_", "-"), []).append(f"{decimal(nbytes)} ({counted(ranks, 'rank')})")
+    return "; ".join(f"{kind} {', '.join(texts)}" for kind, texts in kinds.items()) + " a step" if kinds else "none"
+
+
+def unread_text(unread: Sequence[str]) -> str:
+    """Return the first of what was not looked at, and how many more there are."""
+    more = len(unread) - NAMES_SHOWN
+    return "; ".join([*unread[:NAMES_SHOWN], *([f"and {more} more"] if more > 0 else [])])
+
+
+def shards_text(text: Text) -> str:
+    """Return how many shards of each source the rank reads, and the first ones."""
+    sources = []
+    for name, count in text.counts.items():
+        first = ", ".join(text.shards[name][:NAMES_SHOWN])
+        sources.append(f"{name}: {counted(count, 'shard')}, first {first}")
+    return "; ".join(sources)

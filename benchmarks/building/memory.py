@@ -97,6 +97,9 @@ def describe(engine: Any) -> dict[str, Any]:
     for parameter in engine.module.parameters():
         storage = getattr(parameter, "ds_tensor", parameter).untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()
+    gradients = getattr(engine.optimizer, "grad_partitions_flat_buffer", None)  # of ZeRO 3
+    if gradients is not None:
+        storages[gradients.untyped_storage().data_ptr()] = gradients.untyped_storage().nbytes()
     specs, item = model_parameter_specs(engine.module), next(engine.module.parameters()).element_size()
     modules = [sum(specs[p].numel for p in m.parameters(recurse=False)) for m in engine.module.modules()]
     parameters = sum(math.prod(spec.shape) for spec in specs.values())

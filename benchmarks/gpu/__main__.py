@@ -1,4 +1,4 @@
-"""Checks and measures the whole GPU path on one card: ten steps, each caught, in at most nine minutes.
+"""Checks and measures the whole GPU path on one card: eleven steps, each caught, in at most nine minutes.
 
 python -m benchmarks.gpu                       # results in benchmarks/results/gpu_<card>.json
 python -m benchmarks.gpu --steps 7,9           # some steps; those measured earlier stay in the file

@@ -42,6 +42,7 @@ STEPS = {
     "8": Step("optimizer step, checkpoint", "updates", "measure_updates", 80),
     "9": Step("the sparse layer beside its peers", "sparse_layer", "measure_layer", 70),
     "10": Step("as 7, with training.compile", "throughput", "measure_compiled", 150),
+    "11": Step("planned memory against the card's", "memory", "check_memory", 40),
 }
 
 

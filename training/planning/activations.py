@@ -53,10 +53,12 @@ class Activations:
     Args:
         moments: of the backward pass, in their order: the loss, the decoder's blocks from the last on, the encoder's.
         saved: what is alive when the loss is known.
+        weights: elements of the rank's weights.
     """
 
     moments: tuple[Moment, ...]
     saved: int
+    weights: int
 
     @property
     def highest(self) -> Moment:
@@ -98,7 +100,7 @@ def activations_of(config: RunConfig, layout: Layout, *, device: Device = "gpu")
     sizes = _sizes(model, layout)
     moments = tuple(_moments(model, widths, layout, (encoder, decoder), sizes))
     at_loss = moments[0]
-    return Activations(moments, at_loss.bytes - at_loss.parts["transient"])
+    return Activations(moments, at_loss.bytes - at_loss.parts["transient"], sizes.total())
 
 
 def block(model: Architecture, widths: Widths, layout: Layout, stack: Stack, index: int) -> list[Piece]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from model.size import ParameterCounts, parameter_counts
 from training.config.run import RunConfig
 from training.planning.activations import Activations, activations_of
+from training.planning.activations import Moment as KeptMoment
 from training.planning.advice import advise
 from training.planning.cards import Card
 from training.planning.layout import Layout
@@ -151,18 +152,24 @@ def make_plan(config: RunConfig, layout: Layout, card: Card, assumptions: Assump
 def moments_of(states: States, activations: Activations) -> list[Moment]:
     """Return the times of a step at which memory can be highest.
 
-    - ``backward begins``: all activations, and gradients of earlier micro-batches of the step.
+    - ``backward begins``: all activations, and gradients of earlier micro-batches of the step; or ``backward of`` a
+      block, if activations and the gradients that are there by then are more.
     - ``backward ends``: no activations but the gradients of all parameters, the buffers, what is being reduced.
     - ``optimizer steps``: reduced gradients, and their copies for the optimizer.
-
-    In between activations go as gradients come.
     """
+    grown = states.backward_gradients - states.carried_gradients  # in proportion to the weights that are done
+
+    def gradients(moment: KeptMoment) -> int:
+        return states.carried_gradients + grown * moment.weights // activations.weights
+
+    highest = max(activations.moments, key=lambda moment: moment.bytes + gradients(moment))
+    name = "backward begins" if highest.where == "loss" else f"backward of {highest.where}"
     kept = {"weights": states.weights, "master": states.master, "optimizer": states.optimizer}
     live = {"gathered": states.live, "buckets": states.buckets}
-    begins = kept | live | {"gradients": states.carried_gradients, "activations": activations.peak}
+    begins = kept | live | {"gradients": gradients(highest), "activations": highest.bytes}
     ends = kept | live | {"gradients": states.backward_gradients, "reduction": states.reduction}
     steps = kept | {"gradients": states.gradients, "step": states.step}
     if states.gradients == states.carried_gradients:  # buffers that stay, as those of ZeRO 3
         steps |= {"buckets": states.buckets}
-    found = (("backward begins", begins), ("backward ends", ends), ("optimizer steps", steps))
+    found = ((name, begins), ("backward ends", ends), ("optimizer steps", steps))
     return [Moment(name, {part: size for part, size in parts.items() if size}) for name, parts in found]

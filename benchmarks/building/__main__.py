@@ -2,10 +2,10 @@
 
 python -m benchmarks.building                           # 1.5e9 parameters, two ranks, ZeRO 3, EP 2: 12 GB of memory
 python -m benchmarks.building --d-model 256 --d-ff 1024 # less
-python -m benchmarks.building --draws-only --threads 1,2,4 --device cuda
+python -m benchmarks.building --only drawing --threads 1,2,4 --device cuda
 
-The reference, "whole", is what DeepSpeed does by itself: every rank holds its share of all weights, drawn by torch's
-functions in one thread, before ZeRO partitions it. Both must give the same weights, to the bit.
+The reference, "whole", is what DeepSpeed does by itself: every rank holds its share of all weights before ZeRO 3
+partitions it. Both must give the same weights, to the bit.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--precision", choices=("fp32", "bf16", "bf16_autocast"), default="fp32")
     parser.add_argument("--threads", default="1,2", help="numbers of threads that draw, such as 1,2 (%(default)s)")
     parser.add_argument("--device", default="cpu", help="of the drawn tensors: cpu or cuda (%(default)s)")
-    parser.add_argument("--draws-only", action="store_true", help="only measure drawing")
+    parser.add_argument("--only", choices=("drawing", "building"), help="measure only this (default: both)")
     return parser.parse_args()
 
 
@@ -36,8 +36,9 @@ def main() -> None:
     """Measure what is asked for."""
     print_anything()
     options = parse_arguments()
-    measure_drawing(options)
-    if not options.draws_only:
+    if options.only != "building":
+        measure_drawing(options)
+    if options.only != "drawing":
         measure_building(options)
 
 

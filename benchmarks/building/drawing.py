@@ -46,7 +46,7 @@ def measure_drawing(options: argparse.Namespace) -> None:
     print(f"torch's trunc_normal_, one thread  {SIZE / (middle - began) / 1e6:7.1f}")
     print(f"bits of the generator, one pass    {SIZE / (ended - middle) / 1e6:7.1f}")
     for threads in map(int, options.threads.split(",")):
-        drawn = rate(8, threads, options.device) / 1e6
+        drawn = rate(2 * threads, threads, options.device) / 1e6
         print(f"{threads:2} threads, into {options.device:4} memory          {drawn:7.1f}")
     if options.device != "cpu":
         began = time.perf_counter()

@@ -13,14 +13,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import torch
 import torch.multiprocessing as mp
-from torch import Generator
 
 from common.ports import free_port
 from common.project import ROOT
 from common.strict_json import to_json
-from model.draws.distributions import Draw, fill
 
 
 def resident(name: str = "VmRSS") -> int:
@@ -39,16 +36,10 @@ def forget_peak() -> None:
 
 @contextmanager
 def whole() -> Iterator[None]:
-    """Build as DeepSpeed does by itself, from torch's draws."""
+    """Build as DeepSpeed does by itself: it partitions a model that is whole."""
     from parallel.materialization import Partitioner
-    from training.engine import build
 
-    def one_by_one(draws: list[Draw], _threads: int) -> None:
-        for target, distribution, seed in draws:
-            numbers = torch.empty(target.shape, dtype=torch.float32)
-            target.copy_(fill(numbers, distribution, Generator().manual_seed(seed)))
-
-    with patch.object(Partitioner, "__call__", lambda *_: None), patch.object(build, "draw_all", one_by_one):
+    with patch.object(Partitioner, "__call__", lambda *_: None):
         yield
 
 

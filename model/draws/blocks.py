@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from model.draws.distributions import Constant, Draw, Normal
 
-BLOCK = 1 << 15  # numbers at a time; for no more than these torch starts no threads of its own
+BLOCK = 1 << 18  # numbers at a time: of smaller blocks, threads would wait for each other at the interpreter
 LANES = 16  # torch draws and transforms normal numbers in groups; the rest of a tensor it draws with the last group
 
 

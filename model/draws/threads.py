@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
+import torch
+
 from model.draws.blocks import draw
 from model.draws.device import DeviceDraws, is_suitable
 from model.draws.distributions import Draw
@@ -24,5 +26,10 @@ def draw_all(draws: Iterable[Draw], threads: int = 1, on_device: DeviceDraws | N
         for one in left:
             draw(one)
         return
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(draw, left))  # a list, so that errors are raised
+    of_torch = torch.get_num_threads()
+    torch.set_num_threads(1)  # each of ours would start as many
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(draw, left))  # a list, so that errors are raised
+    finally:
+        torch.set_num_threads(of_torch)

@@ -59,8 +59,8 @@ def test_later_passes_are_needed_and_right() -> None:
 
 def test_any_number_of_threads_draws_the_same_and_leaves_the_callers_state_alone() -> None:
     distributions: list[Distribution] = [Normal(0.1, truncated=True), Normal(1.0), Constant(3.0)]
-    shapes = [(3, 5), (70_000,), (200, 333)]
-    before = torch.get_rng_state()
+    shapes = [(3, 5), (700_000,), (200, 333)]
+    before, of_torch = torch.get_rng_state(), torch.get_num_threads()
     results, names = [], set()
 
     def noted(one: Draw) -> None:
@@ -77,7 +77,7 @@ def test_any_number_of_threads_draws_the_same_and_leaves_the_callers_state_alone
         assert all(torch.equal(one, other) for other in others)
     for i, drawn in enumerate(results[0]):
         assert torch.equal(drawn.view(-1), reference(distributions[i % 3], drawn.numel(), SEED + i))
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), before) and torch.get_num_threads() == of_torch
 
 
 def test_an_error_in_a_thread_is_raised() -> None:

@@ -50,8 +50,8 @@ def planned(config: RunConfig, setting: Setting) -> dict[str, int]:
     }
 
 
-def measured_on_cuda(phases: Phases) -> dict[str, int]:
-    """Run a step; return ``planned``'s figures of the card."""
+def measured_on_cuda(phases: Phases, others: int) -> dict[str, int]:
+    """Run a step; return ``planned``'s figures of the card, less ``others``, the bytes before the engine."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -63,7 +63,8 @@ def measured_on_cuda(phases: Phases) -> dict[str, int]:
     torch.cuda.reset_peak_memory_stats()
     phases.step()
     torch.cuda.synchronize()
-    return {"kept": before, "saved": saved, "backward": backward, "step": torch.cuda.max_memory_allocated()}
+    step = torch.cuda.max_memory_allocated()
+    return {"kept": before - others, "saved": saved, "backward": backward - others, "step": step - others}
 
 
 def measured_on_cpu(phases: Phases, kept: int) -> dict[str, int]:
@@ -86,6 +87,7 @@ def check_memory(setting: Setting, report: Report) -> None:
             report.require(setting.pick(8, 0))
             config = make_config(setting, name)
             plan = planned(config, setting)
+            others = torch.cuda.memory_allocated() if setting.cuda else 0  # reference cycles may keep an engine
             engine = make_engine(config, setting)
             phases = Phases(engine, make_batch(config, 4, setting))
             for _ in range(setting.pick(WARM, 1)):
@@ -94,7 +96,7 @@ def check_memory(setting: Setting, report: Report) -> None:
                 phases.step()
             found: dict[str, int] = {}
             for _ in range(setting.pick(MEASURED, 1)):
-                steps = measured_on_cuda(phases) if setting.cuda else measured_on_cpu(phases, plan["kept"])
+                steps = measured_on_cuda(phases, others) if setting.cuda else measured_on_cpu(phases, plan["kept"])
                 found = {key: max(size, found.get(key, 0)) for key, size in steps.items()}
             report.value(f"{name}, planned bytes", plan)
             report.value(f"{name}, measured bytes", found)

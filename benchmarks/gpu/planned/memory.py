@@ -1,6 +1,5 @@
 """Step 11: the memory that ``plan.py`` gives against the card's, for ST-MoE-base and four blocks of st_moe_l."""
 
-import json
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from benchmarks.gpu.throughput import TOY, Phases, make_batch, make_engine
 from benchmarks.gpu.updates import free
 from benchmarks.measure import peak_bytes
 from common.project import ROOT
+from common.strict_json import to_json
 from training.config.run import RunConfig, load_config
 from training.planning.activations import activations_of
 from training.planning.layout import Layout
@@ -28,7 +28,7 @@ def make_config(setting: Setting, name: str) -> RunConfig:
     """Return a model's configuration on one rank, ZeRO 1, with one micro-batch of four."""
     options = {"zero_optimization": {"stage": 1} | ({"reduce_bucket_size": TOY_BUCKET} if setting.toy else {})}
     file = setting.scratch / "memory.json"
-    file.write_text(json.dumps(options), encoding="utf-8")
+    file.write_text(to_json(options), encoding="utf-8")
     values = [
         "parallel.expert_parallel_size=1", "training.micro_batch_size=4", "training.global_batch_size=4",
         "training.eval_examples=4", f"training.deepspeed_config={file}",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from optim import partition_state
 from training.config.deepspeed import deepspeed_config, zero_stage
 from training.config.run import RunConfig
 from training.dry_run.fake_rank import FakeRank
@@ -29,6 +30,7 @@ from training.run.process import Process
 
 PORT = 29500  # nobody listens
 FAKE = "fake"  # torch's name of the backend
+UNLIMITED = 1 << 62  # elements that the optimizer works on at a time: fake ones take no memory
 # DeepSpeed's keys that a dry run leaves out.
 WRITING = ("tensorboard", "wandb", "comet", "csv_monitor", "comms_logger", "flops_profiler", "wall_clock_breakdown")
 MOVING = ("offload_optimizer", "offload_param", "zenflow")
@@ -120,6 +122,7 @@ _REPLACED: tuple[tuple[Any, str, Any], ...] = (
     (partition_parameters, "assert_ints_same_as_other_ranks", _agree),
     (stage3, "assert_ints_same_as_other_ranks", _agree),
     (stage3, "reduce_scatter_coalesced", _reduce_scatter),
+    (partition_state, "CPU_BLOCK", UNLIMITED),
     (build, "meta_model", _meta_model),
     (build, "deepspeed_config", _options),
 )

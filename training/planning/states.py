@@ -46,7 +46,7 @@ class States:
     buckets: int  # DeepSpeed's buffers for gradients that are to be reduced
     backward_gradients: int  # the most while a backward pass runs
     carried_gradients: int  # when another micro-batch of the step begins; 0 without accumulation
-    reduction: int  # the copy of what is being reduced
+    reduction: int  # beside the buffers and ``backward_gradients``, while gradients are reduced
     live: int  # ZeRO 3: the most weights of other ranks that are gathered at once
     step: int  # what is allocated while the optimizer steps, its scratch left out
     host: int = 0
@@ -157,17 +157,30 @@ class _Counter:
         copy = min(self.whole, max(self.options.reduce_bucket, largest)) * self._reduced_size()
         full = self.whole * self.weight
         if self.stage == 1:
-            # Overlapped, they are reduced as they come.
+            # Overlapped, they are reduced as they come; else after the backward pass, bucket by bucket. At the first,
+            # memory is allocated for the whole partition, while all gradients that are not in the bucket remain.
             backward = kept if self.options.overlap and self.layout.accumulation == 1 else full
             carried = full
+            if not self.options.overlap:
+                copy = max(0, kept - self._first_bucket() * self.weight)
         else:
             backward = kept + (0 if low or self.layout.accumulation == 1 else kept)
             carried = kept
         return parts | {
             "gradients": kept, "backward_gradients": backward, "buckets": buffers, "reduction": copy,
             "carried_gradients": carried if self.layout.accumulation > 1 else 0,
-            "step": 0 if low else partitions,  # the partition's gradients, flattened
+            "step": 0 if low else 4 * max(group.partition for group in self.groups),  # its gradients, flattened
         }  # fmt: skip
+
+    def _first_bucket(self) -> int:
+        """Elements that are reduced first: the optimizer's groups one after the other, until a buffer is full."""
+        filled: dict[bool, int] = {}
+        for held in (held for group in self.groups for held in group.members):
+            low = self._low_reduced(held)
+            if filled.get(low, 0) + held.numel > self.options.reduce_bucket:
+                break
+            filled[low] = filled.get(low, 0) + held.numel
+        return sum(filled.values())
 
     def _reduced(self, ranks: Iterable[int]) -> int:
         """Reduced gradients of ZeRO 1 and 2, until the step: partitions, or all parameters that they touch, whole."""

@@ -36,7 +36,7 @@ def forget_peak() -> None:
 
 @contextmanager
 def whole() -> Iterator[None]:
-    """Build as DeepSpeed does by itself: it partitions a model that is whole."""
+    """Build as DeepSpeed does by itself: it partitions a complete model."""
     from parallel.materialization import Partitioner
 
     with patch.object(Partitioner, "__call__", lambda *_: None):

@@ -113,7 +113,7 @@ def _build(folder: str, precision: str) -> dict[str, Any]:
 @pytest.mark.distributed
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_zero_3_partitions_each_module_before_the_next_is_made(precision: str, tmp_path: Path) -> None:
-    """Experts in their own group, everything else over all ranks, as DeepSpeed partitions a model that is whole."""
+    """Experts in their own group, everything else over all ranks, as DeepSpeed partitions a complete model."""
     plain = StMoeForConditionalGeneration(small_config(tmp_path, model=MODEL).st_moe_config())
     initialize_weights(plain, plain.config, seed=0)
     expected = dict(plain.named_parameters())

@@ -72,7 +72,7 @@ class Activations:
 
     @property
     def parts(self) -> dict[str, int]:
-        """Bytes at the peak by part of the model; parts that are 0 are left out.
+        """Bytes at the peak by part of the model, without parts of 0 bytes.
 
         Kept: ``attention``, ``feed_forward``, ``extra_feed_forward``, ``router``, ``dispatch``, ``expert_rows``,
         ``expert_hidden``, ``combine`` (norms and dropout belong to what they stand before and after);

@@ -48,7 +48,7 @@ class States:
     carried_gradients: int  # when another micro-batch of the step begins; 0 without accumulation
     reduction: int  # beside the buffers and ``backward_gradients``, while gradients are reduced
     live: int  # ZeRO 3: the most weights of other ranks that are gathered at once
-    step: int  # what is allocated while the optimizer steps, its scratch left out
+    step: int  # what is allocated while the optimizer steps, without its scratch memory
     host: int = 0
 
     @property

@@ -1,4 +1,4 @@
-"""Copies in host memory: equal, of their own, in one block without waste, made anew only where tensors change."""
+"""Copies in host memory equal their tensors, share one block without waste, and are reallocated if shapes change."""
 
 from typing import Any
 

@@ -132,7 +132,11 @@ def _means(
     for number_, value in enumerate(values):
         of = [ours[kind].get(value) for kind in (SPARSE, DENSE)]
         difference = mean_of([of[0].value - of[1].value]) if of[0] and of[1] else None
-        row = [f"{value:,}" if axis == 0 else f"{value:g}", *(_points(mean) for mean in of), signed(difference, ".1f")]
+        row = [
+            f"{value:,}" if axis == 0 else f"{value:g}",
+            *(format_points(mean) for mean in of),
+            signed(difference, ".1f"),
+        ]
         if beside:
             setting, figures = beside[number_]
             row += [f"{setting:,}" if axis == 0 else f"{setting:g}", f"{figures[SPARSE]}", f"{figures[DENSE]}"]
@@ -211,17 +215,18 @@ def _tasks(results: Results) -> str:
     rows = []
     for trial in results.unique:
         found = [[r["tasks"][name]["score"] for r in results.of(trial.name) if name in r["tasks"]] for name in names]
-        rows.append([f"`{trial.name}`", *(_points(mean_of(scores)) for scores in found)])
+        rows.append([f"`{trial.name}`", *(format_points(mean_of(scores)) for scores in found)])
     for baseline in dict.fromkeys(
         b for row in results.runs for task in row["tasks"].values() for b in task["baselines"]
     ):
-        rows.append([baseline.replace("_", " "), *(_baseline(results.runs, name, baseline) for name in names)])
+        rows.append([baseline.replace("_", " "), *(baseline_of(results.runs, name, baseline) for name in names)])
     examples = {name: next(r["tasks"][name]["examples"] for r in results.runs if name in r["tasks"]) for name in names}
     header = ["Model", *(f"{name}, {examples[name]:,} examples" for name in names)]
     return markdown("**Score of each task**, and that of what needs no network", header, rows) if names else ""
 
 
-def _baseline(runs: Sequence[Row], name: str, baseline: str) -> str:
+def baseline_of(runs: Sequence[Row], name: str, baseline: str) -> str:
+    """Return the score of a task's baseline, ``-`` where it has none."""
     found = [row["tasks"][name]["baselines"].get(baseline) for row in runs if name in row["tasks"]]
     return next((f"{value:.1f}" for value in found if value is not None), "-")
 
@@ -275,14 +280,15 @@ def _four(rows: Sequence[Row], base: Sequence[Row]) -> list[str]:
 
 
 def _score(rows: Sequence[Row]) -> str:
-    return _points(score(rows)) if rows else "-"
+    return format_points(score(rows)) if rows else "-"
 
 
 def _nats(rows: Sequence[Row]) -> str:
     return str(nats(rows) or "-")
 
 
-def _points(mean: Mean | None) -> str:
+def format_points(mean: Mean | None) -> str:
+    """Return a score and its standard error over seeds, ``-`` for none."""
     if mean is None:
         return "-"
     return f"{mean.value:.1f}" + ("" if mean.error is None else f" ± {mean.error:.1f}")

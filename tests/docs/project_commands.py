@@ -31,7 +31,10 @@ from training.tasks.questions import CROSS_ENTROPY, task_names
 GPUS_OF_A_HOST = (1, 2, 4, 8)  # of the machines on which a command may start one rank per GPU
 INTERNAL_PROGRAMS = ("data.streaming.worker",)  # started by other programs, with arguments that only these know
 # Studies of trained models: they train nothing, and so have no --dry-run.
-STUDIES_OF_A_MODEL = ("studies.routing", "studies.speed_up", "studies.zero_experts", "studies.design_space.evaluate")
+STUDIES_OF_A_MODEL = (
+    "studies.routing", "studies.speed_up", "studies.zero_experts", "studies.design_space.evaluate",
+    "studies.finetuning.by_task",
+)  # fmt: skip
 RESTART_OPTIONS = ("--max-restarts", "--backoff", "--crash-loop")
 #: Options of pytest, and whether a value follows.
 PYTEST_OPTIONS = {

@@ -1,0 +1,117 @@
+"""Tasks fine-tuned alone and as a mixture, with pretrained weights and from scratch, beside their baselines.
+
+python -m studies.finetuning.by_task --rows docs/finetuning_study/by_task.jsonl --split test
+python -m studies.finetuning.by_task --rows docs/finetuning_study/by_task.jsonl --split test --report
+
+It trains nothing: the rows are those that ``python -m studies.finetuning`` appended, called with one task, and with all
+of them, as ``--tasks``. Each such call may have its own steps, batch and lengths.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.arguments import Parser
+from common.paths import path_argument
+from studies.finetuning.study import DOCUMENT
+from studies.finetuning.tables import baseline_of, format_points
+from studies.results.rows import RUN, Row, read_rows
+from studies.results.section import Section, describe_runs
+from studies.results.tables import markdown
+from studies.runner.options import report_user_error
+from studies.runner.statistics import mean_of
+from training.config.errors import ConfigError
+
+ROWS = Path("docs/finetuning_study/by_task.jsonl")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = Parser(
+        prog="python -m studies.finetuning.by_task",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--rows", type=path_argument, default=ROWS, help="file of results of studies.finetuning (%(default)s)")
+    add("--split", default="validation", help="whose scores are compared (%(default)s)")
+    add("--report", action="store_true", help="write the table into --document; without it, print it")
+    add("--document", type=path_argument, default=DOCUMENT, help="document that --report writes into (%(default)s)")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Print the table, or write it into a document; return the exit code."""
+    arguments = parse_arguments()
+    try:
+        return _main(arguments)
+    except ValueError as error:
+        return report_user_error(error)
+
+
+def _main(arguments: argparse.Namespace) -> int:
+    rows = [row for row in read_rows(arguments.rows) if row["kind"] == RUN and row.get("tasks")]
+    splits = sorted({row["asked"]["split"] for row in rows})
+    runs = [row for row in rows if row["asked"]["split"] == arguments.split]
+    if not runs:
+        of = f"it has those of {', '.join(splits)}" if splits else "append some with python -m studies.finetuning"
+        raise ConfigError(f"--rows {arguments.rows} has no scores of --split {arguments.split}: {of}")
+    table = format_table(runs)
+    if not arguments.report:
+        print(table)
+        return 0
+    section = Section("finetuning.by_task", ["--rows", str(arguments.rows), "--split", arguments.split])
+    what = f"{describe_runs(runs, len({row['key'] for row in runs}))}. Scores are in percent, of the {arguments.split} "
+    what += "rows, after the last step; ± is the standard error over seeds."
+    section.write(arguments, [what, table], len(runs))
+    return 0
+
+
+def format_table(runs: Sequence[Row]) -> str:
+    """Return a line for each configuration, and for each baseline, as Markdown.
+
+    Args:
+        runs: rows of one split.
+    """
+    widest_first = sorted(runs, key=lambda row: -len(row["tasks"]))
+    names = list(dict.fromkeys(name for row in widest_first for name in row["tasks"]))
+    by_key: dict[str, list[Row]] = {}
+    for row in runs:
+        by_key.setdefault(row["key"], []).append(row)
+    ordered = sorted(by_key.values(), key=lambda of: _order(of[0], names))
+    lines = []
+    for of in ordered:
+        first, seeds = of[0], sorted(row["seed"] for row in of)
+        scores = [[row["tasks"][name]["score"] for row in of if name in row["tasks"]] for name in names]
+        lines.append(
+            [
+                " + ".join(first["tasks"]),
+                first["model"],
+                "pretrained" if first["weights"] else "random",
+                f"{first['batch']} x {first['steps']:,}",
+                ", ".join(map(str, seeds)),
+                *(format_points(mean_of(values)) for values in scores),
+            ]
+        )
+    for baseline in dict.fromkeys(b for row in runs for task in row["tasks"].values() for b in task["baselines"]):
+        found = [baseline_of(runs, name, baseline) for name in names]
+        lines.append([baseline.replace("_", " "), "-", "-", "-", "-", *found])
+    header = ["Trained on", "Model", "Weights", "Batch x steps", "Seeds"]
+    header += [f"{name}, {_examples(runs, name)} (↑)" for name in names]
+    return markdown("**Each task alone, and all as one mixture**", header, lines) + "\n"
+
+
+def _order(row: Row, names: Sequence[str]) -> tuple[object, ...]:
+    """Tasks alone, then mixtures; of one mixture, the pretrained model first, the longest training last."""
+    trained = list(row["tasks"])
+    return len(trained), [names.index(name) for name in trained], row["model"], not row["weights"], row["steps"]
+
+
+def _examples(runs: Sequence[Row], name: str) -> str:
+    """How many examples the scores are of, which ``--limit`` may have changed between runs."""
+    return " or ".join(dict.fromkeys(f"{row['tasks'][name]['examples']:,}" for row in runs if name in row["tasks"]))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -59,12 +59,12 @@ def _main(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--rows {arguments.rows} has no scores of --split {arguments.split}: {of}")
     table = format_table(runs)
     if not arguments.report:
-        print(table)
+        print("\n\n".join(part for part in (table, _rising(runs)) if part))
         return 0
     section = Section("finetuning.by_task", ["--rows", str(arguments.rows), "--split", arguments.split])
     what = f"{describe_runs(runs, len({row['key'] for row in runs}))}. Scores are in percent, of the {arguments.split} "
     what += "rows, after the last step; ± is the standard error over seeds."
-    section.write(arguments, [what, table], len(runs))
+    section.write(arguments, [what, table, _rising(runs)], len(runs))
     return 0
 
 
@@ -99,7 +99,19 @@ def format_table(runs: Sequence[Row]) -> str:
         lines.append([baseline.replace("_", " "), "-", "-", "-", "-", *found])
     header = ["Trained on", "Model", "Weights", "Batch x steps", "Seeds"]
     header += [f"{name}, {_examples(runs, name)} (↑)" for name in names]
-    return markdown("**Each task alone, and all as one mixture**", header, lines) + "\n"
+    return markdown("**Each task alone, and all as one mixture**", header, lines)
+
+
+def _rising(runs: Sequence[Row]) -> str:
+    """Name the runs whose training loss rose: their scores count all the same."""
+    lines = [
+        f"- {' + '.join(row['tasks'])}, {'pretrained' if row['weights'] else 'random'}, {row['batch']} x "
+        f"{row['steps']:,}, seed {row['seed']}, had a rising training loss, and was evaluated all the same, at step "
+        f"{row['diverged_at']}: {row['reason']}"
+        for row in runs
+        if row["status"] == "diverged"
+    ]
+    return "\n".join(lines)
 
 
 def _order(row: Row, names: Sequence[str]) -> tuple[object, ...]:

@@ -20,7 +20,7 @@ def row(key: str, scores: dict[str, float], seed: int = 0, **more: Any) -> dict[
         "kind": RUN, "key": key, "seed": seed, "steps": 1500, "batch": 16, "model": "sparse", "weights": "ab12",
         "asked": {"tasks": list(scores), "split": "test", "limit": None, "answers": "generated"}, "tasks": tasks,
         "device": "a processor", "ranks": 1, "jobs": 1, "git_commit": "0" * 40, "date": "2026-01-01 00:00",
-        "load_average": 1.0,
+        "load_average": 1.0, "status": "stable",
     } | more  # fmt: skip
 
 
@@ -29,7 +29,8 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "rows.jsonl"
     for seed, score in enumerate((66.0, 68.0, 70.0)):
         append_row(path, row("alone", {"sst2": score}, seed))
-    append_row(path, row("scratch", {"sst2": 52.0}, weights=None))
+    risen = {"status": "diverged", "diverged_at": 280, "reason": "a window's median 3.61 is more"}
+    append_row(path, row("scratch", {"sst2": 52.0}, weights=None, **risen))
     append_row(path, row("mixture", {"sst2": 64.0, "hypernym": 2.5}, batch=64, steps=8000))
     append_row(path, row("word", {"hypernym": 3.0}, steps=4000))
     failed = row("broken", {}, 1, status="diverged")
@@ -47,7 +48,8 @@ def test_a_line_for_each_configuration_and_each_baseline(
 ):
     """Means and standard errors are worked by hand: 66, 68, 70 have mean 68 and error 2 / sqrt(3)."""
     assert call(monkeypatch, "--rows", file, "--split", "test") == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    printed = capsys.readouterr().out.splitlines()
+    lines = [line for line in printed if line.startswith("|")]
     assert lines[0].endswith("| sst2, 872 (↑) | hypernym, 872 (↑) |")
     assert lines[2:] == [
         "| sst2 | sparse | pretrained | 16 x 1,500 | 0, 1, 2 | 68.0 ± 1.2 | - |",
@@ -57,6 +59,10 @@ def test_a_line_for_each_configuration_and_each_baseline(
         "| majority | - | - | - | - | 49.0 | 0.5 |",
         "| bag of words | - | - | - | - | 80.5 | - |",
         "| rule | - | - | - | - | - | 33.0 |",
+    ]
+    assert [line for line in printed if line.startswith("- ")] == [
+        "- sst2, random, 16 x 1,500, seed 0, had a rising training loss, and was evaluated all the same, at step 280: "
+        "a window's median 3.61 is more"
     ]
 
 

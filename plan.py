@@ -24,12 +24,12 @@ from common.logs import get_logger
 from common.paths import check_can_write_file, path_argument, path_text_argument
 from common.program import begin, run
 from common.strict_json import to_json
-from training.config.checks import check_all_to_all, check_gradient_dtypes, give_advice
+from training.config.checks import give_advice
 from training.config.errors import ConfigError
 from training.config.run import RunConfig, load_config
 from training.planning.cards import CARDS, Card, find_card
 from training.planning.display.table import text, verdict
-from training.planning.layout import Layout
+from training.planning.layout import checked_layout
 from training.planning.plan import FILE_SYSTEM_GBS, GIB, MFU, RESERVED, Assumptions, Plan, make_plan
 from training.planning.search.find import Search, search
 from training.planning.search.table import nothing_fits
@@ -112,17 +112,6 @@ def check_options(arguments: argparse.Namespace) -> None:
         check_can_write_file(arguments.picture, "--picture")
 
 
-def layout_of(config: RunConfig, gpus: int, gpus_per_node: int) -> Layout:
-    """Return the layout. Raises ConfigError: experts or batch cannot be spread over so many GPUs."""
-    try:
-        layout = Layout.of(config, gpus, gpus_per_node)
-        check_all_to_all(config, min(gpus, gpus_per_node))
-        check_gradient_dtypes(config, layout.zero_stage, gpus)
-        return layout
-    except ConfigError as error:
-        raise ConfigError(f"--gpus {gpus}: {error}") from None
-
-
 def measured_rate(folder: Path) -> float:
     """Return the median MFU that a run has measured, as it would be without recomputation.
 
@@ -151,7 +140,7 @@ def inputs_of(arguments: argparse.Namespace) -> tuple[RunConfig, Card, Assumptio
 def plan_of(arguments: argparse.Namespace) -> tuple[Plan, RunConfig]:
     """Check everything, then plan. Raises ConfigError."""
     config, card, assumptions = inputs_of(arguments)
-    layout = layout_of(config, arguments.gpus, arguments.gpus_per_node)
+    layout = checked_layout(config, arguments.gpus, arguments.gpus_per_node)
     return make_plan(config, layout, card, assumptions), config
 
 

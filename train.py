@@ -197,7 +197,7 @@ def main() -> None:
     try:
         config = load_run_config(arguments.config, arguments.overrides)
         if arguments.check is not None:
-            check_layout(config, arguments.check)
+            check_layout(config, arguments.check, option="--check")
             return
         if arguments.dry_run:
             return dry_run(config, arguments, process)

@@ -11,17 +11,40 @@ from typing import Any, NoReturn
 from common.exit_codes import USER_ERROR
 
 
+def whole(text: str) -> int:
+    """Parse an option that must be a whole number. Raises ArgumentTypeError."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("write a whole number, such as 8") from None
+
+
+def natural(text: str) -> int:
+    """Parse an option that must be a whole number, 0 or more. Raises ArgumentTypeError."""
+    if whole(text) < 0:
+        raise argparse.ArgumentTypeError("must be at least 0")
+    return whole(text)
+
+
 def positive(text: str) -> int:
-    """Parse an option that must be 1 or more. Raises ArgumentTypeError otherwise."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return int(text)
+    """Parse an option that must be a whole number, 1 or more. Raises ArgumentTypeError."""
+    if whole(text) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return whole(text)
+
+
+def number(text: str) -> float:
+    """Parse an option that must be a number. Raises ArgumentTypeError."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("write a number, such as 0.5") from None
 
 
 class Parser(argparse.ArgumentParser):
     """An ``ArgumentParser`` that suggests what a mistyped option may have been.
 
-    An option with ``action="once"`` is stored as by default, but refused if it is given twice.
+    Mistakes begin with option and value as they were typed, as ``--gpus eight: write a whole number, such as 8``. An option with ``action="once"`` is stored as by default, but refused if it is given twice.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -29,6 +52,8 @@ class Parser(argparse.ArgumentParser):
         self.given: set[str] = set()
         self.words: list[str] = []
         self.register("action", "once", _StoreOnce)
+        self.register("type", int, whole)
+        self.register("type", float, number)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse as the base class does."""
@@ -41,12 +66,23 @@ class Parser(argparse.ArgumentParser):
         found = re.fullmatch(r"unrecognized arguments: (.*)", message, re.DOTALL)
         if found:
             message = self._explain(found[1].split())
+        message = re.sub(r"^argument (?=-)", "", message)
         files = [word for word in self.words if word.endswith((".yaml", ".yml")) and "=" not in word]
         if message.endswith("required: --config") and files:
             message += f"; write --config {files[0]}"
         if os.environ.get("RANK", "") in ("", "0"):
             print(f"error: {message}; see {self._command()} --help", file=sys.stderr, flush=True)
         sys.exit(USER_ERROR)
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        try:
+            return super()._get_value(action, arg_string)
+        except argparse.ArgumentError as error:
+            names = [name for name in action.option_strings if self._has(name)] or [action.metavar or action.dest]
+            raise argparse.ArgumentError(None, f"{names[0]} {arg_string or repr('')}: {error.message}") from None
+
+    def _has(self, option: str) -> bool:
+        return any(word.partition("=")[0] == option for word in self.words)
 
     def _explain(self, words: Sequence[str]) -> str:
         word = words[0]

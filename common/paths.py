@@ -47,16 +47,18 @@ UserPath = Annotated[str, AfterValidator(expand)]
 
 
 def path_argument(text: str) -> Path:
-    """Return a path of the command line; a ``type`` of argparse."""
+    """Return a path of the command line; a ``type`` of ``common.arguments.Parser``."""
     return Path(path_text_argument(text))
 
 
 def path_text_argument(text: str) -> str:
-    """Return a path of the command line as text; a ``type`` of argparse."""
+    """Return a path of the command line as text; a ``type`` of ``common.arguments.Parser``."""
+    if not text:
+        raise argparse.ArgumentTypeError("names nothing: write a path")
     try:
         return expand(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def searched(path: str | Path) -> str:
@@ -121,7 +123,7 @@ def check_can_write(folder: str | Path, setting: str, *, attempt: bool = True) -
     """
     reason = _why_not(Path(folder), attempt=attempt)
     if reason is not None:
-        raise ValueError(f"{setting} = {folder}: {reason}: set another folder, or mend this one")
+        raise ValueError(f"{_of(setting, folder)}: {reason}: set another folder, or mend this one")
 
 
 def check_can_write_file(file: Path, setting: str) -> None:
@@ -142,7 +144,12 @@ def check_can_write_file(file: Path, setting: str) -> None:
     elif file.exists() and not os.access(file, os.R_OK | os.W_OK):
         reason = "no permission to read and write it"
     if reason is not None:
-        raise ValueError(f"{setting} = {file}: {reason}: name another file")
+        raise ValueError(f"{_of(setting, file)}: {reason}: name another file")
+
+
+def _of(setting: str, path: Path | str) -> str:
+    """Return ``--json FILE`` or ``section.key = FOLDER``, as users write them."""
+    return f"{setting}{' ' if setting.startswith('-') else ' = '}{path}"
 
 
 def _why_not(folder: Path, *, attempt: bool) -> str | None:

@@ -1,6 +1,7 @@
-"""Words of messages."""
+"""Words of messages, and numbers that they advise."""
 
 from collections.abc import Sequence
+from math import isqrt
 
 
 def counted(number: int, noun: str, ending: str = "s") -> str:
@@ -23,3 +24,26 @@ def spans(numbers: Sequence[int]) -> str:
         else:
             found.append([number])
     return ", ".join("-".join(map(str, span)) for span in found)
+
+
+def either(words: Sequence[object]) -> str:
+    """Return ``1``, ``1 or 2`` or ``1, 2 or 4``."""
+    *first, last = map(str, words)
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def divisors(number: int) -> list[int]:
+    """Return the divisors of a positive number, in order."""
+    small = [divisor for divisor in range(1, isqrt(number) + 1) if number % divisor == 0]
+    return small + [number // divisor for divisor in reversed(small) if divisor * divisor != number]
+
+
+def most_divisor(number: int, most: int) -> int:
+    """Return the largest divisor of a positive number that is at most ``most``, which is positive."""
+    return max(divisor for divisor in divisors(number) if divisor <= most)
+
+
+def neighbours(number: int, numbers: Sequence[int]) -> list[int]:
+    """Return the largest of ``numbers``, which ascend, that is below a number, and the smallest that is above it."""
+    below, above = [n for n in numbers if n < number], [n for n in numbers if n > number]
+    return below[-1:] + above[:1]

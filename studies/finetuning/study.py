@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import data.tasks
-from common.arguments import positive
+from common.arguments import number, positive
 from common.paths import path_argument
 from data.tasks.task import TRAIN
 from studies.finetuning.record import Asked, Recorder
@@ -64,9 +64,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def rate_argument(text: str) -> float:
     """Parse a learning rate. Raises ArgumentTypeError."""
-    rate = float(text)
+    rate = number(text)
     if not 0 < rate < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: a learning rate is above 0")
+        raise argparse.ArgumentTypeError("a learning rate is above 0")
     return rate
 
 

@@ -39,9 +39,9 @@ def seeds_argument(text: str) -> tuple[int, ...]:
     try:
         seeds = tuple(dict.fromkeys(int(word) for word in text.split(",")))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds, such as 0,1") from None
+        raise argparse.ArgumentTypeError("write a list of seeds, such as 0,1") from None
     if min(seeds) < 0:
-        raise argparse.ArgumentTypeError(f"{text!r}: a seed is 0 or greater")
+        raise argparse.ArgumentTypeError("a seed is 0 or greater")
     return seeds
 
 

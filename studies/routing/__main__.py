@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.arguments import Parser, positive
+from common.arguments import Parser, natural, positive
 from common.files import write_atomically
 from common.logs import get_logger
 from common.paths import check_can_write, path_argument, path_text_argument
@@ -104,13 +104,6 @@ def parse_arguments() -> argparse.Namespace:
     # added by the deepspeed launcher and, with a dash, by torch.distributed.launch
     add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-def natural(text: str) -> int:
-    """Parse a number of 0 or more. Raises ArgumentTypeError otherwise."""
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 0")
-    return int(text)
 
 
 def texts(given: list[str] | None, own: Mapping[str, Files]) -> dict[str, Files]:

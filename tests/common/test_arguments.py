@@ -2,13 +2,18 @@
 
 import pytest
 
-from common.arguments import Parser
+from common.arguments import Parser, natural, positive
+from common.paths import path_argument
 
 
 def parser() -> Parser:
     made = Parser(prog="tool.py")
     made.add_argument("--config", action="once")
     made.add_argument("--local_rank", "--local-rank", type=int)
+    made.add_argument("--share", type=float)
+    made.add_argument("--gpus", type=positive)
+    made.add_argument("--seed", type=natural)
+    made.add_argument("--file", type=path_argument)
     made.add_argument("--sbatch", action="append")
     made.add_argument("--resume", action="store_true")
     made.add_argument("overrides", nargs="*")
@@ -26,10 +31,17 @@ def parser() -> Parser:
             "error: unrecognized arguments: --training.steps=5; write training.steps=5, without dashes",
         ),
         (["--zzz"], "error: unrecognized arguments: --zzz"),
-        (["--config", "a", "--config", "b"], "error: argument --config: given twice: remove one"),
-        (["--config=a", "b=c", "--config=a"], "error: argument --config: given twice: remove one"),
-        (["--config"], "error: argument --config: expected one argument"),
-        (["--local-rank=x"], "error: argument --local_rank/--local-rank: invalid int value: 'x'"),
+        (["--config", "a", "--config", "b"], "error: --config: given twice: remove one"),
+        (["--config=a", "b=c", "--config=a"], "error: --config: given twice: remove one"),
+        (["--config"], "error: --config: expected one argument"),
+        (["--local-rank=x"], "error: --local-rank x: write a whole number, such as 8"),
+        (["--local_rank", ""], "error: --local_rank '': write a whole number, such as 8"),
+        (["--share", "0,4"], "error: --share 0,4: write a number, such as 0.5"),
+        (["--gpus=0"], "error: --gpus 0: must be at least 1"),
+        (["--gpus", "eight"], "error: --gpus eight: write a whole number, such as 8"),
+        (["--seed=-1"], "error: --seed -1: must be at least 0"),
+        (["--file="], "error: --file '': names nothing: write a path"),
+        (["--file", "$NOT_SET/x"], "error: --file $NOT_SET/x: the environment variable NOT_SET is not set: export it, or write the path out"),
     ],
 )
 def test_one_line(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]):

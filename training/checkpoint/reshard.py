@@ -47,7 +47,7 @@ def reshard(run_dir: Path, expert_parallel_size: int, world_size: int, zero_stag
     values = values | {"parallel": values["parallel"] | {"expert_parallel_size": expert_parallel_size}}
     config = validate(values)
     check_layout_fits(source, ParallelLayout.of(values, world_size, zero_stage))
-    check_expert_parallel(config, world_size)
+    check_expert_parallel(config, world_size, "--world-size")
     for key, value in (
         ("data.num_streams", config.data.num_streams),
         ("training.global_batch_size", config.training.global_batch_size),

@@ -1,12 +1,13 @@
 """Checks of a configuration that depend on the number of ranks, on DeepSpeed's options or on this machine."""
 
 import functools
+import math
 import os
 import shutil
 from importlib.util import find_spec
 from typing import Any
 
-from common.text import counted
+from common.text import counted, most_divisor
 from training.config.deepspeed import accumulation_steps, read_deepspeed_file, zero_stage
 from training.config.errors import ConfigError
 from training.config.run import RunConfig
@@ -27,8 +28,8 @@ def give_advice(config: RunConfig) -> list[str]:
     ]
 
 
-def check_expert_parallel(config: RunConfig, world_size: int) -> None:
-    """Check that experts can be spread over the ranks. Raises ConfigError."""
+def check_expert_parallel(config: RunConfig, world_size: int, option: str | None = None) -> None:
+    """Check that experts can be spread over the ranks. Raises ConfigError; for ``option`` see ``check_layout``."""
     experts, size = config.architecture().num_experts, config.parallel.expert_parallel_size
     key = f"parallel.expert_parallel_size = {size}"
     if size > 1 and not experts:
@@ -36,19 +37,21 @@ def check_expert_parallel(config: RunConfig, world_size: int) -> None:
     if experts and experts % size:
         raise ConfigError(f"{key} does not divide model.num_experts = {experts}: set a divisor of {experts}")
     if world_size % size:
-        raise ConfigError(
-            f"{key} does not divide the world size {world_size}: start a multiple of {size} ranks "
-            f"(deepspeed --num_gpus), or set a divisor of {world_size}"
-        )
+        whole = f"{option} {world_size}" if option else f"the world size {world_size}"
+        start = f"start a multiple of {size} ranks (deepspeed --num_gpus), or set"
+        more = f"set {option} to a multiple of {size}, or" if option else start
+        best = math.gcd(world_size, experts)
+        raise ConfigError(f"{key} does not divide {whole}: {more} parallel.expert_parallel_size={best}")
 
 
-def check_layout(config: RunConfig, world_size: int, *, here: bool = True) -> int:
+def check_layout(config: RunConfig, world_size: int, *, here: bool = True, option: str | None = None) -> int:
     """Check the parallel layout, the batch sizes and DeepSpeed's options.
 
     Args:
         config: of the run.
         world_size: number of ranks.
         here: whether this machine must have what the run needs; not where a run on others is planned.
+        option: of the command line, that gives the number of ranks, for messages; None: the launcher does.
 
     Returns:
         The ZeRO stage.
@@ -56,14 +59,14 @@ def check_layout(config: RunConfig, world_size: int, *, here: bool = True) -> in
     Raises:
         ConfigError: names key, value and fix.
     """
-    check_expert_parallel(config, world_size)
-    accumulation_steps(config, world_size)
+    check_expert_parallel(config, world_size, option)
+    accumulation_steps(config, world_size, option)
     per_pass = config.training.micro_batch_size * world_size
     if config.data.objective != "tasks" and config.training.eval_examples % per_pass:
         raise ConfigError(
             f"training.eval_examples = {config.training.eval_examples} is not divisible by training.micro_batch_size x "
-            f"world size = {config.training.micro_batch_size} x {world_size}: set a multiple of {per_pass}, or "
-            "a smaller training.micro_batch_size"
+            f"{option or 'world size'} = {config.training.micro_batch_size} x {world_size}: set a multiple of "
+            f"{per_pass}{_smaller_micro_batch(config, world_size)}"
         )
     ranks = config.training.profile.ranks
     if config.training.profile.steps is not None and max(ranks) >= world_size:
@@ -81,6 +84,18 @@ def check_layout(config: RunConfig, world_size: int, *, here: bool = True) -> in
             f"nvme does not work with training.trainable = {config.training.trainable}: set cpu, or all"
         )
     return stage
+
+
+def _smaller_micro_batch(config: RunConfig, world_size: int) -> str:
+    """Return ``, or training.micro_batch_size=…`` with one that divides the sequences of a step and of an evaluation.
+
+    Nothing if there is none.
+    """
+    t = config.training
+    sequences = math.gcd(t.eval_examples, t.global_batch_size)
+    if sequences % world_size:
+        return ""
+    return f", or training.micro_batch_size={most_divisor(sequences // world_size, t.micro_batch_size)}"
 
 
 def check_gradient_dtypes(config: RunConfig, stage: int, world_size: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from common.paths import beside, searched
 from common.project import ROOT
 from common.strict_json import to_json
+from common.text import divisors, either, most_divisor, neighbours
 from training.config.deepspeed_keys import Key, known_keys
 from training.config.errors import FP16_REFUSED, ConfigError
 from training.config.run import RunConfig
@@ -138,17 +139,38 @@ def zero_stage(options: dict[str, Any]) -> int:
     return int(options.get("zero_optimization", {}).get("stage", 0))
 
 
-def accumulation_steps(config: RunConfig, world_size: int) -> int:
-    """Return the micro-batches per rank and step. Raises ConfigError if the global batch is not divisible."""
+def accumulation_steps(config: RunConfig, world_size: int, option: str | None = None) -> int:
+    """Return the micro-batches per rank and step.
+
+    Args:
+        config: of the run.
+        world_size: number of ranks.
+        option: see ``training.config.checks.check_layout``.
+
+    Raises:
+        ConfigError: the global batch is not divisible.
+    """
     t = config.training
     per_pass = t.micro_batch_size * world_size
     if t.global_batch_size % per_pass:
         raise ConfigError(
-            f"training.global_batch_size = {t.global_batch_size} is not divisible by training.micro_batch_size x world "
-            f"size = {t.micro_batch_size} x {world_size}: set a multiple of {per_pass}, or a smaller "
-            "training.micro_batch_size"
+            f"training.global_batch_size = {t.global_batch_size} is not divisible by training.micro_batch_size x "
+            f"{option or 'world size'} = {t.micro_batch_size} x {world_size}: set a multiple of {per_pass}, or "
+            f"{_divide_batch(config, world_size, option)}"
         )
     return t.global_batch_size // per_pass
+
+
+def _divide_batch(config: RunConfig, world_size: int, option: str | None) -> str:
+    """Return which micro-batch divides the sequences of a rank or, if none does, how many ranks divide the batch."""
+    batch, size = config.training.global_batch_size, config.training.micro_batch_size
+    if batch % world_size == 0:
+        return f"training.micro_batch_size={most_divisor(batch // world_size, size)}"
+    known = [ranks for ranks in divisors(batch) if ranks % config.parallel.expert_parallel_size == 0]
+    fitting = [ranks for ranks in known if batch // ranks % size == 0]
+    near = either(neighbours(world_size, fitting or known or divisors(batch)))
+    most = f" (with training.micro_batch_size=1 up to {batch})" if world_size > batch and size > 1 else ""
+    return f"{option} {near}{most}" if option else f"start {near} ranks{most}"
 
 
 def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:

@@ -5,10 +5,9 @@ from typing import NamedTuple
 
 from common.arguments import positive
 from common.text import counted
-from data.streaming.schedule import check_streams
-from training.config.checks import check_all_to_all, check_layout
 from training.config.errors import ConfigError
 from training.config.run import RunConfig
+from training.planning.layout import Layout, checked_layout
 from training.run.process import Process
 
 GPUS_PER_NODE = 8
@@ -61,22 +60,15 @@ def cluster_of(arguments: argparse.Namespace) -> Cluster:
     return Cluster(**{name: value for name, value in given.items() if value is not None})
 
 
-def check(config: RunConfig, cluster: Cluster) -> None:
+def check(config: RunConfig, cluster: Cluster) -> Layout:
     """Check what a start on such a cluster checks, but for its devices. Raises ValueError: one line."""
-    ranks, of_node = cluster.world_size, cluster.process.local_world_size
+    ranks = cluster.world_size
     if not 0 <= cluster.rank < ranks:
         raise ConfigError(f"--rank {cluster.rank}: the last of {counted(ranks, 'rank')} is {ranks - 1}")
-    if ranks % of_node:
-        raise ConfigError(
-            f"--world-size {ranks} is not a multiple of the {of_node} ranks of a node: set a multiple of {of_node}, or "
-            "--gpus-per-node"
-        )
     model = config.architecture()
     if model.num_experts and model.capacity == "dropless":
         raise ConfigError(
             "model.capacity = dropless: how many rows travel to an expert depends on the text, which a dry run does "
             "not read; add model.capacity=factor"
         )
-    check_layout(config, ranks)
-    check_all_to_all(config, of_node)
-    check_streams(config.data, ranks)
+    return checked_layout(config, ranks, cluster.gpus_per_node, option="--world-size", here=True)

@@ -14,7 +14,6 @@ from training.dry_run.shapes import shapes_of
 from training.dry_run.text import Text, text_of
 from training.planning.cards import find_card
 from training.planning.display.table import verdict
-from training.planning.layout import Layout
 from training.planning.plan import Plan, make_plan
 
 logger = get_logger(__name__)
@@ -47,9 +46,9 @@ def prepare(config: RunConfig, cluster: Cluster) -> Prepared:
         ValueError: one line; what cannot be started, or does not fit the cards, by how much.
     """
     card = find_card(cluster.card)
-    check(config, cluster)
+    layout = check(config, cluster)
     text = text_of(config, cluster.process)
-    plan = make_plan(config, Layout.of(config, cluster.world_size, cluster.gpus_per_node), card)
+    plan = make_plan(config, layout, card)
     if not plan.fits:
         raise ConfigError(verdict(plan))
     return Prepared(config, cluster, plan, text)

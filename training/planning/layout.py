@@ -1,10 +1,16 @@
-"""The parallel layout that a plan is made for: how many GPUs, and how a configuration is spread over them."""
+"""The parallel layout that a plan is made for: how many GPUs, and how a configuration is spread over them.
+
+``checked_layout`` is the one check of a cluster that is not there: plans, searches and dry runs refuse the same.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from training.config.checks import check_expert_parallel
+from common.text import either, neighbours
+from data.streaming.schedule import check_streams
+from training.config.checks import check_all_to_all, check_expert_parallel, check_layout
 from training.config.deepspeed import accumulation_steps, read_deepspeed_file, zero_stage
+from training.config.errors import ConfigError
 from training.config.run import RunConfig
 
 
@@ -49,7 +55,7 @@ class Layout:
 
     @property
     def nodes(self) -> int:
-        """Nodes, the last of which may not be full."""
+        """Nodes; one that is not full if GPUs are few."""
         return -(-self.gpus // self.gpus_per_node)
 
     @property
@@ -66,3 +72,35 @@ class Layout:
     def global_batch_size(self) -> int:
         """Sequences per step, over all GPUs."""
         return self.gpus * self.micro_batch_size * self.accumulation
+
+
+def checked_layout(
+    config: RunConfig, gpus: int, gpus_per_node: int, *, option: str = "--gpus", here: bool = False
+) -> Layout:
+    """Return the layout of a configuration that ``train.py`` accepts on such a cluster.
+
+    Args:
+        config: of the run.
+        gpus: the world size; if they are fewer than a node has, they are one node.
+        gpus_per_node: of all other nodes.
+        option: of the command line, that gives the number of GPUs.
+        here: whether this machine must have what the run needs beside GPUs: a compiler, packages.
+
+    Raises:
+        ValueError: one line; it would be refused.
+    """
+    check_nodes(gpus, gpus_per_node, option)
+    check_layout(config, gpus, here=here, option=option)
+    check_all_to_all(config, min(gpus, gpus_per_node))
+    check_streams(config.data, gpus)
+    return Layout.of(config, gpus, gpus_per_node)
+
+
+def check_nodes(gpus: int, gpus_per_node: int, option: str) -> None:
+    """Check that no node has fewer GPUs than the others. Raises ConfigError; arguments as of ``checked_layout``."""
+    if gpus > gpus_per_node and gpus % gpus_per_node:
+        near = neighbours(gpus, range(gpus_per_node, gpus + gpus_per_node, gpus_per_node))
+        raise ConfigError(
+            f"{option} {gpus} is not a multiple of the {gpus_per_node} GPUs of a node: set {option} {either(near)}, or "
+            "another --gpus-per-node"
+        )

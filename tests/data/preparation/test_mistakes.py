@@ -106,4 +106,4 @@ def test_a_place_that_takes_no_folder_names_the_option(tmp_path: Path, capsys: p
     (tmp_path / "a.txt").write_text("one\ntwo\n")
     assert prepare.main([*FILES, str(tmp_path / "a.txt"), *SMALL, "--out", "/proc/x"]) == 2
     error = capsys.readouterr().err
-    assert "--out = /proc/x: " in error and ".partial" not in error and error.count("\n") == 1
+    assert "--out /proc/x: " in error and ".partial" not in error and error.count("\n") == 1

@@ -154,8 +154,8 @@ def test_the_document_is_written_from_the_rows(
         (["--only", "top4"], "error: --only top4: no such variant"),
         (["model.num_experts=0", "parallel.expert_parallel_size=1"], "error: model.num_experts = 0: the study is of"),
         (["--steps", "0"], "error: --steps 0 must be 1 or greater"),
-        (["--rows", "configs"], "error: --rows = configs: it is a folder: name another file"),
-        (["--rows", "configs/tiny.yaml/rows.jsonl"], "error: --rows = configs/tiny.yaml/rows.jsonl: "),
+        (["--rows", "configs"], "error: --rows configs: it is a folder: name another file"),
+        (["--rows", "configs/tiny.yaml/rows.jsonl"], "error: --rows configs/tiny.yaml/rows.jsonl: "),
     ],
 )
 def test_a_mistake_is_one_line_and_code_2(

@@ -55,6 +55,63 @@ def test_layouts_that_cannot_work(sections: dict[str, Any], world_size: int, wor
 
 
 @pytest.mark.parametrize(
+    ("sections", "world_size", "line"),
+    [
+        (  # 4 experts
+            {"parallel": {"expert_parallel_size": 4}},
+            6,
+            "parallel.expert_parallel_size = 4 does not divide --gpus 6: set --gpus to a multiple of 4, or "
+            "parallel.expert_parallel_size=2",
+        ),
+        (
+            {"training": {"global_batch_size": 24, "micro_batch_size": 8}},
+            2,
+            "training.global_batch_size = 24 is not divisible by training.micro_batch_size x --gpus = 8 x 2: set a "
+            "multiple of 16, or training.micro_batch_size=6",
+        ),
+        (
+            {"training": {"global_batch_size": 24, "micro_batch_size": 2}},
+            5,
+            "training.global_batch_size = 24 is not divisible by training.micro_batch_size x --gpus = 2 x 5: set a "
+            "multiple of 10, or --gpus 4 or 6",
+        ),
+        (  # expert parallelism wants an even number of ranks
+            {"training": {"global_batch_size": 60, "micro_batch_size": 5}, "parallel": {"expert_parallel_size": 2}},
+            8,
+            "training.global_batch_size = 60 is not divisible by training.micro_batch_size x --gpus = 5 x 8: set a "
+            "multiple of 40, or --gpus 6 or 12",
+        ),
+        (
+            {"training": {"global_batch_size": 24, "micro_batch_size": 4}},
+            100,
+            "training.global_batch_size = 24 is not divisible by training.micro_batch_size x --gpus = 4 x 100: set a "
+            "multiple of 400, or --gpus 6 (with training.micro_batch_size=1 up to 24)",
+        ),
+        (
+            {"training": {"global_batch_size": 24, "micro_batch_size": 4, "eval_examples": 18}},
+            6,
+            "training.eval_examples = 18 is not divisible by training.micro_batch_size x --gpus = 4 x 6: set a "
+            "multiple of 24, or training.micro_batch_size=1",
+        ),
+        (
+            {"training": {"global_batch_size": 24, "micro_batch_size": 4, "eval_examples": 20}},
+            6,
+            "training.eval_examples = 20 is not divisible by training.micro_batch_size x --gpus = 4 x 6: set a "
+            "multiple of 24",
+        ),
+    ],
+)
+def test_a_fix_names_the_option_and_works(sections: dict[str, Any], world_size: int, line: str, tmp_path: Path):
+    config = small_config(tmp_path, **sections)
+    with pytest.raises(ConfigError) as error:
+        check_layout(config, world_size, option="--gpus")
+    assert str(error.value) == line
+    with pytest.raises(ConfigError) as error:
+        check_layout(config, world_size)
+    assert "--gpus" not in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("parallel", "words"),
     [
         (

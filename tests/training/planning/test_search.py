@@ -15,9 +15,9 @@ from training.config.errors import ConfigError
 from training.config.overrides import override
 from training.config.run import SECTIONS, RunConfig, load_config, validate
 from training.planning.cards import Card, find_card
-from training.planning.layout import Layout
+from training.planning.layout import Layout, checked_layout
 from training.planning.plan import Assumptions, Plan, make_plan
-from training.planning.search.candidates import candidates, checked_layout, overrides
+from training.planning.search.candidates import candidates, overrides
 from training.planning.search.find import CLOSE, Search, search
 from training.planning.search.reasons import spread
 from training.planning.search.table import text

@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator
 
-from data.streaming.schedule import check_streams
-from training.config.checks import check_all_to_all, check_layout
+from common.text import divisors
 from training.config.deepspeed import read_deepspeed_file, zero_stage
 from training.config.errors import ConfigError
 from training.config.run import RunConfig
-from training.planning.layout import Layout
 
 
 def candidates(config: RunConfig, gpus: int) -> Iterator[RunConfig]:
@@ -48,17 +46,6 @@ def candidates(config: RunConfig, gpus: int) -> Iterator[RunConfig]:
                     yield config.model_copy(update={"parallel": parallel, "training": training})
 
 
-def checked_layout(config: RunConfig, gpus: int, gpus_per_node: int) -> Layout:
-    """Return the layout of a configuration that ``train.py`` accepts on so many GPUs. Raises ValueError.
-
-    What the machine of the run must have (CUDA, a compiler) is not looked for here.
-    """
-    check_layout(config, gpus, here=False)
-    check_all_to_all(config, min(gpus, gpus_per_node))
-    check_streams(config.data, gpus)
-    return Layout.of(config, gpus, gpus_per_node)
-
-
 def overrides(config: RunConfig) -> list[str]:
     """Return the words of a command line that choose the layout of a configuration."""
     parallel, training = config.parallel, config.training
@@ -71,8 +58,3 @@ def overrides(config: RunConfig) -> list[str]:
         words.append(f"parallel.expert_parallel_size={parallel.expert_parallel_size}")
         words.append(f"parallel.all_to_all_chunks={parallel.all_to_all_chunks}")
     return words
-
-
-def divisors(number: int) -> list[int]:
-    """Return the divisors of a positive number, in order."""
-    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]

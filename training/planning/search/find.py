@@ -8,9 +8,9 @@ from training.planning.activations import activations_of
 from training.planning.cards import Card
 from training.planning.gathers import gather
 from training.planning.groups import ZeroOptions, held_parameters
-from training.planning.layout import Layout
+from training.planning.layout import Layout, check_nodes, checked_layout
 from training.planning.plan import Assumptions, Moment, moments_of
-from training.planning.search.candidates import candidates, checked_layout, overrides
+from training.planning.search.candidates import candidates, overrides
 from training.planning.search.reasons import Reason, Refused, TooLarge, check_reasons, memory_reasons
 from training.planning.states import States, states_of
 from training.planning.times import Times, times_of
@@ -98,8 +98,9 @@ def search(
     """Return all layouts of a configuration on ``gpus`` cards.
 
     Raises:
-        ConfigError: see ``candidates``.
+        ConfigError: see ``candidates`` and ``training.planning.layout.check_nodes``.
     """
+    check_nodes(gpus, gpus_per_node, "--gpus")
     fits, too_large, messages = [], [], []
     states: dict[tuple[Any, ...], States] = {}
     for candidate in candidates(config, gpus):

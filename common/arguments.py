@@ -44,7 +44,8 @@ def number(text: str) -> float:
 class Parser(argparse.ArgumentParser):
     """An ``ArgumentParser`` that suggests what a mistyped option may have been.
 
-    Mistakes begin with option and value as they were typed, as ``--gpus eight: write a whole number, such as 8``. An option with ``action="once"`` is stored as by default, but refused if it is given twice.
+    Mistakes begin with option and value as they were typed: ``--gpus eight: write a whole number, such as 8``. An
+    option with ``action="once"`` is stored as by default, but refused if it is given twice.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -78,7 +79,7 @@ class Parser(argparse.ArgumentParser):
         try:
             return super()._get_value(action, arg_string)
         except argparse.ArgumentError as error:
-            names = [name for name in action.option_strings if self._has(name)] or [action.metavar or action.dest]
+            names = [name for name in action.option_strings if self._has(name)] or [str(action.metavar or action.dest)]
             raise argparse.ArgumentError(None, f"{names[0]} {arg_string or repr('')}: {error.message}") from None
 
     def _has(self, option: str) -> bool:

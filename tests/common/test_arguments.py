@@ -41,7 +41,10 @@ def parser() -> Parser:
         (["--gpus", "eight"], "error: --gpus eight: write a whole number, such as 8"),
         (["--seed=-1"], "error: --seed -1: must be at least 0"),
         (["--file="], "error: --file '': names nothing: write a path"),
-        (["--file", "$NOT_SET/x"], "error: --file $NOT_SET/x: the environment variable NOT_SET is not set: export it, or write the path out"),
+        (
+            ["--file", "$NOT_SET/x"],
+            "error: --file $NOT_SET/x: the environment variable NOT_SET is not set: export it, or write the path out",
+        ),
     ],
 )
 def test_one_line(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]):

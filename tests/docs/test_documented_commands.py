@@ -85,7 +85,10 @@ def test_good_commands_are_found_and_pass(tmp_path: Path):
         ("python evaluate.py runs/tiny --tasks sst3", "did you mean sst2"),
         ("python evaluate.py runs/tiny --tasks squad --split test", "task squad has no split test"),
         ("deepspeed --num_gpus 2 evaluate.py runs/tiny --taks sst2", "--tasks"),
-        ("python plan.py --config configs/tiny.yaml --gpus 3", "parallel.expert_parallel_size = 2 does not divide --gpus 3"),
+        (
+            "python plan.py --config configs/tiny.yaml --gpus 3",
+            "parallel.expert_parallel_size = 2 does not divide --gpus 3",
+        ),
         ("python plan.py --config configs/tiny.yaml --gpus 2 --card h100", "did you mean h100-"),
         ("python plan.py --config configs/tiny.yaml --gpus 2 --mfu-from runs/never", "no config and no command"),
         ("python -m studies.routing runs/never", "no config and no command of this page"),

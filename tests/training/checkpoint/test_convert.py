@@ -245,7 +245,10 @@ def test_export_in_bf16_and_several_files(run_dir: Path, tmp_path: Path, monkeyp
     ("arguments", "words"),
     [
         (["reshard", "RUN", "3", "3", "1"], "parallel.expert_parallel_size = 3 does not divide model.num_experts = 4"),
-        (["reshard", "RUN", "2", "1", "1"], "does not divide --world-size 1: set --world-size to a multiple of 2, or parallel.expert_parallel_size=1"),
+        (
+            ["reshard", "RUN", "2", "1", "1"],
+            "does not divide --world-size 1: set --world-size to a multiple of 2, or parallel.expert_parallel_size=1",
+        ),
         (["reshard", "RUN", "1", "3", "1"], "--world-size 3 does not divide data.num_streams = 4"),
         (["reshard", "OUT", "1", "1", "1"], "no such folder"),
         (["export", "RUN", "RUN"], "exists"),

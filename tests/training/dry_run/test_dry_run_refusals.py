@@ -37,8 +37,16 @@ LARGE = {"training": {"global_batch_size": 512, "micro_batch_size": 1}, "data": 
         ({}, Cluster(512, -1), "--rank -1: the last of 512 ranks is 511"),
         ({}, Cluster(12), "--world-size 12 is not a multiple of the 8 GPUs of a node: set --world-size 8 or 16, or"),
         ({"parallel": {"expert_parallel_size": 3}}, Cluster(8), "does not divide model.num_experts = 4"),
-        ({"parallel": {"expert_parallel_size": 4}}, Cluster(2), "does not divide --world-size 2: set --world-size to a multiple of 4, or"),
-        ({"training": {"global_batch_size": 24}}, Cluster(16), "is not divisible by training.micro_batch_size x --world-size = 4 x 16"),
+        (
+            {"parallel": {"expert_parallel_size": 4}},
+            Cluster(2),
+            "does not divide --world-size 2: set --world-size to a multiple of 4, or",
+        ),
+        (
+            {"training": {"global_batch_size": 24}},
+            Cluster(16),
+            "is not divisible by training.micro_batch_size x --world-size = 4 x 16",
+        ),
         (
             LARGE | {"data": {"num_streams": 64}},
             Cluster(512),

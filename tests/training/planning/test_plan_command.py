@@ -23,9 +23,15 @@ CONFIG = ("plan.py", "--config", "configs/st_moe_l.yaml")
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--gpus", "12"], "--gpus 12 is not a multiple of the 8 GPUs of a node: set --gpus 8 or 16, or another --gpus-per-node"),
+        (
+            ["--gpus", "12"],
+            "--gpus 12 is not a multiple of the 8 GPUs of a node: set --gpus 8 or 16, or another --gpus-per-node",
+        ),
         (["--gpus", "8", "--card", "h1000"], "--card h1000: no such card; did you mean h100-80gb"),
-        (["--gpus", "8", "training.global_batch_size=2047"], "training.global_batch_size = 2047 is not divisible by training.micro_batch_size x --gpus = 32 x 8"),
+        (
+            ["--gpus", "8", "training.global_batch_size=2047"],
+            "training.global_batch_size = 2047 is not divisible by training.micro_batch_size x --gpus = 32 x 8",
+        ),
         (["--gpus", "8", "--mfu", "40"], "--mfu 40: a share of the peak"),
         (["--gpus", "8", "--mfu-from", "runs/none"], "--mfu-from runs/none: no such run folder"),
         (["--gpus", "8", "--json", "training.steps=5"], "write overrides before --json"),

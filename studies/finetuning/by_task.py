@@ -8,6 +8,7 @@ of them, as ``--tasks``. Each such call may have its own steps, batch and length
 """
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -103,15 +104,12 @@ def format_table(runs: Sequence[Row]) -> str:
 
 
 def _rising(runs: Sequence[Row]) -> str:
-    """Name the runs whose training loss rose: their scores count all the same."""
-    lines = [
-        f"- {' + '.join(row['tasks'])}, {'pretrained' if row['weights'] else 'random'}, {row['batch']} x "
-        f"{row['steps']:,}, seed {row['seed']}, had a rising training loss, and was evaluated all the same, at step "
-        f"{row['diverged_at']}: {row['reason']}"
-        for row in runs
-        if row["status"] == "diverged"
-    ]
-    return "\n".join(lines)
+    """Say how many runs had a training loss that rose: their scores count all the same."""
+    found = Counter(" + ".join(row["tasks"]) for row in runs if row["status"] == "diverged")
+    if not found:
+        return ""
+    of = ", ".join(f"{count} of {tasks}" for tasks, count in sorted(found.items()))
+    return f"Runs whose training loss rose at some step, which count all the same (`reason` in the rows): {of}."
 
 
 def _order(row: Row, names: Sequence[str]) -> tuple[object, ...]:

@@ -16,6 +16,7 @@ from model.st_moe import StMoeForConditionalGeneration
 from optim.adafactor import Adafactor
 from optim.build import build_optimizer
 from optim.schedule import make_schedule
+from optim.stage_three import weights_once
 from optim.stage_zero import StageZero
 from parallel.config import ParallelConfig
 from parallel.layer import sparse_factory
@@ -127,12 +128,13 @@ def build_engine(
     if options.get("comms_logger", {}).get("enabled"):
         prepare_comms_logger()
     import_muon()
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=optimizer,
-        lr_scheduler=make_schedule(optimizer, config.optimizer, config.training.steps),
-        config=options,
-    )
+    with weights_once():
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            lr_scheduler=make_schedule(optimizer, config.optimizer, config.training.steps),
+            config=options,
+        )
     if isinstance(optimizer, Adafactor):
         optimizer.bind(engine_partitions(engine))
     if int(engine.zero_optimization_stage()) == 0:

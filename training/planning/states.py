@@ -12,12 +12,11 @@ stage  precision           weights                  master              gradient
 1      bf16, fp32 sums     2 P                      4 p                 4 P (sums) + 2 P
 1      bf16, bf16 sums     2 P                      4 p                 2 x the whole parameters that p touches
 2      as stage 1; bf16 with fp32 sums: gradients 4 p
-3      fp32, autocast      4 p                      4 p                 4 p
+3      fp32, autocast      4 p                      0                   4 p
 3      bf16                2 p                      4 p                 4 p or, bf16 sums, 2 p
 =====  ==================  =======================  ==================  ==========================================
 
-ZeRO 3 is meant to step fp32 weights themselves, without a copy, but compares a device with its name, which are never
-equal (``_create_fp32_partitions`` of ``runtime/zero/stage3.py``).
+ZeRO 3 steps fp32 weights themselves, see ``optim.stage_three``, unless weights or states are on the host.
 """
 
 from collections.abc import Iterable
@@ -229,11 +228,13 @@ class _Counter:
         gradients = partitions * self.sums
         largest = max(held.numel for held in self.held if held.trained)
         copy = min(self.whole, max(bucket, largest)) * max(sizes)
+        # fp32 weights on the same device as the optimizer's state are stepped themselves.
+        apart = self.options.offload_optimizer or self.options.offload_parameters
         joined = [sum(held.partition_numel for held in some) for group in self._stage_3_groups() for some in group]
         return {
             "weights": sum(held.partition_numel for held in self.held) * self.weight,
             "gradients": gradients, "backward_gradients": gradients, "carried_gradients": gradients,
-            "master": partitions * 4,
+            "master": partitions * 4 if apart or self.weight < 4 else 0,
             "optimizer": self._optimizer(ranks), "buckets": bucket * sum(sizes), "reduction": copy,
             "live": gather(self.config, self.layout).most_live * self.weight,
             "step": max(joined) * 4,

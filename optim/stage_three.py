@@ -52,7 +52,7 @@ def weights_once() -> Iterator[None]:
 
 
 def _has_copies(zero: Any) -> bool:
-    """Whether there is a copy of weights that have its dtype and device; else DeepSpeed takes the weights' own tensor."""
+    """Whether weights that have dtype and device of their masters are not these tensors themselves."""
     pairs = zip(zero.fp16_partitioned_groups_flat, zero.fp32_partitioned_groups_flat, strict=True)
     return not zero.offload_optimizer and any(
         own.dtype == master.dtype and own.device == master.device and own is not master

@@ -8,7 +8,6 @@ from typing import Any
 import deepspeed.comm as dist
 import pytest
 import torch
-from deepspeed.runtime import torch_autocast
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from torch import Tensor
 
@@ -29,30 +28,26 @@ GATHERED = {"stage": 3, "stage3_param_persistence_threshold": 100, "sub_group_si
 
 
 def configs(folder: str) -> dict[str, RunConfig]:
-    """Both optimizers, whole and spread experts, weights that stay gathered or not, trained in part or cast."""
+    """Both optimizers, experts spread or not, weights that stay gathered or not, all trained or some."""
     return {
-        "adafactor, spread": small(folder, GATHERED, 2, optimizer=CLIPPED, micro_batch_size=2),
-        "adamw": small(folder, {"stage": 3}, 1, optimizer=ADAMW),
-        "adamw, cast, in part": small(
-            folder, GATHERED, 2, optimizer=ADAMW, precision="bf16_autocast", trainable="dense_feed_forward"
-        ),
+        "adafactor": small(folder, GATHERED, 2, optimizer=CLIPPED, micro_batch_size=2),
+        "adamw": small(folder, {"stage": 3}, 1, optimizer=ADAMW, trainable="non_moe"),
     }
 
 
 def train(config: RunConfig, copies: AbstractContextManager[None]) -> dict[str, Any]:
-    """Three steps and an evaluation with an engine that is built inside a context in place of ``weights_once``."""
-    torch_autocast.TORCH_AUTOCAST_INITIALIZED = False  # DeepSpeed's, which outlives an engine
+    """Two steps and an evaluation with an engine that is built inside a context in place of ``weights_once``."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "weights_once", lambda: copies)
         engine = build.build_engine(config, 2, "cpu")
     rank, size = dist.get_rank(), config.training.micro_batch_size
     losses = []
-    for step in range(3):
+    for step in range(2):
         batch = global_batch(step, 8)
         micro = [{k: v[i : i + size] for k, v in batch.items()} for i in range(size * rank, 8, 2 * size)]
         terms, _ = update(engine, micro, 0, 0, step, rank)
         losses.append(terms.reduce(config.st_moe_config())["loss"])
-    losses.append(evaluate(engine, micro, 0, 0, rank).reduce(config.st_moe_config())["loss"])
+    losses.append(evaluate(engine, micro[:1], 0, 0, rank).reduce(config.st_moe_config())["loss"])
     own = list(weights(engine))
     return {
         "losses": losses,
@@ -74,7 +69,7 @@ def test_the_same_training_without_the_copy(tmp_path: Path):
     for of_rank in run_ranks(train_all, 2, tmp_path, str(tmp_path)):
         for name, (twice, once) in of_rank.items():
             assert once["losses"] == twice["losses"], name
-            assert len(set(once["losses"])) == 4
+            assert len(set(once["losses"])) == 3
             assert all(map(torch.equal, once["weights"], twice["weights"])), name
             assert twice["copies"] == twice["trained"] == once["trained"] > 0
             assert once["copies"] == 0

@@ -1,6 +1,7 @@
 """Plans worked by hand, and against the model's own modules."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from model.size import parameter_shapes
 from model.st_moe import StMoeForConditionalGeneration
 from tests.support.small import SMALL_MODEL, small_config
 from training.config.errors import ConfigError
+from training.config.run import RunConfig
 from training.engine.parameters import model_parameter_specs, parameter_families
 from training.planning.advice import advise
 from training.planning.cards import CARDS, card_of_device, find_card
 from training.planning.groups import Group, optimizer_groups, sub_groups
 from training.planning.layout import Layout
 from training.planning.plan import GIB, Assumptions, make_plan
-from training.planning.states import states_of
+from training.planning.states import States, states_of
 from training.planning.times import rate_of
 from training.planning.traffic import Message, seconds, traffic_of
 
@@ -68,8 +70,37 @@ def test_ranks_together_hold_every_weight_once_and_padding(tmp_path: Path, stage
     layout = Layout.of(config, 8)
     numel = sum(p.numel for p in parameter_shapes(config.architecture()))
     parameters = len(parameter_shapes(config.architecture()))
-    masters = sum(states_of(config, layout, rank).master for rank in range(8)) / 4
-    assert numel <= masters <= numel + 16 * parameters
+    # ZeRO 3 steps fp32 weights themselves.
+    stepped = sum((one.weights if stage == 3 else one.master) for one in all_states(config, layout)) / 4
+    assert numel <= stepped <= numel + 16 * parameters
+
+
+def all_states(config: RunConfig, layout: Layout) -> list[States]:
+    return [states_of(config, layout, rank) for rank in range(layout.gpus)]
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_copy_of_the_weights_is_kept_where_it_must_be(tmp_path: Path, stage: int):
+    """Under ZeRO 3 of bf16 weights alone, or with weights or the optimizer's state on the host."""
+    config = small_config(tmp_path, zero_stage=stage, training={"global_batch_size": 16, "micro_batch_size": 2})
+    layout = Layout.of(config, 8)
+    partition = states_of(config, dataclasses.replace(layout, precision="bf16"), 0).master
+    assert partition > 0
+    for precision in ("fp32", "bf16_autocast"):
+        of_precision = dataclasses.replace(layout, precision=precision)
+        assert states_of(config, of_precision, 0).master == (0 if stage == 3 else partition)
+    plain = states_of(config, layout, 0)
+    Path(config.training.deepspeed_config).write_text(
+        json.dumps({"zero_optimization": {"stage": stage, "offload_optimizer": {"device": "cpu"}}})
+    )
+    moved = states_of(config, layout, 0)
+    assert moved.host == plain.optimizer + 2 * partition  # the copy and the gradients
+    if stage == 3:
+        Path(config.training.deepspeed_config).write_text(
+            json.dumps({"zero_optimization": {"stage": stage, "offload_param": {"device": "cpu"}}})
+        )
+        moved = states_of(config, layout, 0)
+        assert (moved.host, moved.master) == (plain.weights, partition)
 
 
 def test_more_gpus_and_a_higher_stage_never_need_more_on_each(tmp_path: Path):

@@ -15,22 +15,19 @@ import argparse
 import sys
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from common.arguments import Parser, positive
 from common.exit_codes import USER_ERROR
-from common.files import write_atomically
 from common.logs import get_logger
 from common.paths import check_can_write_file, path_argument, path_text_argument
 from common.program import begin, run
-from common.strict_json import to_json
-from training.config.checks import give_advice
 from training.config.errors import ConfigError
 from training.config.run import RunConfig, load_config
 from training.planning.cards import CARDS, Card, find_card
+from training.planning.display.options import add_shared_arguments, check_json, reserved_bytes, show
 from training.planning.display.table import text, verdict
 from training.planning.layout import checked_layout
-from training.planning.plan import FILE_SYSTEM_GBS, GIB, MFU, RESERVED, Assumptions, Plan, make_plan
+from training.planning.plan import FILE_SYSTEM_GBS, MFU, Assumptions, Plan, make_plan
 from training.planning.search.find import Search, search
 from training.planning.search.table import nothing_fits
 from training.planning.search.table import text as search_text
@@ -39,7 +36,6 @@ from training.run.folder import RunFolder
 
 DEFAULT_CARD = "h100-80gb"
 ENDINGS = (".png", ".svg", ".pdf")
-TERMINAL = "-"
 
 logger = get_logger("plan")
 
@@ -63,26 +59,13 @@ def parse_arguments() -> argparse.Namespace:
         "--mfu-from", type=path_argument, metavar="RUN", help="run folder: the median that its steps have measured"
     )
     add(
-        "--reserve",
-        type=float,
-        default=RESERVED / GIB,
-        metavar="GIB",
-        help="of a card, for what is no tensor: CUDA's context, NCCL's buffers, fragments (default: %(default)s)",
-    )
-    add(
         "--file-system-gbs",
         type=float,
         default=FILE_SYSTEM_GBS,
         metavar="X",
         help="GB/s that a node writes to the file system of checkpoints (default: %(default)s)",
     )
-    add(
-        "--json",
-        nargs="?",
-        const=TERMINAL,
-        metavar="FILE",
-        help="write every figure as JSON to FILE, or to the terminal in place of the table",
-    )
+    add_shared_arguments(parser)
     add("--picture", type=path_argument, metavar="FILE", help=f"draw the memory by part ({', '.join(ENDINGS)})")
     add(
         "--search",
@@ -98,14 +81,9 @@ def check_options(arguments: argparse.Namespace) -> None:
     """Check what argparse does not. Raises ConfigError or ValueError: one line."""
     if arguments.mfu is not None and not 0 < arguments.mfu <= 1:
         raise ConfigError(f"--mfu {arguments.mfu:g}: a share of the peak, more than 0 and at most 1, such as {MFU}")
-    if not 0 <= arguments.reserve < float("inf"):
-        raise ConfigError(f"--reserve {arguments.reserve:g}: GiB of a card, 0 or more, such as {RESERVED / GIB:g}")
     if not 0 < arguments.file_system_gbs < float("inf"):
         raise ConfigError(f"--file-system-gbs {arguments.file_system_gbs:g}: GB/s, more than 0")
-    if arguments.json not in (None, TERMINAL):
-        if "=" in arguments.json:
-            raise ConfigError(f"--json {arguments.json}: a file is meant; write overrides before --json")
-        check_can_write_file(Path(path_text_argument(arguments.json)), "--json")
+    check_json(arguments.json)
     if arguments.picture is not None:
         if arguments.picture.suffix not in ENDINGS:
             raise ConfigError(f"--picture {arguments.picture}: must end in {', '.join(ENDINGS)}")
@@ -134,14 +112,14 @@ def inputs_of(arguments: argparse.Namespace) -> tuple[RunConfig, Card, Assumptio
     rate, source = (MFU if arguments.mfu is None else arguments.mfu), "assumed"
     if arguments.mfu_from is not None:
         rate, source = measured_rate(arguments.mfu_from), f"measured by {arguments.mfu_from}"
-    return config, card, Assumptions(rate, source, round(arguments.reserve * GIB), arguments.file_system_gbs)
+    return config, card, Assumptions(rate, source, reserved_bytes(arguments.reserve), arguments.file_system_gbs)
 
 
-def plan_of(arguments: argparse.Namespace) -> tuple[Plan, RunConfig]:
+def plan_of(arguments: argparse.Namespace) -> Plan:
     """Check everything, then plan. Raises ConfigError."""
     config, card, assumptions = inputs_of(arguments)
     layout = checked_layout(config, arguments.gpus, arguments.gpus_per_node)
-    return make_plan(config, layout, card, assumptions), config
+    return make_plan(config, layout, card, assumptions)
 
 
 def search_of(arguments: argparse.Namespace) -> Search:
@@ -152,16 +130,6 @@ def search_of(arguments: argparse.Namespace) -> Search:
     return search(config, arguments.gpus, card, gpus_per_node=arguments.gpus_per_node, assumptions=assumptions)
 
 
-def show(row: dict[str, Any], table: str, json: str | None) -> None:
-    """Print the table or, as ``--json`` says, the figures, to a file or in place of the table. Raises OSError."""
-    figures = to_json(row, indent=2)
-    print(figures if json == TERMINAL else table)
-    if json not in (None, TERMINAL):
-        file = Path(path_text_argument(json))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, figures + "\n")
-
-
 def main() -> int:
     """Plan or search, and print or write what was found."""
     begin()
@@ -170,7 +138,7 @@ def main() -> int:
         if arguments.search:
             found = search_of(arguments)
         else:
-            plan, config = plan_of(arguments)
+            plan = plan_of(arguments)
     except ValueError as error:
         logger.error(str(error))
         return USER_ERROR
@@ -178,8 +146,7 @@ def main() -> int:
         show(found.as_row(), search_text(found), arguments.json)
         problem = nothing_fits(found) if not found.fits else None
     else:
-        advice = [f"warning: {line}" for line in give_advice(config)]
-        show(plan.as_row(), "\n".join([text(plan), *advice]), arguments.json)
+        show(plan.as_row(), text(plan), arguments.json)
         if arguments.picture is not None:
             from training.planning.display.picture import write_picture
 

@@ -23,7 +23,7 @@ from common.arguments import Parser
 from common.exit_codes import STOPPED, USER_ERROR, RunError
 from common.logs import ALL_RANKS, get_logger, hold_notices
 from common.paths import PLACE_ERRORS, check_can_write, path_text_argument, why
-from common.program import begin
+from common.program import begin, is_read
 from data.sources.retry import DataError
 from training.checkpoint.initial.fitting import load_run_config
 from training.config.checks import check_layout, give_advice
@@ -33,6 +33,7 @@ from training.config.run import RunConfig
 from training.config.training import TrainingConfig
 from training.dry_run.checks import CLUSTER_OPTIONS, add_cluster_arguments, cluster_of
 from training.inputs import prepare
+from training.planning.display.options import TERMINAL, check_json, json_file, show
 from training.run.distributed import initialize_distributed, leave, shut_down_distributed
 from training.run.folder import RunFolder, check_place
 from training.run.launchers import LaunchError, likely_rank
@@ -73,7 +74,7 @@ def parse_arguments() -> argparse.Namespace:
         "--dry-run",
         action="store_true",
         help="do not train: be one rank of a cluster on this machine, without a GPU, text or numbers, and show its "
-        "groups, shapes, traffic, streams and files; code 0 or 2",
+        "groups, shapes, traffic, streams and files; code 0, 2 or, if the plan differs from it, 1",
     )
     add_cluster_arguments(parser.add_argument_group("of --dry-run"))
     # added by the deepspeed launcher and, with a dash, by torch.distributed.launch
@@ -159,17 +160,26 @@ def blame(error: OSError, config: RunConfig) -> str:
 
 def dry_run(config: RunConfig, arguments: argparse.Namespace, process: Process) -> None:
     """Show the job of one rank of a cluster; nothing is written. Raises ValueError: there can be no such job."""
-    from training.dry_run.run import prepare, show
+    from training.dry_run.run import prepare, run
 
     if process.world_size > 1:
         raise ConfigError("--dry-run is one process that stands for one rank: start it with python, without a launcher")
+    check_json(arguments.json)
     prepared = prepare(config, cluster_of(arguments))
+
+    def tell(what: str) -> None:
+        if not is_read() and json_file(arguments.json) is None:
+            leave(0)  # nothing else comes of it
+        if arguments.json != TERMINAL:
+            logger.info(what)
+
     try:
-        print(show(prepared, as_json=arguments.json is not None))
+        found = run(prepared, tell)
     except RunError as error:
         refuse(str(error), process, error.code)
     except ValueError as error:  # no mistake of the user's: those are found before
         raise RuntimeError("the dry run failed") from error
+    show(found.as_row(), found.as_text(), arguments.json)
 
 
 def main() -> None:

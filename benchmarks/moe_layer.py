@@ -38,6 +38,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     """Measure every cell, then two ranks; print the results and write them as JSON and plot."""
+    from common.program import print_anything
+
+    print_anything()
     arguments = parse_arguments()
     from benchmarks.moe_cell import measure_cell
     from benchmarks.moe_peers import Case

@@ -22,6 +22,7 @@ import torch
 import torch.multiprocessing as mp
 
 from common.ports import free_port
+from common.program import print_anything
 from common.project import ROOT
 
 RANKS = 2
@@ -31,6 +32,7 @@ Seconds = dict[bool, list[tuple[float, float]]]  # by whether everything is on: 
 
 def main() -> None:
     """Measure and print."""
+    print_anything()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, default=40, help="blocks of steps, half of them with everything on")
     parser.add_argument("--every", type=int, default=10, help="training.log_every, the steps of a block")

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 ROOT_LOGGER = "st_moe"
@@ -77,6 +77,9 @@ class _Lines(logging.Handler):
             return
         try:
             _write_line(self.format(record), sys.stdout if record.levelno < logging.WARNING else sys.stderr)
+        except OSError as error:  # a full disk is no reason to end a run
+            with suppress(OSError):
+                print(f"warning: lines of the log are lost: {error.strerror}", file=sys.stderr, flush=True)
         except Exception:
             self.handleError(record)
 

@@ -1,13 +1,16 @@
-"""How the programs of this project begin and end: the terminal, idle threads, a user's mistake, a closed pipe.
+"""How the programs of this project begin and end: the terminal, idle threads, a user's mistake, a reader that leaves.
 
 Imports nothing that takes time. Call ``begin`` before torch is imported: OpenMP reads its settings once.
 """
 
 import codecs
+import io
 import os
+import select
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
 
 from common.exit_codes import INTERRUPTED, USER_ERROR
 from common.logs import configure_logging, get_logger
@@ -31,14 +34,11 @@ def begin(rank: int | None = None) -> None:
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Exit with the code of ``main``; without a traceback for a place that cannot be used, Ctrl-C and a closed pipe."""
+    """Exit with the code of ``main``; without a traceback for a place that cannot be used, and for Ctrl-C."""
     begin()
     try:
         code = main()
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough, as in `… | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at exit
-        code = 0
     except OSError as error:
         if error.errno not in PLACE_ERRORS:
             raise
@@ -49,12 +49,49 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     sys.exit(code)
 
 
+class Output(io.FileIO):
+    """Where stdout or stderr goes; drops what it is given when the reader has left, as in ``… | head``.
+
+    So a program does all of its work, and its exit code says how that ended, whoever reads along. Of another error,
+    such as a full disk, the program hears once: Python writes again at exit what could not be written.
+    """
+
+    def __init__(self, descriptor: int, name: str):
+        super().__init__(descriptor, "wb", closefd=False)
+        self.name, self.failed = name, False
+
+    def write(self, data: Any) -> int:
+        """Write as the base class does. Raises OSError at the first failure."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            if not self.failed and not isinstance(error, BrokenPipeError):
+                self.failed = True
+                raise OSError(error.errno, error.strerror, self.name) from None
+            return memoryview(data).nbytes
+
+
 def print_anything() -> None:
-    """Let stdout and stderr replace what their encoding lacks, rather than fail: an ASCII terminal or log."""
+    """Let stdout and stderr take everything: what their encoding lacks is replaced, what nobody reads is dropped."""
     codecs.register_error(ASCII, _replace)
+    if sys.stdout is sys.__stdout__:  # nobody has replaced it
+        sys.stdout = _opened(sys.stdout, "stdout")
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _opened(sys.stderr, "stderr")
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=ASCII)
+
+
+def is_read() -> bool:
+    """Whether stdout is no pipe that its reader has left."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except OSError:  # no file of the system
+        return True
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return not any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def wait_passively() -> None:
@@ -64,6 +101,22 @@ def wait_passively() -> None:
     """
     if not any(name in os.environ for name in WAITING):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+def _opened(stream: TextIO | None, name: str) -> TextIO:
+    """Return an ``Output`` for the same file, buffered alike; of a stream that the user has closed, for no file."""
+    if stream is None:
+        return Path(os.devnull).open("w", encoding="utf-8")
+    stream.flush()
+    assert isinstance(stream, io.TextIOWrapper)
+    raw = Output(stream.fileno(), name)
+    buffer = raw if stream.write_through else io.BufferedWriter(raw)
+    return io.TextIOWrapper(
+        buffer,
+        encoding=stream.encoding,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
 
 
 def _replace(error: UnicodeError) -> tuple[str, int]:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import psutil
 import yaml
 
+from common.program import print_anything
 from tests.support.corpus import write_corpus
 from tests.support.launch import rows, train
 from tests.support.processes import PATIENCE_SECONDS, Started, deepspeed_command
@@ -157,6 +158,7 @@ def format_row(trial: Trial) -> str:
 
 def main() -> None:
     """Print a table; exit code 1 unless all trials gave the uninterrupted run."""
+    print_anything()
     parser = argparse.ArgumentParser(
         prog="python -m tests.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -21,6 +21,7 @@ from typing import NoReturn
 from benchmarks.gpu.results import Results, final_path, merge, table
 from benchmarks.gpu.worker import STEPS
 from common.exit_codes import USER_ERROR
+from common.program import print_anything
 from common.project import ROOT
 
 GRACE_SECONDS = 15.0  # after a step's budget, before its process is killed
@@ -130,6 +131,7 @@ def stop(_number: int, _frame: FrameType | None) -> NoReturn:
 
 def main() -> None:
     """Run the steps, write the results and print them as a table; exit with 1 if a step is not ok."""
+    print_anything()
     options = parse_arguments()
     if "6" in options.steps.split(",") and not (options.data / "vocabulary").is_dir():
         print(

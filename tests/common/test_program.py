@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -48,7 +47,6 @@ def test_log_lines_reach_an_ascii_terminal():
         ("os.mkdir('pyproject.toml/x')", 2, "error: Not a directory: pyproject.toml/x\n"),
         ("raise OSError(28, 'No space left on device', '/full')", 2, "error: No space left on device: /full\n"),
         ("raise KeyboardInterrupt", 130, ""),
-        ("raise BrokenPipeError", 0, ""),
     ],
 )
 def test_ends(body: str, code: int, error: str):
@@ -57,7 +55,7 @@ def test_ends(body: str, code: int, error: str):
 
 
 def test_a_fault_of_the_program_keeps_its_traceback():
-    for body in ("raise OSError(5, 'Input/output error')", "1 / 0", "''.encode(None)"):
+    for body in ("raise OSError(5, 'Input/output error')", "1 / 0", "''.encode(None)", "raise BrokenPipeError"):
         result = program(body)
         assert result.returncode == 1
         assert b"Traceback" in result.stderr
@@ -142,9 +140,62 @@ def test_help_and_mistakes_come_at_once_on_any_terminal(command: list[str]):
         assert len(errors) == (status > 0), errors
 
 
-def test_a_reader_that_leaves_is_no_error(tmp_path: Path):
-    script = "python convert.py --help | head -n 1; echo ${PIPESTATUS[0]}"
+def unread() -> int:
+    """Return the end of a pipe to which is written, and that nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    return writing
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "body", ["print('a')", "print('a' * 100_000)", "get_logger('x').info('a'); get_logger('x').info('b')"]
+)
+def test_a_reader_that_leaves_changes_no_exit_code(body: str, unbuffered: str):
+    code = MAIN.format(body=f"{body}; print('end', file=sys.stderr); return 5")
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    pipe = unread()
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=ROOT, env=environment, stdout=pipe, stderr=subprocess.PIPE)
+    assert (result.returncode, result.stderr) == (5, b"end\n")
+    assert subprocess.run(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe).returncode == 5
+    os.close(pipe)
+
+
+def test_a_program_knows_that_nobody_reads():
+    code = "import sys; from common.program import begin, is_read; begin(); sys.exit(is_read())"
+    pipe = unread()
+    command = [sys.executable, "-c", code]
+    found = [subprocess.run(command, cwd=ROOT, stdout=out).returncode for out in (pipe, subprocess.DEVNULL, None)]
+    os.close(pipe)
+    assert found == [0, 1, 1]
+
+
+def test_streams_that_cannot_be_written():
+    """A full disk is told once; a stream that the shell has closed is no mistake."""
+    for body, place, code, error in (
+        ("print('a')", ">/dev/full", 2, "error: No space left on device: stdout\n"),
+        ("get_logger('x').info('a'); return 5", ">/dev/full", 5,
+         "warning: lines of the log are lost: No space left on device\n"),
+        ("print('a'); get_logger('x').info('a'); return 5", ">&-", 5, ""),
+        ("get_logger('x').error('a'); return 5", "2>&-", 5, ""),
+    ):  # fmt: skip
+        command = ["bash", "-c", f'"$0" -c "$1" {place}', sys.executable, MAIN.format(body=body)]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert (result.returncode, result.stderr) == (code, error), body
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_dry_run_that_nobody_reads_ends_at_once(options: list[str]):
+    command = [sys.executable, "train.py", "--config", "configs/st_moe_32b.yaml", "--dry-run", "--world-size", "64"]
+    pipe = unread()
+    environment = os.environ | {"PYTHONPROFILEIMPORTTIME": "1"}  # names what is imported
     result = subprocess.run(
-        ["bash", "-c", script.replace("python", sys.executable)], cwd=ROOT, capture_output=True, text=True
+        [*command, *options], cwd=ROOT, env=environment, stdout=pipe, stderr=subprocess.PIPE, text=True
     )
-    assert (result.stdout.splitlines()[-1], result.stderr) == ("0", "")
+    os.close(pipe)
+    assert result.returncode == 0
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("import time:")]
+    assert not lines
+    assert " torch\n" not in result.stderr
+    assert " pydantic\n" in result.stderr

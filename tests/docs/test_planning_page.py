@@ -20,5 +20,4 @@ def test_the_table_is_that_of_the_first_command(monkeypatch: pytest.MonkeyPatch)
     assert (kind, program) == ("bash", "plan.py")
     monkeypatch.setattr(sys, "argv", [program, *arguments])
     monkeypatch.chdir(ROOT)
-    planned, _ = plan.plan_of(plan.parse_arguments())
-    assert text(planned) == output
+    assert text(plan.plan_of(plan.parse_arguments())) == output

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from training.config.run import RunConfig
 from training.dry_run.measured import Measured
@@ -35,6 +36,32 @@ def differences(config: RunConfig, plan: Plan, rank: int, measured: Measured, st
         if kind not in estimated(layout):
             what = f"{kind} of {ranks} ranks, bytes a step"
             yield from _unequal(what, planned[kind, ranks], made[kind, ranks])
+
+
+class Estimate(NamedTuple):
+    """A kind of collective, all groups together, that the plan estimates: bytes of a step."""
+
+    kind: str
+    planned_bytes: int
+    made_bytes: int
+
+
+class Checked(NamedTuple):
+    """What the plan says of the rank that was rehearsed, where it does not differ."""
+
+    to_the_byte: list[str]  # of which every number is equal
+    estimated: list[Estimate]  # what is not: see ``estimated``
+
+
+def checked(config: RunConfig, plan: Plan, step: Step) -> Checked:
+    """Return what ``differences`` has compared, for a plan that it does not contradict."""
+    planned, made = planned_bytes(config, plan.layout), step.bytes()
+    estimates = []
+    for kind in estimated(plan.layout):
+        of_plan, of_step = (sum(n for (of, _), n in found.items() if of == kind) for found in (planned, made))
+        if any(planned[key] != made[key] for key in planned.keys() | made.keys() if key[0] == kind):
+            estimates.append(Estimate(kind, of_plan, of_step))
+    return Checked(["parameters", *(() if plan.states.host else STATES), "traffic"], estimates)
 
 
 def planned_bytes(config: RunConfig, layout: Layout) -> Counter[tuple[str, int]]:

@@ -1,12 +1,13 @@
 """What is refused before anything is imported or built: a rank, a layout or streams that cannot be. Without torch."""
 
 import argparse
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from common.arguments import positive
 from common.text import counted
 from training.config.errors import ConfigError
 from training.config.run import RunConfig
+from training.planning.display.options import add_shared_arguments
 from training.planning.layout import Layout, checked_layout
 from training.run.process import Process
 
@@ -22,12 +23,14 @@ class Cluster(NamedTuple):
         rank: the one to be.
         gpus_per_node: ranks of a node.
         card: name of the GPUs, see ``training.planning.cards``.
+        reserve: GiB of a card for what is no tensor; None: as ``plan.py``.
     """
 
     world_size: int
     rank: int = 0
     gpus_per_node: int = GPUS_PER_NODE
     card: str = CARD
+    reserve: float | None = None
 
     @property
     def process(self) -> Process:
@@ -42,6 +45,10 @@ class Cluster(NamedTuple):
 
 
 CLUSTER_OPTIONS = (*Cluster._fields, "json")
+#: Options of ``plan.py`` that a dry run does not have, and what to do.
+OF_PLANS = {"--gpus": "write --world-size"} | dict.fromkeys(
+    ("--mfu", "--mfu-from", "--file-system-gbs", "--picture", "--search"), "only plan.py has it"
+)
 
 
 def add_cluster_arguments(group: argparse._ArgumentGroup) -> None:
@@ -51,7 +58,9 @@ def add_cluster_arguments(group: argparse._ArgumentGroup) -> None:
     add("--rank", type=int, action="once", metavar="R", help="the rank to be (default: 0)")
     add("--gpus-per-node", type=positive, action="once", metavar="N", help=f"of a node (default: {GPUS_PER_NODE})")
     add("--card", action="once", help=f"of the GPUs, whose memory must suffice, as plan.py --card (default: {CARD})")
-    add("--json", action="store_true", default=None, help="every figure as JSON in place of the table")
+    add_shared_arguments(group)
+    for option, fix in OF_PLANS.items():
+        add(option, action=_OfPlans, nargs="?", const=fix, help=argparse.SUPPRESS)
 
 
 def cluster_of(arguments: argparse.Namespace) -> Cluster:
@@ -60,11 +69,16 @@ def cluster_of(arguments: argparse.Namespace) -> Cluster:
     return Cluster(**{name: value for name, value in given.items() if value is not None})
 
 
+class _OfPlans(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        parser.error(f"{self.option_strings[0]}: {self.const}")
+
+
 def check(config: RunConfig, cluster: Cluster) -> Layout:
     """Check what a start on such a cluster checks, but for its devices. Raises ValueError: one line."""
     ranks = cluster.world_size
     if not 0 <= cluster.rank < ranks:
-        raise ConfigError(f"--rank {cluster.rank}: the last of {counted(ranks, 'rank')} is {ranks - 1}")
+        raise ConfigError(f"--rank {cluster.rank}: {counted(ranks, 'rank')} are numbered 0 to {ranks - 1}")
     model = config.architecture()
     if model.num_experts and model.capacity == "dropless":
         raise ConfigError(

@@ -21,6 +21,10 @@ class Files:
     own: dict[str, int]  # file of this rank → bytes
     added: list[str]  # by rank 0, when all ranks' files are on disk
 
+    def as_row(self) -> dict[str, Any]:
+        """Return the figures for JSON."""
+        return {"folder": self.folder, "own_bytes": self.own, "added": self.added}
+
 
 def files_of(engine: Any, config: RunConfig) -> Files:
     """Return the files of a checkpoint of the engine of a fake rank, after a step."""

@@ -30,7 +30,7 @@ class Measured:
 
     parameters: int  # of the whole model
     own: int  # elements of the modules that this rank builds, its share of the experts included
-    kept: int  # elements of its partitions of trained and frozen parameters, without padding
+    partition: int  # elements of its partitions of trained and frozen parameters, without padding
     groups: Groups
     experts: dict[str, range]  # sparse layer → global numbers of the experts that this rank holds
     bytes: dict[str, int]  # as the parts of ``training.planning.states.States``
@@ -63,7 +63,7 @@ def measure(engine: Any, gradients: int) -> Measured:
     return Measured(
         parameters=sum(math.prod(spec.shape) for spec in specs.values()),
         own=sum(spec.numel for spec in specs.values()),
-        kept=sum(segment.numel for partition in partitions for segment in partition.held()),
+        partition=sum(segment.numel for partition in partitions for segment in partition.held()),
         groups=groups_of(engine),
         experts={
             name: range(layer.experts.first, layer.experts.first + layer.experts.num_local)

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,7 @@ class Phases(Clock):
             yield
 
 
-def rehearse(config: RunConfig, process: Process, rank: FakeRank) -> tuple[Any, Step]:
+def rehearse(config: RunConfig, process: Process, rank: FakeRank, tell: Callable[[str], None]) -> tuple[Any, Step]:
     """Return the engine of a rank after a step of training, and the step.
 
     All micro-batches of a step but the last are alike, so one of them is made; before it, under ZeRO 3, another, which
@@ -74,11 +74,13 @@ def rehearse(config: RunConfig, process: Process, rank: FakeRank) -> tuple[Any, 
         config: of the run.
         process: the rank.
         rank: the context, entered.
+        tell: is called with what begins now.
     """
     accumulation = accumulation_steps(config, process.world_size)
     warm = int(zero_stage(read_deepspeed_file(config.training.deepspeed_config)) == 3)
     passes = warm + min(accumulation, 2)
     rank.enter(START)
+    tell(f"building rank {process.rank:,} of {process.world_size:,}")
     engine = build_engine(_with_passes(config, passes, process.world_size), process.world_size, "cpu", initialize=False)
     engine.basic_optimizer.register_step_pre_hook(lambda *_: rank.enter(UPDATE))
     engine.basic_optimizer.register_step_post_hook(lambda *_: rank.enter(OPTIMIZER))
@@ -89,6 +91,7 @@ def rehearse(config: RunConfig, process: Process, rank: FakeRank) -> tuple[Any, 
             small = engine.optimizer.persistent_parameters
             if small:
                 small[0].all_gather(small)  # as at the end of every step
+        tell(f"pass {number + 1} of {passes}, without numbers: forward, backward, optimizer")
         before = len(rank.collectives)
         phases = Phases(engine, rank)
         update(engine, [_batch(size, *lengths)], 0, number, clock=phases)

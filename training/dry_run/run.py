@@ -3,20 +3,23 @@
 import os
 import resource
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from common.exit_codes import RunError
-from common.logs import get_logger
 from training.config.errors import ConfigError
 from training.config.run import RunConfig
 from training.dry_run.checks import Cluster, check
 from training.dry_run.shapes import shapes_of
 from training.dry_run.text import Text, text_of
 from training.planning.cards import find_card
+from training.planning.display.options import reserved_bytes
 from training.planning.display.table import verdict
-from training.planning.plan import Plan, make_plan
+from training.planning.plan import Assumptions, Plan, make_plan
 
-logger = get_logger(__name__)
+if TYPE_CHECKING:
+    from training.dry_run.table import Found
 
 
 class DisagreementError(RunError):
@@ -47,33 +50,32 @@ def prepare(config: RunConfig, cluster: Cluster) -> Prepared:
     """
     card = find_card(cluster.card)
     layout = check(config, cluster)
+    assumptions = Assumptions(reserved=reserved_bytes(cluster.reserve))
     text = text_of(config, cluster.process)
-    plan = make_plan(config, layout, card)
+    plan = make_plan(config, layout, card, assumptions)
     if not plan.fits:
         raise ConfigError(verdict(plan))
     return Prepared(config, cluster, plan, text)
 
 
-def show(prepared: Prepared, *, as_json: bool = False) -> str:
+def run(prepared: Prepared, tell: Callable[[str], None]) -> "Found":
     """Be one rank of the cluster for a step of training, and return what it found.
 
     Args:
         prepared: from ``prepare``.
-        as_json: as JSON in place of a table.
+        tell: is called with what begins now.
 
     Raises:
         DisagreementError: the plan is wrong; names both numbers.
     """
     began = time.monotonic()
-    if not as_json:
-        logger.info("importing torch and DeepSpeed")
+    tell("importing torch and DeepSpeed")
     # The fake tensors say that they are on a CPU, and no CUDA device is asked.
     os.environ["DS_ACCELERATOR"] = "cpu"
     from training.run.known_warnings import silence_known_warnings
 
     silence_known_warnings()
-    from common.strict_json import to_json
-    from training.dry_run.agreement import differences
+    from training.dry_run.agreement import checked, differences
     from training.dry_run.cluster import pretend
     from training.dry_run.files import files_of
     from training.dry_run.measured import measure
@@ -81,15 +83,14 @@ def show(prepared: Prepared, *, as_json: bool = False) -> str:
     from training.dry_run.table import Found
 
     config, process = prepared.config, prepared.cluster.process
-    if not as_json:
-        logger.info("building rank %d of %d, and making a step without numbers", process.rank, process.world_size)
     with pretend(process) as rank:
-        engine, step = rehearse(config, process, rank)
+        engine, step = rehearse(config, process, rank, tell)
+        tell("comparing with the plan")
         measured, files = measure(engine, step.gradients), files_of(engine, config)
     wrong = list(differences(config, prepared.plan, process.rank, measured, step))
     if wrong:
         raise DisagreementError(f"the plan is wrong, which is a fault of this program: {'; '.join(wrong)}")
-    found = Found(
+    return Found(
         config=config,
         cluster=prepared.cluster,
         plan=prepared.plan,
@@ -98,7 +99,7 @@ def show(prepared: Prepared, *, as_json: bool = False) -> str:
         measured=measured,
         step=step,
         files=files,
+        checked=checked(config, prepared.plan, step),
         seconds=time.monotonic() - began,
         peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
-    return to_json(found.as_row(), indent=2) if as_json else found.as_text()

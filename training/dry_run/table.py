@@ -1,4 +1,4 @@
-"""What a dry run found, for a terminal and as JSON."""
+"""What a dry run found, for a terminal and as JSON. Memory is in GiB (2^30 bytes), traffic and files in GB (10^9)."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 from common.text import counted
 from training.config.run import RunConfig
-from training.dry_run.agreement import STATES, estimated, planned_bytes
+from training.dry_run.agreement import STATES, Checked
 from training.dry_run.checks import Cluster
 from training.dry_run.files import Files
 from training.dry_run.measured import Groups, Measured
@@ -15,6 +15,7 @@ from training.dry_run.rehearsal import BACKWARD, FORWARD, Step
 from training.dry_run.shapes import Stack
 from training.dry_run.text import Text
 from training.monitoring.terminal.words import size, table
+from training.planning.display.table import PARTS, warnings
 from training.planning.plan import Plan
 
 NAMES_SHOWN = 3
@@ -32,6 +33,7 @@ class Found:
     measured: Measured
     step: Step
     files: Files
+    checked: Checked
     seconds: float
     peak_memory: int  # bytes of this process
 
@@ -47,7 +49,7 @@ class Found:
                 "total": self.measured.parameters,
                 "active": self.plan.parameters.active,
                 "built": self.measured.own,
-                "kept": self.measured.kept,
+                "partition": self.measured.partition,
             },
             "groups": groups._asdict(),
             "experts": {layer: [held.start, held.stop] for layer, held in self.measured.experts.items()},
@@ -59,7 +61,11 @@ class Found:
             ],
             "states_bytes": self.measured.bytes,
             "text": asdict(self.text),
-            "checkpoint": asdict(self.files) | {"bytes_of_all_ranks": self.plan.checkpoint.bytes},
+            "checkpoint": self.files.as_row() | {"bytes_of_all_ranks": self.plan.checkpoint.bytes},
+            "checked": {
+                "to_the_byte": self.checked.to_the_byte,
+                "estimated": [one._asdict() for one in self.checked.estimated],
+            },
             "plan": self.plan.as_row(),
             "seconds": round(self.seconds, 1),
             "peak_memory_bytes": self.peak_memory,
@@ -70,14 +76,13 @@ class Found:
         plan, measured, layout = self.plan, self.measured, self.plan.layout
         process, t = self.cluster.process, self.config.training
         chosen = f"expert-parallel size {layout.expert_parallel_size}, ZeRO {layout.zero_stage}, {layout.precision}"
-        needed = f"{size(plan.needed)} of the {size(plan.card.memory)} of a {plan.card.name}"
         last = f"the checkpoint of all ranks has {decimal(plan.checkpoint.bytes)}"
-        return table(
+        found = table(
             {
-                "dry run": f"rank {process.rank} of {counted(process.world_size, 'rank')}: node {self.cluster.node}, "
+                "dry run": f"rank {process.rank:,} of {process.world_size:,}: node {self.cluster.node}, "
                 f"GPU {process.local_rank}; {self.config.run_dir} is not touched",
                 "model": f"{measured.parameters:,} parameters, {plan.parameters.active:,} active per token",
-                "share": f"{measured.own:,} parameters are built here, {measured.kept:,} kept",
+                "share": f"{measured.own:,} parameters are built here; the rank's partition has {measured.partition:,}",
                 "layout": f"{chosen}{', recomputation' if layout.recompute else ''}, "
                 f"{counted(layout.nodes, 'node')} of up to {counted(layout.gpus_per_node, 'GPU')}",
                 "groups": group_text(measured.groups),
@@ -88,28 +93,20 @@ class Found:
                 **{name: stack_text(stack) for name, stack in self.shapes.items()},
                 "all-to-all": all_to_all_text(self.step),
                 "traffic": traffic_text(self.step),
-                "states": ", ".join(f"{part} {decimal(measured.bytes[part])}" for part in STATES),
-                "memory": f"{needed}, at most, when the {plan.peak.name} (the plan's)",
+                "states": ", ".join(f"{PARTS[part]} {size(measured.bytes[part])}" for part in STATES),
+                "memory": f"planned: at most {size(plan.needed)} of the {size(plan.card.memory)} of {plan.card.name}, "
+                f"when the {plan.peak.name}",
                 "streams": f"{abbreviated(self.text.streams)} of {self.config.data.num_streams:,}",
                 "shards": shards_text(self.text),
                 "unread": unread_text(self.text.unread),
                 "files": f"{self.files.folder}/: "
                 + ", ".join(f"{file} {decimal(nbytes)}" for file, nbytes in self.files.own.items()),
                 "rank 0": f"adds {', '.join(self.files.added)}; {last}",
-                "checked": self._checked(),
+                "checked": checked_text(self.checked),
                 "took": f"{self.seconds:.0f} s, {size(self.peak_memory)} of memory",
             }
         )
-
-    def _checked(self) -> str:
-        """What was compared with the plan, and what the plan only estimates."""
-        parts = ["parameters", *(() if self.plan.states.host else STATES), "traffic"]
-        text = f"{', '.join(parts)} are those of the plan, to the byte"
-        for kind in estimated(self.plan.layout):
-            planned = planned_bytes(self.config, self.plan.layout)
-            of_plan, made = (sum(n for (of, _), n in f.items() if of == kind) for f in (planned, self.step.bytes()))
-            text += f"; of {kind.replace('_', '-')} {decimal(of_plan)} are planned and {decimal(made)} made"
-        return text
+        return "\n\n".join([found, *(["\n".join(warnings(plan))] if plan.warnings else [])])
 
 
 def decimal(nbytes: float) -> str:
@@ -188,7 +185,16 @@ def traffic_text(step: Step) -> str:
 def unread_text(unread: Sequence[str]) -> str:
     """Return the first of what was not looked at, and how many more there are."""
     more = len(unread) - NAMES_SHOWN
-    return "; ".join([*unread[:NAMES_SHOWN], *([f"and {more} more"] if more > 0 else [])])
+    return "; ".join([*unread[:NAMES_SHOWN], *([f"and {more} more, see --json"] if more > 0 else [])])
+
+
+def checked_text(checked: Checked) -> str:
+    """Return what was compared with the plan, and what the plan only estimates."""
+    names = [PARTS.get(part, part) for part in checked.to_the_byte]
+    text = f"{', '.join(names)} are those of the plan, to the byte"
+    for kind, planned, made in checked.estimated:
+        text += f", but for {kind.replace('_', '-')}: {decimal(planned)} planned, {decimal(made)} made"
+    return text
 
 
 def shards_text(text: Text) -> str:

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from model.size import ParameterCounts, parameter_counts
+from training.config.checks import give_advice
 from training.config.run import RunConfig
 from training.planning.activations import Activations, activations_of
 from training.planning.activations import Moment as KeptMoment
@@ -84,7 +85,7 @@ class Plan:
         return not self.missing
 
     def as_row(self) -> dict[str, Any]:
-        """Return every figure for JSON; names end in what they count, or are explained in docs/planning.md."""
+        """Return every figure for JSON; docs/planning.md explains the names."""
         return {
             "layout": asdict(self.layout) | {"nodes": self.layout.nodes},
             "card": asdict(self.card),
@@ -95,15 +96,18 @@ class Plan:
                 "activations_bytes": self.activations.parts | {"peak": self.activations.peak},
                 "activations_kept_bytes": self.activations_kept,
                 "activations_recomputed_bytes": self.activations_recomputed,
-                "moments_bytes": {moment.name: moment.parts | {"total": moment.total} for moment in self.moments},
+                "moments_bytes": {
+                    moment.name: moment.parts | {"reserved": self.reserved, "total": moment.total + self.reserved}
+                    for moment in self.moments
+                },
                 "reserved_bytes": self.reserved,
                 "needed_bytes": self.needed,
                 "card_bytes": self.card.memory,
                 "missing_bytes": self.missing,
             },
             "traffic": self.traffic.as_row(self.layout, self.card),
-            "times": asdict(self.times) | {"links_total": self.times.links_total, "days": self.times.days},
-            "checkpoint": asdict(self.checkpoint),
+            "times": self.times.as_row(),
+            "checkpoint": self.checkpoint.as_row(),
             "host_bytes_of_rank": self.host_of_rank,
             "steps": self.steps,
             "fits": self.fits,
@@ -145,7 +149,7 @@ def make_plan(config: RunConfig, layout: Layout, card: Card, assumptions: Assump
         times=times,
         checkpoint=checkpoint,
         host_of_rank=checkpoint.copy_of_rank + states.host,
-        warnings=tuple(advise(config, layout, card, times)),
+        warnings=(*advise(config, layout, card, times), *give_advice(config)),
     )
 
 
@@ -153,7 +157,7 @@ def moments_of(states: States, activations: Activations) -> list[Moment]:
     """Return the times of a step at which memory can be highest.
 
     - ``backward begins``: all activations, and gradients of earlier micro-batches of the step; or ``backward of`` a
-      block, if activations and the gradients that are there by then are more.
+      block ``begins``, if activations and the gradients that are there by then are more.
     - ``backward ends``: no activations but the gradients of all parameters, the buffers, what is being reduced.
     - ``optimizer steps``: reduced gradients, and their copies for the optimizer.
     """
@@ -163,12 +167,12 @@ def moments_of(states: States, activations: Activations) -> list[Moment]:
         return states.carried_gradients + grown * moment.weights // activations.weights
 
     highest = max(activations.moments, key=lambda moment: moment.bytes + gradients(moment))
-    name = "backward begins" if highest.where == "loss" else f"backward of {highest.where}"
+    name = "backward begins" if highest.where == "loss" else f"backward of {highest.where} begins"
     kept = {"weights": states.weights, "master": states.master, "optimizer": states.optimizer}
     live = {"gathered": states.live, "buckets": states.buckets}
     begins = kept | live | {"gradients": gradients(highest), "activations": highest.bytes}
     ends = kept | live | {"gradients": states.backward_gradients, "reduction": states.reduction}
-    steps = kept | {"gradients": states.gradients, "step": states.step}
+    steps = kept | {"gradients": states.gradients, "copies": states.step}
     if states.gradients == states.carried_gradients:  # buffers that stay, as those of ZeRO 3
         steps |= {"buckets": states.buckets}
     found = ((name, begins), ("backward ends", ends), ("optimizer steps", steps))

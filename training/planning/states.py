@@ -61,8 +61,9 @@ class States:
         return self.kept + self.gradients + self.buckets
 
     def as_row(self) -> dict[str, int]:
-        """Return the figures for JSON."""
-        return asdict(self)
+        """Return the figures for JSON, named as the parts of a plan."""
+        row = asdict(self)
+        return row | {"gathered": row.pop("live"), "copies": row.pop("step")}
 
 
 def states_of(config: RunConfig, layout: Layout, rank: int | None = None) -> States:

@@ -1,6 +1,7 @@
 """Time of a step and of a run, size and time of a checkpoint, memory of a host."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from model.flops import forward_flops
 from training.config.run import RunConfig
@@ -48,6 +49,21 @@ class Times:
     def days(self) -> float:
         """Of the run."""
         return self.run / DAY
+
+    def as_row(self) -> dict[str, Any]:
+        """Return the figures for JSON."""
+        return {
+            "mfu": self.mfu,
+            "rate": self.rate,
+            "rate_source": self.rate_source,
+            "compute_seconds": self.compute,
+            "links_seconds": self.links | {"total": self.links_total},
+            "step_seconds": self.step,
+            "run_seconds": self.run,
+            "days": self.days,
+            "gpu_hours": self.gpu_hours,
+            "tokens_per_second": self.tokens_per_second,
+        }
 
 
 def flops_of(config: RunConfig, layout: Layout) -> Flops:
@@ -115,6 +131,10 @@ class Checkpoint:
     bytes: int
     seconds: float  # to write it, in parallel from all nodes
     copy_of_rank: int  # bytes of host memory that a rank keeps for a copy of its part, that of the mean rank
+
+    def as_row(self) -> dict[str, Any]:
+        """Return the figures for JSON."""
+        return {"bytes": self.bytes, "seconds": self.seconds, "copy_of_rank_bytes": self.copy_of_rank}
 
 
 def checkpoint_of(config: RunConfig, layout: Layout, gb_per_second: float) -> Checkpoint:

@@ -57,7 +57,10 @@ class Traffic:
 
     def as_row(self, layout: Layout, card: Card) -> list[dict[str, Any]]:
         """Return the messages with their times, for JSON."""
-        return [asdict(m) | {"on_links": m.on_links, "seconds": seconds(m, layout, card)} for m in self.messages]
+        return [
+            asdict(m) | {"on_links_bytes": round(m.on_links), "seconds": seconds(m, layout, card)}
+            for m in self.messages
+        ]
 
 
 def seconds(message: Message, layout: Layout, card: Card) -> float:

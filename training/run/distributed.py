@@ -4,6 +4,7 @@ import os
 import socket
 import sys
 import time
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -103,8 +104,9 @@ def leave(code: int) -> NoReturn:
     Its process groups cannot be destroyed without the other ranks, and at a normal exit their threads would abort the
     process with another exit code.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # a full disk
+            stream.flush()
     os._exit(code)
 
 

@@ -1,6 +1,7 @@
 """A dry run of one rank, against a real run, against the plan, and against groups worked by hand."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,9 @@ def test_files_of_a_checkpoint_are_those_of_a_real_run(corpus: dict[str, Any], t
     files = {path.name: path.stat().st_size for path in folder.iterdir()}
     assert dry[0]["checkpoint"]["folder"] == str(folder)
     for row in dry:
-        own = row["checkpoint"]["own"]
+        own = row["checkpoint"]["own_bytes"]
         assert own == {name: files[name] for name in own}
-    own = [name for row in dry for name in row["checkpoint"]["own"]]
+    own = [name for row in dry for name in row["checkpoint"]["own_bytes"]]
     assert sorted(files) == sorted([*own, *dry[0]["checkpoint"]["added"]])
     state = json.loads((folder / "trainer_state.json").read_text())
     assert sorted(map(int, state["data"]["streams"])) == sorted(s for row in dry for s in row["text"]["streams"])
@@ -70,7 +71,20 @@ def test_a_large_cluster(tmp_path: Path):
     )
     file = tmp_path / "config.yaml"
     OmegaConf.save(OmegaConf.create(config.model_dump()), file)
-    found = dry_run(file, 512, 77)
+    figures = tmp_path / "figures" / "found.json"
+    result = train(file, "--dry-run", "--world-size", "512", "--rank", "77", "--json", str(figures))
+    assert (result.returncode, result.stderr) == (0, "")
+    found = json.loads(figures.read_text())
+    # What begins, the table, and the plan's warnings as ``plan.py`` prints them.
+    parts = re.fullmatch(r"(.*?\n)(dry run  .*?)\n\n(.*)", result.stdout, re.DOTALL)
+    assert parts is not None
+    begun, table, warnings = parts.groups()
+    assert begun.splitlines()[:2] == ["importing torch and DeepSpeed", "building rank 77 of 512"]
+    assert warnings.splitlines() == [f"warning: {line}" for line in found["plan"]["warnings"]]
+    assert found["checked"] == {
+        "to_the_byte": ["parameters", "weights", "master", "optimizer", "gradients", "traffic"], "estimated": [],
+    }  # fmt: skip
+    assert "gradients, traffic are those of the plan, to the byte\n" in table
     assert found["rank"] == {"rank": 77, "node": 9, "gpu": 5}
     assert found["groups"] == {
         "data_parallel": list(range(512)),
@@ -79,7 +93,7 @@ def test_a_large_cluster(tmp_path: Path):
     }
     assert set(map(tuple, found["experts"].values())) == {(2, 4)}
     assert found["text"]["streams"] == [77, 589]
-    assert found["checkpoint"]["own"].keys() == {"rank-00077-of-00512.safetensors", "optimizer-00077.safetensors"}
+    assert found["checkpoint"]["own_bytes"].keys() == {"rank-00077-of-00512.safetensors", "optimizer-00077.safetensors"}
     # 64 tokens: one group, int(64 * 1.25 / 8) = 10 slots for each of 8 experts, rows of 32 bf16 numbers.
     encoder = {"sequences": 2, "length": 32, "groups": 1, "size": 64, "capacity": 10, "rows": 80}
     assert found["micro_batch"]["encoder"] == encoder

@@ -33,8 +33,8 @@ LARGE = {"training": {"global_batch_size": 512, "micro_batch_size": 1}, "data": 
 @pytest.mark.parametrize(
     ("sections", "cluster", "words"),
     [
-        ({}, Cluster(512, 512), "--rank 512: the last of 512 ranks is 511"),
-        ({}, Cluster(512, -1), "--rank -1: the last of 512 ranks is 511"),
+        ({}, Cluster(512, 512), "--rank 512: 512 ranks are numbered 0 to 511"),
+        ({}, Cluster(512, -1), "--rank -1: 512 ranks are numbered 0 to 511"),
         ({}, Cluster(12), "--world-size 12 is not a multiple of the 8 GPUs of a node: set --world-size 8 or 16, or"),
         ({"parallel": {"expert_parallel_size": 3}}, Cluster(8), "does not divide model.num_experts = 4"),
         (
@@ -70,6 +70,10 @@ def test_what_does_not_fit_says_what_is_missing_and_by_how_much():
     config = load_config(ROOT / "configs" / "st_moe_32b.yaml", ["training.deepspeed_config=ds_configs/zero1.json"])
     line = refused(config, Cluster(512))
     assert line.startswith("does not fit: a GPU needs ")
+    small = load_config(ROOT / "configs" / "st_moe_l.yaml", [])
+    assert prepare(small, Cluster(8)).plan.fits
+    assert refused(small, Cluster(8, reserve=60.0)).startswith("does not fit: a GPU needs ")
+    assert refused(small, Cluster(8, reserve=-1.0)).startswith("--reserve -1: GiB of a card, 0 or more")
     assert re.search(r" GiB more than .*80gb.*; try a higher ZeRO stage \(training.deepspeed_config\)", line)
 
 
@@ -118,6 +122,9 @@ def parsed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
         (["--dry-run", "--world-size", "8", "--restart"], "not allowed with argument --"),
         (["--dry-run", "--world-size", "8", "--check", "8"], "not allowed with argument --"),
         (["--dry-run", "--world-size", "8", "--world-size", "9"], "given twice"),
+        (["--reserve", "3"], "--reserve goes with --dry-run"),
+        (["--dry-run", "--gpus", "8"], "--gpus: write --world-size"),
+        (["--dry-run", "--world-size", "8", "--search", "training.steps=5"], "--search: only plan.py has it"),
     ],
 )
 def test_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], words: str):
@@ -140,4 +147,4 @@ def test_a_launcher_and_a_mistake_end_with_code_2(tmp_path: Path):
         "error: --dry-run is one process that stands for one rank: start it with python, without a launcher\n"
     )
     result = run(dict(os.environ), "--world-size", "2", "--rank", "2")
-    assert (result.returncode, result.stderr) == (2, "error: --rank 2: the last of 2 ranks is 1\n")
+    assert (result.returncode, result.stderr) == (2, "error: --rank 2: 2 ranks are numbered 0 to 1\n")

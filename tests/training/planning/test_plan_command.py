@@ -14,6 +14,7 @@ from common.project import ROOT
 from tests.support.launch import python
 from tests.support.small import small_config
 from training.config.errors import ConfigError
+from training.planning.display.table import PARTS
 from training.planning.times import rate_of
 from training.run.folder import RunFolder
 
@@ -74,8 +75,12 @@ def test_every_figure_and_a_picture(tmp_path: Path):
     assert ended.returncode == 0, ended.stderr
     assert "4,105,444,352 parameters, 991,173,632 active per token" in ended.stdout
     row = json.loads(files[0].read_text())
-    parts = row["memory"]["moments_bytes"]["backward ends"]
-    assert sum(size for part, size in parts.items() if part != "total") == parts["total"]
+    moments = row["memory"]["moments_bytes"]
+    for parts in moments.values():
+        assert sum(size for part, size in parts.items() if part != "total") == parts["total"]
+        assert f"{parts['total'] / 2**30:.2f}" in ended.stdout
+        assert parts.keys() <= PARTS.keys() | {"total"}
+    assert max(parts["total"] for parts in moments.values()) == row["memory"]["needed_bytes"]
     assert row["parameters"]["total"] == 4_105_444_352
     with Image.open(files[1]) as picture:
         assert picture.width > 800
@@ -110,6 +115,7 @@ def test_a_search_lists_layouts_as_a_table_or_as_json(tmp_path: Path):
     row = json.loads(file.read_text())
     assert f"512 GPUs (h100-80gb of 79.6 GiB): {len(row['fits'])} of {row['tried']} layouts fit" in ended.stdout
     best = row["fits"][0]
+    assert sum(best["peak_bytes"].values()) == best["needed_bytes"]
     assert f"best: {' '.join(best['overrides'])}" in ended.stdout
     assert best["needed_bytes"] <= row["card"]["memory_mib"] << 20
     assert best["layout"]["micro_batch_size"] * best["layout"]["accumulation"] * 512 == 2048

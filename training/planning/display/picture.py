@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 COLORS = {
     "weights": "#1f77b4", "master": "#6baed6", "optimizer": "#9467bd", "gathered": "#17becf", "buckets": "#8c564b",
-    "gradients": "#d95f02", "reduction": "#fdae6b", "step": "#e377c2", "activations": "#2ca02c", "reserved": "#7f7f7f",
+    "gradients": "#d95f02", "reduction": "#fdae6b", "copies": "#e377c2", "activations": "#2ca02c",
+    "reserved": "#7f7f7f",
 }  # fmt: skip
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "font.family": "sans-serif"}
 DPI = 150

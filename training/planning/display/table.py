@@ -9,13 +9,13 @@ GIB, GB = 2**30, 10**9
 #: What a GPU holds, in the order in which it is shown, and what it is.
 PARTS = {
     "weights": "weights",
-    "master": "fp32 copy of weights",
+    "master": "fp32 master weights",
     "optimizer": "optimizer's state",
     "gathered": "gathered weights (ZeRO 3)",
     "buckets": "buffers of gradients",
     "gradients": "gradients",
     "reduction": "gradients in reduction",
-    "step": "copies for the optimizer",
+    "copies": "copies for the optimizer",
     "activations": "activations",
     "reserved": "reserved",
 }
@@ -23,10 +23,13 @@ PARTS = {
 
 def text(plan: Plan) -> str:
     """Return the table; where the layout does not fit, without the ``verdict``."""
-    blocks = [_model(plan), _memory(plan), _traffic(plan), _times(plan)]
-    if plan.warnings:
-        blocks.append([f"warning: {warning}" for warning in plan.warnings])
-    return "\n\n".join("\n".join(lines) for lines in blocks)
+    blocks = [_model(plan), _memory(plan), _traffic(plan), _times(plan), warnings(plan)]
+    return "\n\n".join("\n".join(lines) for lines in blocks if lines)
+
+
+def warnings(plan: Plan) -> list[str]:
+    """Return a line for each of the plan's warnings."""
+    return [f"warning: {warning}" for warning in plan.warnings]
 
 
 def verdict(plan: Plan) -> str:
@@ -115,7 +118,7 @@ def _traffic(plan: Plan) -> list[str]:
                 f"  {kind}: {message['purpose']}{' of experts' if message['experts'] and kind != 'all-to-all' else ''}",
                 f"{message['ranks']:,}",
                 f"{message['bytes'] / GB:.3f}",
-                f"{message['on_links'] / GB:.3f}",
+                f"{message['on_links_bytes'] / GB:.3f}",
                 f"{message['seconds']:.4f}",
             ]
         )

@@ -52,7 +52,7 @@ class Found:
             "overrides": overrides(self.config),
             "needed_bytes": self.needed,
             "peak": self.peak.name,
-            "peak_bytes": self.peak.parts,
+            "peak_bytes": self.peak.parts | {"reserved": self.needed - self.peak.total},
             "predicted_step_seconds": self.seconds,
             "compute_seconds": self.times.compute,
             "links_seconds": self.times.links,

@@ -45,7 +45,9 @@ class Reason:
 
     def as_row(self) -> dict[str, Any]:
         """Return the figures for JSON."""
-        return asdict(self)
+        row = asdict(self)
+        named = {"missing_bytes": "over", "peak": "moment", "peak_bytes": "parts", "without_activations": "states"}
+        return row | {name: row.pop(own) for name, own in named.items()}
 
     @property
     def chosen(self) -> str:

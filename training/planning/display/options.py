@@ -1,0 +1,65 @@
+"""Options that ``plan.py`` and a dry run share: where figures go, and what of a card is reserved."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from common.files import write_atomically
+from common.paths import check_can_write_file, path_text_argument
+from common.strict_json import to_json
+from training.config.errors import ConfigError
+from training.planning.plan import GIB, RESERVED
+
+TERMINAL = "-"
+
+
+def add_shared_arguments(group: argparse._ActionsContainer) -> None:
+    """Add ``--json`` and ``--reserve``; None where they are not given."""
+    group.add_argument(
+        "--json",
+        nargs="?",
+        const=TERMINAL,
+        metavar="FILE",
+        help="write every figure as JSON to FILE, or to the terminal in place of the table",
+    )
+    group.add_argument(
+        "--reserve",
+        type=float,
+        metavar="GIB",
+        help="of a card, for what is no tensor: CUDA's context, NCCL's buffers, fragments "
+        f"(default: {RESERVED / GIB:g})",
+    )
+
+
+def reserved_bytes(reserve: float | None) -> int:
+    """Return what is reserved of a card. Raises ConfigError: one line."""
+    if reserve is None:
+        return RESERVED
+    if not 0 <= reserve < float("inf"):
+        raise ConfigError(f"--reserve {reserve:g}: GiB of a card, 0 or more, such as {RESERVED / GIB:g}")
+    return round(reserve * GIB)
+
+
+def json_file(json: str | None) -> Path | None:
+    """Return the file that ``--json`` names; None if it names none."""
+    return None if json is None or json == TERMINAL else Path(path_text_argument(json))
+
+
+def check_json(json: str | None) -> None:
+    """Check that the file of ``--json`` can be written. Raises ValueError: one line."""
+    file = json_file(json)
+    if file is None:
+        return
+    if "=" in str(json):
+        raise ConfigError(f"--json {json}: a file is meant; write overrides before --json")
+    check_can_write_file(file, "--json")
+
+
+def show(row: dict[str, Any], table: str, json: str | None) -> None:
+    """Print the table or the figures, as ``--json`` says, and write its file. Raises OSError."""
+    figures = to_json(row, indent=2)
+    print(figures if json == TERMINAL else table)
+    file = json_file(json)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, figures + "\n")

@@ -4,7 +4,6 @@ import argparse
 from typing import Any, NamedTuple
 
 from common.arguments import positive
-from common.text import counted
 from training.config.errors import ConfigError
 from training.config.run import RunConfig
 from training.planning.display.options import add_shared_arguments
@@ -78,7 +77,7 @@ def check(config: RunConfig, cluster: Cluster) -> Layout:
     """Check what a start on such a cluster checks, but for its devices. Raises ValueError: one line."""
     ranks = cluster.world_size
     if not 0 <= cluster.rank < ranks:
-        raise ConfigError(f"--rank {cluster.rank}: {counted(ranks, 'rank')} are numbered 0 to {ranks - 1}")
+        raise ConfigError(f"--rank {cluster.rank}: the ranks of --world-size {ranks} are 0 to {ranks - 1}")
     model = config.architecture()
     if model.num_experts and model.capacity == "dropless":
         raise ConfigError(

@@ -33,8 +33,8 @@ LARGE = {"training": {"global_batch_size": 512, "micro_batch_size": 1}, "data": 
 @pytest.mark.parametrize(
     ("sections", "cluster", "words"),
     [
-        ({}, Cluster(512, 512), "--rank 512: 512 ranks are numbered 0 to 511"),
-        ({}, Cluster(512, -1), "--rank -1: 512 ranks are numbered 0 to 511"),
+        ({}, Cluster(512, 512), "--rank 512: the ranks of --world-size 512 are 0 to 511"),
+        ({}, Cluster(512, -1), "--rank -1: the ranks of --world-size 512 are 0 to 511"),
         ({}, Cluster(12), "--world-size 12 is not a multiple of the 8 GPUs of a node: set --world-size 8 or 16, or"),
         ({"parallel": {"expert_parallel_size": 3}}, Cluster(8), "does not divide model.num_experts = 4"),
         (
@@ -147,4 +147,4 @@ def test_a_launcher_and_a_mistake_end_with_code_2(tmp_path: Path):
         "error: --dry-run is one process that stands for one rank: start it with python, without a launcher\n"
     )
     result = run(dict(os.environ), "--world-size", "2", "--rank", "2")
-    assert (result.returncode, result.stderr) == (2, "error: --rank 2: 2 ranks are numbered 0 to 1\n")
+    assert (result.returncode, result.stderr) == (2, "error: --rank 2: the ranks of --world-size 2 are 0 to 1\n")

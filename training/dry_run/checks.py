@@ -84,4 +84,9 @@ def check(config: RunConfig, cluster: Cluster) -> Layout:
             "model.capacity = dropless: how many rows travel to an expert depends on the text, which a dry run does "
             "not read; add model.capacity=factor"
         )
-    return checked_layout(config, ranks, cluster.gpus_per_node, option="--world-size", here=True)
+    if config.optimizer.name == "adamw_8bit":
+        raise ConfigError(
+            "optimizer.name = adamw_8bit: its kernels run on a GPU, which a dry run is without; plan.py counts it, "
+            "or add optimizer.name=adamw"
+        )
+    return checked_layout(config, ranks, cluster.gpus_per_node, option="--world-size")

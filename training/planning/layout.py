@@ -74,23 +74,22 @@ class Layout:
         return self.gpus * self.micro_batch_size * self.accumulation
 
 
-def checked_layout(
-    config: RunConfig, gpus: int, gpus_per_node: int, *, option: str = "--gpus", here: bool = False
-) -> Layout:
+def checked_layout(config: RunConfig, gpus: int, gpus_per_node: int, *, option: str = "--gpus") -> Layout:
     """Return the layout of a configuration that ``train.py`` accepts on such a cluster.
+
+    What the machine of the run must have (CUDA, a compiler, packages) is not looked for here.
 
     Args:
         config: of the run.
         gpus: the world size; if they are fewer than a node has, they are one node.
         gpus_per_node: of all other nodes.
         option: of the command line, that gives the number of GPUs.
-        here: whether this machine must have what the run needs beside GPUs: a compiler, packages.
 
     Raises:
         ValueError: one line; it would be refused.
     """
     check_nodes(gpus, gpus_per_node, option)
-    check_layout(config, gpus, here=here, option=option)
+    check_layout(config, gpus, here=False, option=option)
     check_all_to_all(config, min(gpus, gpus_per_node))
     check_streams(config.data, gpus)
     return Layout.of(config, gpus, gpus_per_node)

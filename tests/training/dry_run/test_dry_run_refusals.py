@@ -58,12 +58,18 @@ LARGE = {"training": {"global_batch_size": 512, "micro_batch_size": 1}, "data": 
             "does not divide the 2 ranks of a node",
         ),
         ({"model": {"capacity": "dropless"}}, Cluster(2), "model.capacity = dropless: how many rows travel"),
+        ({"optimizer": {"name": "adamw_8bit"}}, Cluster(2), "optimizer.name = adamw_8bit: its kernels run on a GPU"),
         ({}, Cluster(2, card="h1000"), "--card h1000: no such card"),
     ],
 )
 def test_what_cannot_be_started(sections: dict[str, Any], cluster: Cluster, words: str, tmp_path: Path):
     examples = {"training": {"eval_examples": 512 * 4} | sections.get("training", {})}
     assert words in refused(small_config(tmp_path, **sections | examples), cluster)
+
+
+def test_what_this_machine_lacks_is_no_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert prepare(small_config(tmp_path, training={"compile": True}), Cluster(2)).plan.fits
 
 
 def test_what_does_not_fit_says_what_is_missing_and_by_how_much():

@@ -45,9 +45,9 @@ class Cluster(NamedTuple):
 
 CLUSTER_OPTIONS = (*Cluster._fields, "json")
 #: Options of ``plan.py`` that a dry run does not have, and what to do.
-OF_PLANS = {"--gpus": "write --world-size"} | dict.fromkeys(
-    ("--mfu", "--mfu-from", "--file-system-gbs", "--picture", "--search"), "only plan.py has it"
-)
+OF_PLANS = {
+    "--gpus": "with --dry-run write --world-size; a run has the ranks that its launcher starts"
+} | dict.fromkeys(("--mfu", "--mfu-from", "--file-system-gbs", "--picture", "--search"), "only plan.py has it")
 
 
 def add_cluster_arguments(group: argparse._ArgumentGroup) -> None:

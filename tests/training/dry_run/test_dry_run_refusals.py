@@ -129,7 +129,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
         (["--dry-run", "--world-size", "8", "--check", "8"], "not allowed with argument --"),
         (["--dry-run", "--world-size", "8", "--world-size", "9"], "given twice"),
         (["--reserve", "3"], "--reserve goes with --dry-run"),
-        (["--dry-run", "--gpus", "8"], "--gpus: write --world-size"),
+        (["--dry-run", "--gpus", "8"], "--gpus: with --dry-run write --world-size"),
         (["--dry-run", "--world-size", "8", "--search", "training.steps=5"], "--search: only plan.py has it"),
     ],
 )

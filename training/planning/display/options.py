@@ -19,6 +19,7 @@ def add_shared_arguments(group: argparse._ActionsContainer) -> None:
         "--json",
         nargs="?",
         const=TERMINAL,
+        type=path_text_argument,
         metavar="FILE",
         help="write every figure as JSON to FILE, or to the terminal in place of the table",
     )
@@ -42,7 +43,7 @@ def reserved_bytes(reserve: float | None) -> int:
 
 def json_file(json: str | None) -> Path | None:
     """Return the file that ``--json`` names; None if it names none."""
-    return None if json is None or json == TERMINAL else Path(path_text_argument(json))
+    return None if json is None or json == TERMINAL else Path(json)
 
 
 def check_json(json: str | None) -> None:

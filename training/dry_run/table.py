@@ -56,12 +56,12 @@ class Found:
             "micro_batch": {name: stack.as_row() for name, stack in self.shapes.items()},
             "all_to_all_bytes": list(all_to_alls(self.step)),
             "traffic": [
-                {"kind": kind, "ranks": ranks, "bytes_of_step": nbytes}
+                {"kind": kind, "ranks": ranks, "step_bytes": nbytes}
                 for (kind, ranks), nbytes in sorted(self.step.bytes().items())
             ],
             "states_bytes": self.measured.bytes,
             "text": asdict(self.text),
-            "checkpoint": self.files.as_row() | {"bytes_of_all_ranks": self.plan.checkpoint.bytes},
+            "checkpoint": self.files.as_row() | {"all_ranks_bytes": self.plan.checkpoint.bytes},
             "checked": {
                 "to_the_byte": self.checked.to_the_byte,
                 "estimated": [one._asdict() for one in self.checked.estimated],

@@ -108,7 +108,7 @@ class Plan:
             "traffic": self.traffic.as_row(self.layout, self.card),
             "times": self.times.as_row(),
             "checkpoint": self.checkpoint.as_row(),
-            "host_bytes_of_rank": self.host_of_rank,
+            "host_of_rank_bytes": self.host_of_rank,
             "steps": self.steps,
             "fits": self.fits,
             "warnings": list(self.warnings),

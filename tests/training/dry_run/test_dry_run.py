@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,12 @@ def test_files_of_a_checkpoint_are_those_of_a_real_run(corpus: dict[str, Any], t
     assert [row["groups"]["expert_data_parallel"] for row in dry] == [[0], [1]]
 
 
-BATCH = {"global_batch_size": 2048, "micro_batch_size": 2, "eval_examples": 1024}
+def keys(row: Any) -> Iterator[str]:
+    """Yield the keys of nested dicts and lists; files' names are keys, too."""
+    if isinstance(row, dict):
+        yield from row
+    for value in row.values() if isinstance(row, dict) else row if isinstance(row, list) else ():
+        yield from keys(value)
 
 
 def test_a_large_cluster(tmp_path: Path):
@@ -81,6 +87,8 @@ def test_a_large_cluster(tmp_path: Path):
     begun, table, warnings = parts.groups()
     assert begun.splitlines()[:2] == ["importing torch and DeepSpeed", "building rank 77 of 512"]
     assert warnings.splitlines() == [f"warning: {line}" for line in found["plan"]["warnings"]]
+    for unit in ("bytes", "seconds"):
+        assert not [key for key in keys(found | {"config": {}}) if unit in key and not key.endswith(unit)]
     assert found["checked"] == {
         "to_the_byte": ["parameters", "weights", "master", "optimizer", "gradients", "traffic"], "estimated": [],
     }  # fmt: skip
@@ -99,7 +107,7 @@ def test_a_large_cluster(tmp_path: Path):
     assert found["micro_batch"]["encoder"] == encoder
     assert {"phase": "forward", "calls": 2, "bytes": 80 * 32 * 2} in found["all_to_all_bytes"]
     # 2 micro-batches; each reduces all gradients: ZeRO 2.
-    reduced = {(one["kind"], one["ranks"]): one["bytes_of_step"] for one in found["traffic"]}
+    reduced = {(one["kind"], one["ranks"]): one["step_bytes"] for one in found["traffic"]}
     experts = 2 * (2 * 3 * 32 * 48)  # 2 layers, 2 experts each
     assert reduced["all_reduce", 128] >= 2 * experts * 4
     assert not (tmp_path / "runs").exists()

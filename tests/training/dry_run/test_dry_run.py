@@ -77,7 +77,7 @@ def test_a_large_cluster(tmp_path: Path):
     )
     file = tmp_path / "config.yaml"
     OmegaConf.save(OmegaConf.create(config.model_dump()), file)
-    figures = tmp_path / "figures" / "found.json"
+    figures = tmp_path / "found.json"
     result = train(file, "--dry-run", "--world-size", "512", "--rank", "77", "--json", str(figures))
     assert (result.returncode, result.stderr) == (0, "")
     found = json.loads(figures.read_text())

@@ -9,6 +9,7 @@ from training.planning.cards import Card
 from training.planning.cost import example_lengths
 from training.planning.groups import held_parameters
 from training.planning.layout import Layout
+from training.planning.step import parts_of
 from training.planning.traffic import Kind, Traffic
 
 KINDS: tuple[Kind, ...] = ("all_to_all", "all_reduce", "reduce_scatter", "all_gather")
@@ -28,14 +29,17 @@ class Flops:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of a step on every GPU at once, and what they add up to."""
+    """Seconds of a step on every GPU at once, and what they add up to; a prediction (``training.planning.step``)."""
 
     mfu: float  # model FLOPs utilization: useful FLOPs of a step as a share of what the cards' peak could do meanwhile
     rate: float  # FLOPs as a share of the peak while computing, those of recomputation too
     rate_source: str
     compute: float  # of a step, at that rate
+    launches: float  # of a step's kernels, by the host, while GPUs compute
     links: dict[Kind, float]  # of a step: how long the links of a GPU are busy, at least
-    step: float  # the longer of both
+    communication: float  # of a step: as much of it as GPUs wait for
+    optimizer: float  # its step
+    step: float  # the longer of compute and launches, communication, and the optimizer
     run: float  # all steps of the configuration, without evaluations and checkpoints
     tokens_per_second: float  # positions of all GPUs
     gpu_hours: float
@@ -94,7 +98,7 @@ def times_of(
 
     The compute of a step takes ``executed FLOPs / (GPUs x peak x rate)``. The rate is the MFU of a run without
     recomputation; one that is measured end to end includes the communication that did not overlap with compute there.
-    A step cannot be shorter than its links are busy.
+    What else a step takes is added to it, see ``training.planning.step.parts_of``.
 
     Args:
         config: the run's.
@@ -108,7 +112,8 @@ def times_of(
     peak = card.flops_per_second(layout.precision) * layout.gpus
     compute = flops.executed_of_step / (peak * rate)
     links = {kind: traffic.seconds_of(kind, layout, card) for kind in KINDS}
-    step = max(compute, sum(links.values()))
+    parts = parts_of(config, layout, compute, links)
+    step = parts.together
     tokens = layout.global_batch_size * sum(example_lengths(config.data))
     run = step * config.training.steps
     return Times(
@@ -116,7 +121,10 @@ def times_of(
         rate=rate,
         rate_source=rate_source,
         compute=compute,
+        launches=parts.launches,
         links=links,
+        communication=parts.communication,
+        optimizer=parts.optimizer,
         step=step,
         run=run,
         tokens_per_second=tokens / step,

@@ -51,6 +51,6 @@ def _row(one: Found) -> tuple[str, ...]:
     layout = one.layout
     figures = (layout.zero_stage, layout.expert_parallel_size, layout.all_to_all_chunks, layout.micro_batch_size,
                layout.accumulation)  # fmt: skip
-    seconds = (one.times.compute, sum(one.times.links.values()), one.seconds)
+    seconds = (one.times.compute, sum(one.times.links.values()), one.times.step)
     recomputed = "yes" if layout.recompute else "no"
     return (*map(str, figures), recomputed, f"{one.needed / GIB:.1f}", *(f"{time:.3f}" for time in seconds))

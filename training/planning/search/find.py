@@ -1,9 +1,10 @@
 """The search: every candidate is checked as a run is, planned, and ordered by the predicted time of a step."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from training.config.errors import ConfigError
 from training.config.run import RunConfig
 from training.planning.activations import activations_of
 from training.planning.cards import Card
@@ -15,8 +16,9 @@ from training.planning.states import States, states_of
 from training.planning.times import Times, times_of
 from training.planning.traffic import traffic_of
 
-# Predictions are no more exact than this: of layouts whose times, or sizes, differ by less, something else decides.
+# A prediction is no more exact than this: of layouts whose times differ by less, other properties decide.
 CLOSE = 1.05
+SIZE = 0.1 * 2**30  # bytes: layouts that differ by less, as they are shown, are equally large
 SPARE = 0.1  # of a card's memory, that a layout should leave
 
 
@@ -32,15 +34,16 @@ class Found:
     memory: int  # of the card
 
     @property
-    def drawbacks(self) -> tuple[bool, bool, bool]:
-        """What is worth more than a little time: no memory to spare, recomputation, experts that leave a node."""
-        tight = self.needed > (1 - SPARE) * self.memory
-        return tight, self.layout.recompute, not self.layout.experts_within_node
+    def preference(self) -> tuple[float, ...]:
+        """Of layouts that are equally fast, the first in this order is best.
 
-    @property
-    def complexity(self) -> tuple[float, ...]:
-        """Of layouts that are equal in all else, the first has least of it: ZeRO stage, expert parallelism; memory."""
-        return self.layout.zero_stage, self.layout.expert_parallel_size, self.needed, self.times.step
+        Memory to spare, no recomputation, experts within a node, least memory; and where that is the same, the simplest:
+        the lowest ZeRO stage, the smallest expert parallelism.
+        """
+        tight, layout = self.needed > (1 - SPARE) * self.memory, self.layout
+        size = round(self.needed / SIZE)
+        simple = layout.zero_stage, layout.expert_parallel_size, self.needed, self.times.step
+        return tight, layout.recompute, not layout.experts_within_node, size, *simple
 
     def as_row(self) -> dict[str, Any]:
         """Return the figures for JSON."""
@@ -65,8 +68,10 @@ class Search:
 
     gpus: int
     card: Card
+    fixed: list[str]  # of the keys that are searched, those that the user has given, as ``key=value``
     fits: list[Found]  # the best first
     too_large: list[Reason]
+    nearest: TooLarge | None  # of those that are too large, the one that lacks least
     refused: list[Refused]
 
     @property
@@ -80,6 +85,7 @@ class Search:
         return {
             "gpus": self.gpus,
             "card": asdict(self.card),
+            "fixed": self.fixed,
             "tried": self.tried,
             "fits": [found.as_row() for found in self.fits],
             "too_large": [reason.as_row() for reason in self.too_large],
@@ -94,16 +100,26 @@ def search(
     *,
     gpus_per_node: int = 8,
     assumptions: Assumptions = Assumptions(),  # noqa: B008
+    given: Collection[str] = (),
 ) -> Search:
     """Return all layouts of a configuration on ``gpus`` cards.
 
+    Args:
+        config: the run's.
+        gpus: the world size.
+        card: of all GPUs.
+        gpus_per_node: see ``training.planning.layout.checked_layout``.
+        assumptions: see there.
+        given: keys whose values, those of ``config``, all layouts have.
+
     Raises:
-        ConfigError: see ``candidates`` and ``training.planning.layout.check_nodes``.
+        ConfigError: see ``candidates`` and ``training.planning.layout.check_nodes``; or ``train.py`` would refuse every
+            layout.
     """
     check_nodes(gpus, gpus_per_node, "--gpus")
     fits, too_large, messages = [], [], []
     states: dict[tuple[Any, ...], States] = {}
-    for candidate in candidates(config, gpus):
+    for candidate in candidates(config, gpus, given):
         try:
             layout = checked_layout(candidate, gpus, gpus_per_node)
         except ValueError as error:
@@ -117,35 +133,35 @@ def search(
         needed = peak.total + assumptions.reserved
         if needed > card.memory:
             parts = peak.parts | {"reserved": assumptions.reserved}
-            too_large.append(TooLarge(layout, peak.name, parts, card.memory))
+            too_large.append(TooLarge(candidate, layout, peak.name, parts, card.memory))
             continue
         traffic = traffic_of(candidate, layout)
         times = times_of(candidate, layout, card, traffic, rate=assumptions.rate, rate_source=assumptions.rate_source)
         fits.append(Found(candidate, layout, needed, peak, times, card.memory))
-    return Search(gpus, card, best_first(fits), memory_reasons(too_large), check_reasons(messages))
+    fixed = [word for word in overrides(config) if word.partition("=")[0] in given]
+    refused = check_reasons(messages)
+    if not fits and not too_large:
+        raise ConfigError(no_layout(gpus, fixed, refused))
+    nearest = min(too_large, key=lambda one: one.over, default=None)
+    return Search(gpus, card, fixed, best_first(fits), memory_reasons(too_large), nearest, refused)
+
+
+def no_layout(gpus: int, fixed: list[str], refused: list[Refused]) -> str:
+    """Return one line on why there is no layout at all: the reason that most have in common."""
+    reason = max(refused, key=lambda one: one.layouts)
+    held = f" with {' '.join(fixed)}, which --search holds fixed" if fixed else ""
+    return f"--gpus {gpus}: there is no layout{held}: {reason.message}"
 
 
 def best_first(fits: Iterable[Found]) -> list[Found]:
-    """Order layouts: equally fast ones are a group, and the fastest group is first.
+    """Order layouts: by groups of equally fast ones, the fastest first, and within them by ``Found.preference``.
 
-    Within it come first those without ``Found.drawbacks``; of these, groups of the same size, the smallest first; and
-    of these the simplest.
+    In a group, all times of a step are at most ``CLOSE`` times the shortest.
     """
-    ordered = []
-    for as_fast in equals(fits, lambda found: found.times.step):
-        for drawbacks in sorted({found.drawbacks for found in as_fast}):
-            alike = [found for found in as_fast if found.drawbacks == drawbacks]
-            for as_large in equals(alike, lambda found: found.needed):
-                ordered += sorted(as_large, key=lambda found: found.complexity)
-    return ordered
-
-
-def equals(found: Iterable[Found], size: Callable[[Found], float]) -> list[list[Found]]:
-    """Return groups, in each of which all sizes are at most ``CLOSE`` times the smallest; in order."""
     groups: list[list[Found]] = []
-    for one in sorted(found, key=size):
-        if groups and size(one) <= CLOSE * size(groups[-1][0]):
+    for one in sorted(fits, key=lambda found: found.times.step):
+        if groups and one.times.step <= CLOSE * groups[-1][0].times.step:
             groups[-1].append(one)
         else:
             groups.append([one])
-    return groups
+    return [one for group in groups for one in sorted(group, key=lambda found: found.preference)]

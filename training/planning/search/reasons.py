@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from common.text import counted
+from training.config.run import RunConfig
 from training.planning.display.table import GIB, PARTS
 from training.planning.layout import Layout
 
@@ -13,6 +14,7 @@ from training.planning.layout import Layout
 class TooLarge:
     """A layout that needs more memory than a card has: bytes on one GPU, at the moment of the most."""
 
+    config: RunConfig  # that chooses it
     layout: Layout
     moment: str
     parts: dict[str, int]  # with what is reserved
@@ -78,6 +80,7 @@ class Refused:
 
     message: str  # of one of them
     layouts: int
+    messages: int = 1  # that differ in their numbers alone
 
     def as_row(self) -> dict[str, Any]:
         """Return the figures for JSON."""
@@ -85,7 +88,8 @@ class Refused:
 
     def __str__(self) -> str:
         """One line."""
-        return f"{self.message}; {counted(self.layouts, 'layout')}"
+        others = f", and {counted(self.messages - 1, 'more value')} like this" if self.messages > 1 else ""
+        return f"{self.message}{others}; {counted(self.layouts, 'layout')}"
 
 
 def memory_reasons(found: Sequence[TooLarge]) -> list[Reason]:
@@ -134,7 +138,7 @@ def check_reasons(messages: Iterable[str]) -> list[Refused]:
     groups: dict[str, list[str]] = {}
     for message in messages:
         groups.setdefault("".join("#" if c.isdigit() else c for c in message), []).append(message)
-    return [Refused(group[0], len(group)) for group in groups.values()]
+    return [Refused(group[0], len(group), len(set(group))) for group in groups.values()]
 
 
 def spread(values: Sequence[int]) -> str:

@@ -12,6 +12,7 @@ if __name__ == "__main__":
     end_quietly_on_interrupt()
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from statistics import median
@@ -19,13 +20,15 @@ from statistics import median
 from common.arguments import Parser, positive
 from common.exit_codes import USER_ERROR
 from common.logs import get_logger
-from common.paths import check_can_write_file, path_argument, path_text_argument
+from common.paths import check_can_write_file, no_folder, path_argument, path_text_argument
 from common.program import begin, run
+from common.text import either
 from training.config.errors import ConfigError
 from training.config.run import RunConfig, load_config
 from training.planning.cards import CARDS, Card, find_card
-from training.planning.display.options import add_shared_arguments, check_json, reserved_bytes, show
+from training.planning.display.options import add_shared_arguments, check_json, reserved_bytes, show, tell
 from training.planning.display.table import text, verdict
+from training.planning.display.units import short
 from training.planning.layout import checked_layout
 from training.planning.plan import FILE_SYSTEM_GBS, MFU, Assumptions, Plan, make_plan
 from training.planning.search.find import Search, search
@@ -46,7 +49,13 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--config", action="once", type=path_text_argument, required=True, help="YAML file of the run")
     add("--gpus", action="once", type=positive, required=True, metavar="N", help="GPUs in all: the number of ranks")
-    add("--gpus-per-node", type=positive, default=8, metavar="N", help="of a node (default: %(default)s)")
+    add(
+        "--gpus-per-node",
+        type=positive,
+        default=8,
+        metavar="N",
+        help="of a node (default: %(default)s); fewer --gpus are one node",
+    )
     add("--card", default=DEFAULT_CARD, help=f"one of {', '.join(card.name for card in CARDS)} (default: %(default)s)")
     speed = parser.add_mutually_exclusive_group()
     speed.add_argument(
@@ -71,7 +80,7 @@ def parse_arguments() -> argparse.Namespace:
         "--search",
         action="store_true",
         help="list the layouts that fit (ZeRO stage, expert-parallel size, micro-batch, recomputation), best first, "
-        "and why the others do not",
+        "and why the others do not; overrides of these keys are held fixed",
     )
     add("overrides", nargs="*", metavar="key=value", help="overrides, such as training.micro_batch_size=8")
     return parser.parse_intermixed_args()
@@ -87,32 +96,59 @@ def check_options(arguments: argparse.Namespace) -> None:
     if arguments.picture is not None:
         if arguments.picture.suffix not in ENDINGS:
             raise ConfigError(f"--picture {arguments.picture}: must end in {', '.join(ENDINGS)}")
-        check_can_write_file(arguments.picture, "--picture")
+        check_can_write_file(arguments.picture, "--picture", in_folder=True)
 
 
-def measured_rate(folder: Path) -> float:
-    """Return the median MFU that a run has measured, as it would be without recomputation.
+def measured_rate(folder: Path, card: Card) -> tuple[float, list[str]]:
+    """Return the median MFU that a run has measured, as it would be without recomputation, and warnings.
 
     Raises:
         ConfigError: no such run, or none that has measured it.
     """
-    found = RunFolder(folder)
-    rates = [row["mfu"] for row in found.rows() if row.get("mfu", 0) > 0]
-    if not rates:
-        what = "no row of its metrics.jsonl has the column mfu" if folder.is_dir() else "no such run folder"
-        raise ConfigError(f"--mfu-from {folder}: {what}")
-    return rate_of(load_config(found.config_file), median(rates))
+    found, option = RunFolder(folder), f"--mfu-from {folder}"
+    if not folder.is_dir():
+        raise ConfigError(no_folder(folder, option, "name the folder of a run"))
+    if not found.config_file.is_file():
+        runs = sorted(path.parent for path in folder.glob(f"*/{found.metrics_file.name}"))
+        like = f", such as {runs[0]}" if runs else ""
+        raise ConfigError(f"{option} is no run folder, it has no {found.config_file.name}: name one{like}")
+    rows = [row for row in found.rows() if row.get("mfu", 0) > 0]
+    if not rows:
+        raise ConfigError(f"{option}: the run has measured no MFU: no row of its {found.metrics_file.name} has one")
+    config = load_config(found.config_file)
+    peak = median(row.get("peak_tflops", math.nan) for row in rows)
+    return rate_of(config, median(row["mfu"] for row in rows)), other_device(option, card, peak, config)
+
+
+def other_device(option: str, card: Card, peak: float, measured: RunConfig) -> list[str]:
+    """Return a warning if a run was on another device than the card, which its peak in TFLOP/s tells."""
+    precision = measured.training.precision
+
+    def is_of(card: Card) -> bool:
+        return math.isclose(peak, card.flops_per_second(precision) / 1e12, rel_tol=0.01)
+
+    if is_of(card):
+        return []
+    device = either([known.name for known in CARDS if is_of(known)] or ["another device"])
+    return [
+        f"{option} was measured on {device}, whose peak in {precision} is {short(peak)} TFLOP/s, and this plan is for "
+        f"{card.name} with {short(card.flops_per_second(precision) / 1e12)}: it may reach another share of its peak"
+    ]
 
 
 def inputs_of(arguments: argparse.Namespace) -> tuple[RunConfig, Card, Assumptions]:
     """Check the options, and return what a plan or a search is made of. Raises ConfigError."""
     check_options(arguments)
     card = find_card(arguments.card)
+    reserved = reserved_bytes(arguments.reserve, card)
     config = load_config(arguments.config, arguments.overrides)
-    rate, source = (MFU if arguments.mfu is None else arguments.mfu), "assumed"
+    rate, source, warnings = (MFU if arguments.mfu is None else arguments.mfu), "assumed", list[str]()
+    if arguments.mfu is not None:
+        source = "--mfu"
     if arguments.mfu_from is not None:
-        rate, source = measured_rate(arguments.mfu_from), f"measured by {arguments.mfu_from}"
-    return config, card, Assumptions(rate, source, reserved_bytes(arguments.reserve), arguments.file_system_gbs)
+        rate, warnings = measured_rate(arguments.mfu_from, card)
+        source = f"measured by {arguments.mfu_from}"
+    return config, card, Assumptions(rate, source, reserved, arguments.file_system_gbs, tuple(warnings))
 
 
 def plan_of(arguments: argparse.Namespace) -> Plan:
@@ -127,7 +163,14 @@ def search_of(arguments: argparse.Namespace) -> Search:
     if arguments.picture is not None:
         raise ConfigError("--picture draws one layout, and --search lists many: leave out one of them")
     config, card, assumptions = inputs_of(arguments)
-    return search(config, arguments.gpus, card, gpus_per_node=arguments.gpus_per_node, assumptions=assumptions)
+    return search(
+        config,
+        arguments.gpus,
+        card,
+        gpus_per_node=arguments.gpus_per_node,
+        assumptions=assumptions,
+        given=frozenset(word.partition("=")[0] for word in arguments.overrides),
+    )
 
 
 def main() -> int:
@@ -152,6 +195,7 @@ def main() -> int:
 
             name = Path(arguments.config).stem
             write_picture(plan, f"{name} on {plan.layout.gpus} x {plan.card.name}", arguments.picture)
+            tell(arguments.picture)
         problem = None if plan.fits else verdict(plan)
     if problem is not None:
         logger.error(problem)

@@ -126,16 +126,20 @@ def check_can_write(folder: str | Path, setting: str, *, attempt: bool = True) -
         raise ValueError(f"{_of(setting, folder)}: {reason}: set another folder, or mend this one")
 
 
-def check_can_write_file(file: Path, setting: str) -> None:
+def check_can_write_file(file: Path, setting: str, *, in_folder: bool = False) -> None:
     """Check that a file can be made, or read and written where it is there. Leaves nothing there.
 
     Args:
-        file: neither it nor its folder need exist.
+        file: need not exist.
         setting: key or option that names it, for the message.
+        in_folder: whether its folder must exist: none is made for a path that may be mistyped.
 
     Raises:
         ValueError: one line that names setting, file and reason.
     """
+    if in_folder and not os.path.lexists(file.parent):
+        folder = f"{_of(setting, file)}: there is no folder {file.parent}{searched(file)}"
+        raise ValueError(f"{folder}: make it first, or name another file")
     reason = _why_not(file.parent, attempt=True)
     if file.is_dir():
         reason = "it is a folder"

@@ -18,8 +18,9 @@ from common.paths import PLACE_ERRORS, why
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 ASCII_FORMS = {
-    "→": "->", "…": "...", "±": "+-", "²": "^2", "≤": "<=", "≥": ">=", "↑": "^", "\N{MULTIPLICATION SIGN}": "x",
-    "\N{EN DASH}": "-", "\N{EM DASH}": "-", "\N{RIGHT SINGLE QUOTATION MARK}": "'", "\N{NO-BREAK SPACE}": " ",
+    "→": "->", "…": "...", "±": "+-", "²": "^2", "µ": "u", "≤": "<=", "≥": ">=", "↑": "^",
+    "\N{MULTIPLICATION SIGN}": "x", "\N{EN DASH}": "-", "\N{EM DASH}": "-", "\N{RIGHT SINGLE QUOTATION MARK}": "'",
+    "\N{NO-BREAK SPACE}": " ",
 }  # fmt: skip
 ASCII = "st_moe.ascii"
 

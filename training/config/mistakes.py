@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from common.text import counted
 from training.config.errors import FP16_REFUSED
 from training.config.values import Sections, item_of, nested_keys, section_of
 
@@ -27,7 +28,7 @@ def first_mistake(error: ValidationError, sections: Sections) -> str:
     if mistake["type"] == "value_error":  # from a validator of this project, which names the fix, and usually the key
         return _own(str(mistake["ctx"]["error"]), mistake["input"], key, sections)
     value = mistake["input"]
-    also = f" (and {len(others)} more)" if others and others[0]["loc"][:2] != location[:2] else ""
+    also = f" (and {counted(len(others), 'more mistake')})" if others and others[0]["loc"][:2] != location[:2] else ""
     if mistake["type"] == "extra_forbidden":
         return _unknown(key, value, siblings, sections) + also
     if mistake["type"] == "missing":

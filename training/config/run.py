@@ -96,8 +96,20 @@ def read_values(path: str | Path, overrides: list[str] | None = None) -> dict[st
     for text in overrides or []:
         override(values, text, SECTIONS)
     values = resolve(values)
+    _check_kind(values, path)
     _find_deepspeed_file(values, file.parent)
     return values
+
+
+def _check_kind(values: dict[str, Any], path: str | Path) -> None:
+    """Check that a file has a model section, where that is its only mistake. Raises ConfigError: names the file."""
+    if "zero_optimization" in values:
+        raise ConfigError(
+            f"--config {path} is a DeepSpeed file: name it with training.deepspeed_config={path}, and with --config a "
+            "YAML file, such as configs/tiny.yaml"
+        )
+    if set(values) <= set(SECTIONS) - {"model"}:
+        raise ConfigError(f"--config {path} has no section model: add it, or name another file")
 
 
 def validate(values: Any) -> RunConfig:

@@ -50,7 +50,7 @@ def prepare(config: RunConfig, cluster: Cluster) -> Prepared:
     """
     card = find_card(cluster.card)
     layout = check(config, cluster)
-    assumptions = Assumptions(reserved=reserved_bytes(cluster.reserve))
+    assumptions = Assumptions(reserved=reserved_bytes(cluster.reserve, card))
     text = text_of(config, cluster.process)
     plan = make_plan(config, layout, card, assumptions)
     if not plan.fits:

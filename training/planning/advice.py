@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from common.text import counted
 from training.config.run import RunConfig
 from training.planning.cards import Card
+from training.planning.display.units import SECONDS, told
 from training.planning.layout import Layout
 from training.planning.times import Times
 
@@ -19,11 +20,20 @@ def advise(config: RunConfig, layout: Layout, card: Card, times: Times) -> Itera
     if model.num_experts:
         yield from _of_routing(config)
         yield from _of_experts(config, layout, card)
-    if times.links_total > times.compute:
+    if times.launches > times.compute:
+        fix = "a larger training.micro_batch_size has fewer launches"
+        if layout.accumulation == 1:
+            fix = "fewer GPUs, or a larger training.global_batch_size, let each GPU compute more"
+        yield (
+            f"a step is bound by kernel launches: the host needs {told(times.launches, SECONDS)} for them, compute "
+            f"takes {told(times.compute, SECONDS)}; {fix}"
+        )
+    if times.communication > max(times.compute, times.launches):
         most = max(times.links, key=lambda kind: times.links[kind])
         yield (
-            f"a step is bound by communication: links are busy for {times.links_total:.3g} s, for "
-            f"{times.links[most]:.3g} s with {most.replace('_', '-')}; compute takes {times.compute:.3g} s"
+            f"a step is bound by communication: GPUs wait for it {told(times.communication, SECONDS)}, links are busy "
+            f"for {told(times.links[most], SECONDS)} with {most.replace('_', '-')}; compute takes "
+            f"{told(times.compute, SECONDS)}"
         )
 
 

@@ -15,9 +15,8 @@ from training.planning.states import States, states_of
 from training.planning.times import Checkpoint, Flops, Times, checkpoint_of, flops_of, times_of
 from training.planning.traffic import Traffic, traffic_of
 
-GIB = 2**30
 MFU = 0.4  # assumed, where none is measured
-RESERVED = 2 * GIB  # of a card: CUDA's context, NCCL's and cuBLAS's buffers, what the allocator loses
+RESERVED = 2 * 2**30  # of a card: CUDA's context, NCCL's and cuBLAS's buffers, what the allocator loses
 FILE_SYSTEM_GBS = 2.0  # GB/s that a node writes to the file system
 
 
@@ -41,6 +40,7 @@ class Assumptions(NamedTuple):
     rate_source: str = "assumed"
     reserved: int = RESERVED
     file_system_gbs: float = FILE_SYSTEM_GBS  # of a node
+    warnings: tuple[str, ...] = ()  # about these
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def make_plan(config: RunConfig, layout: Layout, card: Card, assumptions: Assump
         times=times,
         checkpoint=checkpoint,
         host_of_rank=checkpoint.copy_of_rank + states.host,
-        warnings=(*advise(config, layout, card, times), *give_advice(config)),
+        warnings=(*assumptions.warnings, *advise(config, layout, card, times), *give_advice(config)),
     )
 
 

@@ -17,12 +17,14 @@ from training.config.run import RunConfig
 from training.engine.parameters import model_parameter_specs, parameter_families
 from training.planning.advice import advise
 from training.planning.cards import CARDS, card_of_device, find_card
+from training.planning.display.units import GIB
 from training.planning.groups import Group, optimizer_groups, sub_groups
 from training.planning.layout import Layout
-from training.planning.plan import GIB, Assumptions, make_plan
+from training.planning.plan import Assumptions, make_plan
 from training.planning.states import States, states_of
-from training.planning.times import rate_of
-from training.planning.traffic import Message, seconds, traffic_of
+from training.planning.step import parts_of
+from training.planning.times import KINDS, rate_of
+from training.planning.traffic import Kind, Message, seconds, traffic_of
 
 H100 = find_card("h100-80gb")
 LAYOUT = Layout(
@@ -155,12 +157,50 @@ def test_advice_names_the_section_of_the_paper(tmp_path: Path):
     plan = make_plan(config, Layout.of(config, 64), H100)
     advice = "\n".join(plan.warnings)
     for words in ("top_n = 1: Zoph et al. 2022, section 5.2", "train_capacity_factor = 2.0", "section 5.1",
-                  "expert_parallel_size = 64 leaves a node of 8 GPUs", "bound by communication"):  # fmt: skip
+                  "expert_parallel_size = 64 leaves a node of 8 GPUs", "bound by kernel launches",
+                  "fewer GPUs, or a larger training.global_batch_size"):  # fmt: skip
         assert words in advice
+    quiet = dataclasses.replace(plan.times, launches=0.0, communication=0.0)
     config = small_config(tmp_path, parallel={"expert_parallel_size": 4}, training={"micro_batch_size": 2})
-    assert not list(advise(config, Layout.of(config, 4), H100, dataclasses.replace(plan.times, links={})))
+    assert not list(advise(config, Layout.of(config, 4), H100, quiet))
     config = small_config(tmp_path, model={"num_experts": 0})
-    assert not list(advise(config, Layout.of(config, 1), H100, dataclasses.replace(plan.times, links={})))
+    assert not list(advise(config, Layout.of(config, 1), H100, quiet))
+
+
+def test_advice_on_what_binds_a_step(tmp_path: Path):
+    config = small_config(tmp_path, model={"num_experts": 0})
+    layout = Layout.of(config, 1)
+    times = make_plan(config, layout, H100).times
+    bound = dataclasses.replace(times, compute=0.2, launches=0.5, communication=0.0)
+    (line,) = advise(config, layout, H100, bound)
+    assert "the host needs 0.5 s for them, compute takes 0.2 s; a larger training.micro_batch_size" in line
+    links = times.links | {"all_reduce": 0.6}
+    bound = dataclasses.replace(times, compute=0.5, launches=0.2, communication=0.55, links=links)
+    (line,) = advise(config, layout, H100, bound)
+    assert "bound by communication: GPUs wait for it 0.6 s, links are busy for 0.6 s with all-reduce" in line
+
+
+def links(**seconds: float) -> dict[Kind, float]:
+    return {kind: seconds.get(kind, 0.0) for kind in KINDS}
+
+
+def test_the_parts_of_a_step_by_hand(tmp_path: Path):
+    """Eight blocks, two micro-batches on two GPUs."""
+    config = small_config(tmp_path, training={"micro_batch_size": 2, "activation_checkpointing": True})
+    layout = Layout.of(config, 2)
+    parts = parts_of(config, layout, 0.001, links(all_reduce=0.3, all_gather=0.2, all_to_all=0.1))
+    assert parts.launches == pytest.approx(2 * 8 * (2 * 0.103 + 0.207) / 48)
+    # ZeRO 1 hides nothing.
+    assert parts.communication == pytest.approx(0.6)
+    numel = sum(p.numel for p in parameter_shapes(config.architecture()))
+    assert parts.optimizer == pytest.approx(0.045 / 1.198e9 * numel / 2, rel=1e-3)
+    assert parts.together == parts.launches + parts.communication + parts.optimizer
+    chunks = dataclasses.replace(layout, all_to_all_chunks=2)
+    assert parts_of(config, chunks, 5.0, links(all_to_all=0.1)).together == pytest.approx(5.05 + parts.optimizer)
+    # ZeRO 3 hides gathers and reductions behind the passes.
+    zero3 = dataclasses.replace(layout, zero_stage=3)
+    hidden = parts_of(config, zero3, 5.0, links(reduce_scatter=3.0, all_gather=4.0, all_to_all=0.1))
+    assert hidden.communication == pytest.approx(3.0 + 4.0 - 5.0 + 0.1)
 
 
 def test_time_and_gpu_hours_follow_from_flops(tmp_path: Path):
@@ -169,6 +209,8 @@ def test_time_and_gpu_hours_follow_from_flops(tmp_path: Path):
     executed = plan.flops.executed_of_step
     assert executed > plan.flops.training_of_step
     assert plan.times.compute == pytest.approx(executed / (2 * 0.5 * 989.4e12))
+    assert plan.times.step > plan.times.launches > plan.times.compute
+    assert plan.times.run == pytest.approx(360 * plan.times.step)
     assert plan.times.gpu_hours == pytest.approx(plan.times.step * 360 * 2 / 3600)
     assert plan.times.mfu <= 0.5
     # A run that recomputes, and measures an MFU, computes at a higher rate.

@@ -70,7 +70,7 @@ def test_a_layout_that_does_not_fit_says_what_is_missing():
 
 
 def test_every_figure_and_a_picture(tmp_path: Path):
-    files = tmp_path / "plans" / "plan.json", tmp_path / "plan.png"
+    files = tmp_path / "plan.json", tmp_path / "plan.png"
     ended = python(*CONFIG, "--gpus", "8", "--json", str(files[0]), "--picture", str(files[1]))
     assert ended.returncode == 0, ended.stderr
     assert "4,105,444,352 parameters, 991,173,632 active per token" in ended.stdout

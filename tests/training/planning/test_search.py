@@ -15,12 +15,14 @@ from training.config.errors import ConfigError
 from training.config.overrides import override
 from training.config.run import SECTIONS, RunConfig, load_config, validate
 from training.planning.cards import Card, find_card
+from training.planning.display.table import verdict
+from training.planning.display.units import memory
 from training.planning.layout import Layout, checked_layout
 from training.planning.plan import Assumptions, Plan, make_plan
 from training.planning.search.candidates import candidates, overrides
 from training.planning.search.find import CLOSE, Search, search
 from training.planning.search.reasons import spread
-from training.planning.search.table import text
+from training.planning.search.table import nothing_fits, text
 
 MIB = 2**20
 NOTHING_RESERVED = Assumptions(reserved=0)
@@ -96,7 +98,7 @@ def check_fits(found: Search, config: RunConfig, per_node: int) -> None:
         assert plan.fits
         assert plan.needed == one.needed
         assert plan.times == one.times
-        assert one.seconds >= plan.times.compute
+        assert one.times.step >= max(plan.times.compute, plan.times.launches)
 
 
 def check_refusals(found: Search, everything: list[RunConfig], per_node: int) -> None:
@@ -142,11 +144,13 @@ def is_of(reason: Any, plan: Plan) -> bool:
 
 
 def assert_best_first(found: Search) -> None:
-    for place, one in enumerate(found.fits):
-        rest = found.fits[place:]
-        limit = CLOSE * min(other.seconds for other in rest)
-        assert one.seconds <= limit
-        assert one.preference == min(other.preference for other in rest if other.seconds <= limit)
+    rest = found.fits
+    while rest:
+        limit = CLOSE * min(one.times.step for one in rest)
+        equals = rest[: sum(one.times.step <= limit for one in rest)]
+        assert all(one.times.step <= limit for one in equals)
+        assert equals == sorted(equals, key=lambda one: one.preference)
+        rest = rest[len(equals) :]
 
 
 def test_every_combination_is_a_candidate():
@@ -175,8 +179,61 @@ def test_the_users_deepspeed_file_is_kept_at_its_stage_and_one_gpu_has_nothing_t
     assert files == {f"ds_configs/{name}.json" for name in ("zero0", "zero1", "offload", "zero3")}
 
 
+KEYS = (
+    "training.deepspeed_config", "training.micro_batch_size", "training.activation_checkpointing",
+    "parallel.expert_parallel_size", "parallel.all_to_all_chunks",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_what_is_given_is_held_fixed(key: str):
+    """The layouts are those of all that have the given value."""
+    config = configured(
+        model={"num_experts": 4},
+        parallel={"expert_parallel_size": 2, "all_to_all_chunks": 2},
+        training={"micro_batch_size": 2, "activation_checkpointing": True, "deepspeed_config": "ds_configs/zero2.json"},
+    )
+
+    def values(candidate: RunConfig) -> dict[str, str]:
+        return {word.partition("=")[0]: word.partition("=")[2] for word in overrides(candidate)}
+
+    own = values(config)[key]
+    free, held = (list(map(values, candidates(config, 4, given))) for given in ((), {key, "training.steps"}))
+    assert len({found[key] for found in free}) > 1
+    assert {found[key] for found in held} == {own}
+    if key != "parallel.all_to_all_chunks":  # which is otherwise one where two are impossible
+        assert held == [found for found in free if found[key] == own]
+    found = search(config, 4, H100, given={key})
+    assert {values(one.config)[key] for one in found.fits} == {own}
+    assert found.fixed == [f"{key}={own}"]
+    assert f"\nfixed, as given on the command line: {key}={own}\n" in text(found)
+
+
+def test_a_given_value_that_leaves_no_layout_is_one_line():
+    config = configured(training={"micro_batch_size": 3})
+    with pytest.raises(ConfigError) as error:
+        search(config, 4, H100, given={"training.micro_batch_size"})
+    assert str(error.value) == (
+        "--gpus 4: there is no layout with training.micro_batch_size=3, which --search holds fixed: "
+        "training.global_batch_size = 8 is not divisible by training.micro_batch_size x --gpus = 3 x 4: set a multiple "
+        "of 12, or training.micro_batch_size=2"
+    )
+    config = configured(parallel={"expert_parallel_size": 4})
+    with pytest.raises(ConfigError, match=r"parallel.expert_parallel_size = 4 does not divide --gpus 2: set --gpus to"):
+        search(config, 2, H100, given={"parallel.expert_parallel_size"})
+
+
+def test_of_equal_layouts_the_simplest_is_best():
+    """A small model launches its kernels, whatever the layout, and needs little memory."""
+    best = search(configured(), 4, H100).fits[0].layout
+    assert (best.zero_stage, best.expert_parallel_size, best.micro_batch_size, best.recompute) == (1, 1, 2, False)
+
+
 def test_a_batch_that_cannot_be_spread_is_one_line():
-    with pytest.raises(ConfigError, match=r"training.global_batch_size = 8 is not divisible by 3 GPUs: set a multiple"):
+    with pytest.raises(
+        ConfigError,
+        match=r"training.global_batch_size = 8 is not divisible by --gpus 3: set a multiple of 3, or --gpus 2 or 4$",
+    ):
         search(configured(), 3, H100)
 
 
@@ -193,12 +250,38 @@ def test_the_table_says_which_part_is_too_large_and_how_to_choose_the_best():
 
 
 def test_nothing_fits():
-    found = search(configured(), 2, card_of(1))
+    found = search(configured(), 2, card_of(1), given={"parallel.expert_parallel_size"})
     assert not found.fits
     shown = text(found)
     assert "best:" not in shown
     assert "too large:" in shown
     assert {reason.zero_stage for reason in found.too_large} == {1, 2, 3}
+    line, nearest = nothing_fits(found), found.nearest
+    assert nearest is not None
+    assert f"fits small: the nearest, {nearest.chosen}, lacks {memory(nearest.over)} on each: try" in line
+    assert line.endswith(
+        "try to leave out parallel.expert_parallel_size=1, more GPUs (--gpus) or a card with more memory (--card)"
+    )
+    layout = nearest.layout
+    least = make_plan(chosen_by(configured(), shown_words(layout)), layout, found.card)
+    assert (least.missing, least.missing > 0) == (nearest.over, True)
+
+
+def shown_words(layout: Layout) -> list[str]:
+    return [
+        f"training.deepspeed_config=ds_configs/zero{layout.zero_stage}.json",
+        f"training.micro_batch_size={layout.micro_batch_size}",
+        f"training.activation_checkpointing={str(layout.recompute).lower()}",
+        f"parallel.expert_parallel_size={layout.expert_parallel_size}",
+    ]
+
+
+def test_a_reserve_that_is_too_much_is_named():
+    config = configured()
+    found = search(config, 2, H100, assumptions=Assumptions(reserved=79 * 2**30))
+    assert "try a smaller --reserve, more GPUs" in nothing_fits(found)
+    plan = make_plan(config, Layout.of(config, 2), H100, Assumptions(reserved=79 * 2**30))
+    assert verdict(plan).endswith("; try a smaller --reserve than 79")
 
 
 @pytest.mark.parametrize(

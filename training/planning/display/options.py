@@ -1,6 +1,7 @@
 """Options that ``plan.py`` and a dry run share: where figures go, and what of a card is reserved."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ from common.files import write_atomically
 from common.paths import check_can_write_file, path_text_argument
 from common.strict_json import to_json
 from training.config.errors import ConfigError
-from training.planning.plan import GIB, RESERVED
+from training.planning.cards import Card
+from training.planning.display.units import GIB, memory
+from training.planning.plan import RESERVED
 
 TERMINAL = "-"
 
@@ -32,12 +35,15 @@ def add_shared_arguments(group: argparse._ActionsContainer) -> None:
     )
 
 
-def reserved_bytes(reserve: float | None) -> int:
+def reserved_bytes(reserve: float | None, card: Card) -> int:
     """Return what is reserved of a card. Raises ConfigError: one line."""
     if reserve is None:
         return RESERVED
-    if not 0 <= reserve < float("inf"):
-        raise ConfigError(f"--reserve {reserve:g}: GiB of a card, 0 or more, such as {RESERVED / GIB:g}")
+    if not 0 <= reserve * GIB < card.memory:
+        raise ConfigError(
+            f"--reserve {reserve:g}: GiB of {card.name}, 0 or more and less than its {memory(card.memory)}, such as "
+            f"{RESERVED / GIB:g}"
+        )
     return round(reserve * GIB)
 
 
@@ -53,7 +59,7 @@ def check_json(json: str | None) -> None:
         return
     if "=" in str(json):
         raise ConfigError(f"--json {json}: a file is meant; write overrides before --json")
-    check_can_write_file(file, "--json")
+    check_can_write_file(file, "--json", in_folder=True)
 
 
 def show(row: dict[str, Any], table: str, json: str | None) -> None:
@@ -62,5 +68,10 @@ def show(row: dict[str, Any], table: str, json: str | None) -> None:
     print(figures if json == TERMINAL else table)
     file = json_file(json)
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, figures + "\n")
+        tell(file)
+
+
+def tell(file: Path) -> None:
+    """Say on stderr, beside the table or the figures, that a file is written."""
+    print(f"wrote {file}", file=sys.stderr, flush=True)

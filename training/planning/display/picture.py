@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.planning.display.table import GIB, PARTS
+from common.files import naming
+from training.planning.display.table import PARTS
+from training.planning.display.units import GIB
 from training.planning.plan import Plan
 
 if TYPE_CHECKING:
@@ -50,5 +52,5 @@ def draw(plan: Plan, title: str) -> "Figure":
 
 def write_picture(plan: Plan, title: str, file: Path) -> None:
     """Write the picture in the format of the file's ending. Raises OSError."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draw(plan, title).savefig(file, dpi=DPI)
+    with naming(file):
+        draw(plan, title).savefig(file, dpi=DPI)

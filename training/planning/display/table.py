@@ -3,9 +3,22 @@
 from collections.abc import Iterable, Sequence
 
 from common.text import counted
-from training.planning.plan import Plan
+from training.planning.display.units import (
+    BINARY,
+    DECIMAL,
+    GIB,
+    PERIODS,
+    SECONDS,
+    cell,
+    memory,
+    share,
+    short,
+    told,
+    unit_of,
+    with_prefix,
+)
+from training.planning.plan import RESERVED, Plan
 
-GIB, GB = 2**30, 10**9
 #: What a GPU holds, in the order in which it is shown, and what it is.
 PARTS = {
     "weights": "weights",
@@ -34,20 +47,22 @@ def warnings(plan: Plan) -> list[str]:
 
 def verdict(plan: Plan) -> str:
     """Return whether the layout fits and, if not, what is missing: one line."""
-    card, peak = f"the {_gib(plan.card.memory)} of {plan.card.name}", plan.peak
+    card, peak = f"the {memory(plan.card.memory)} of {plan.card.name}", plan.peak
     if plan.fits:
-        return f"fits: {_gib(plan.needed)} of {card}, {_gib(plan.card.memory - plan.needed)} to spare"
+        return f"fits: {memory(plan.needed)} of {card}, {memory(plan.card.memory - plan.needed)} to spare"
     largest = sorted(peak.parts, key=peak.parts.__getitem__, reverse=True)[:2]
-    parts = ", ".join(f"{PARTS[part]} {_gib(peak.parts[part])}" for part in largest)
+    parts = ", ".join(f"{PARTS[part]} {memory(peak.parts[part])}" for part in largest)
     return (
-        f"does not fit: a GPU needs {_gib(plan.needed)} when the {peak.name} ({parts}), {_gib(plan.missing)} more than "
-        f"{card}; {_help(plan)}"
+        f"does not fit: a GPU needs {memory(plan.needed)} when the {peak.name} ({parts}), {memory(plan.missing)} more "
+        f"than {card}; {_help(plan)}"
     )
 
 
 def _help(plan: Plan) -> str:
     """What would need less memory, most effective first."""
     layout, peak, means = plan.layout, plan.peak, []
+    if plan.reserved > RESERVED and peak.total + RESERVED <= plan.card.memory:
+        return f"try a smaller --reserve than {plan.reserved / GIB:g}"
     held = sum(peak.parts.get(part, 0) for part in ("weights", "master", "optimizer", "gradients"))
     if held + plan.reserved > plan.card.memory:
         if layout.zero_stage < 3:
@@ -80,50 +95,56 @@ def _model(plan: Plan) -> list[str]:
     return [
         f"model   {counts.total:,} parameters, {counts.active:,} active per token",
         "        " + ", ".join(f"{name} {number:,}" for name, number in parts if number),
-        f"FLOPs   {_si(flops.forward_of_example)} of the forward pass of an example; training: "
-        f"{_si(flops.training_of_example)} an example, {_si(flops.training_of_token)} a token, "
-        f"{_si(flops.training_of_step)} a step of {counted(layout.global_batch_size, 'sequence')}",
+        f"FLOPs   {with_prefix(flops.forward_of_example)} of the forward pass of an example; training: "
+        f"{with_prefix(flops.training_of_example)} an example, {with_prefix(flops.training_of_token)} a token, "
+        f"{with_prefix(flops.training_of_step)} a step of {counted(layout.global_batch_size, 'sequence')}",
         f"layout  {counted(layout.gpus, 'GPU')} ({plan.card.name}) in {counted(layout.nodes, 'node')}: "
         + ", ".join(chosen),
     ]
 
 
 def _memory(plan: Plan) -> list[str]:
-    rows: list[list[str]] = [["memory of a GPU, GiB", *(moment.name for moment in plan.moments)]]
+    unit = unit_of(plan.needed, BINARY)
+    rows: list[list[str]] = [[f"memory of a GPU, {unit.name}", *(moment.name for moment in plan.moments)]]
+
+    def add(name: str, sizes: Sequence[int]) -> None:
+        rows.append([f"  {name}", *(cell(size, unit, BINARY, 2) if size else "" for size in sizes)])
+
     for part in PARTS:
-        sizes = [moment.parts.get(part, 0) for moment in plan.moments]
-        if part == "reserved":
-            sizes = [plan.reserved] * len(plan.moments)
+        sizes = [plan.reserved if part == "reserved" else moment.parts.get(part, 0) for moment in plan.moments]
         if any(sizes):
-            rows.append([f"  {PARTS[part]}", *(f"{size / GIB:.2f}" if size else "" for size in sizes)])
-    rows.append(["  together", *(f"{(moment.total + plan.reserved) / GIB:.2f}" for moment in plan.moments)])
+            add(PARTS[part], sizes)
+    add("together", [moment.total + plan.reserved for moment in plan.moments])
     host = plan.host_of_rank * min(plan.layout.gpus, plan.layout.gpus_per_node)
     return [
         *_aligned(rows),
         *([verdict(plan)] if plan.fits else []),
-        f"activations at their peak: {_gib(plan.activations_kept)} without recomputation, "
-        f"{_gib(plan.activations_recomputed)} with it",
-        f"host    {_gib(host)} of a node for copies of checkpoints"
+        f"activations at their peak: {memory(plan.activations_kept)} without recomputation, "
+        f"{memory(plan.activations_recomputed)} with it",
+        f"host    {memory(host)} of a node for copies of checkpoints"
         + (" and states that ZeRO keeps there" if plan.states.host else "")
         + ", beside its processes",
     ]
 
 
 def _traffic(plan: Plan) -> list[str]:
-    rows: list[list[str]] = [["traffic of a GPU and step", "ranks", "GB", "on its links, GB", "seconds"]]
-    for message in plan.traffic.as_row(plan.layout, plan.card):
+    messages = plan.traffic.as_row(plan.layout, plan.card)
+    if not messages:
+        return ["traffic none"]
+    size = unit_of(max(message["on_links_bytes"] for message in messages), DECIMAL)
+    time = unit_of(max(message["seconds"] for message in messages), SECONDS)
+    rows: list[list[str]] = [["traffic of a GPU and step", "ranks", size.name, f"on its links, {size.name}", time.name]]
+    for message in messages:
         kind = message["kind"].replace("_", "-")
         rows.append(
             [
                 f"  {kind}: {message['purpose']}{' of experts' if message['experts'] and kind != 'all-to-all' else ''}",
                 f"{message['ranks']:,}",
-                f"{message['bytes'] / GB:.3f}",
-                f"{message['on_links_bytes'] / GB:.3f}",
-                f"{message['seconds']:.4f}",
+                cell(message["bytes"], size, DECIMAL, 3),
+                cell(message["on_links_bytes"], size, DECIMAL, 3),
+                cell(message["seconds"], time, SECONDS, 3),
             ]
         )
-    if len(rows) == 1:
-        return ["traffic none"]
     return [
         *_aligned(rows),
         f"at {plan.card.node_gbs:g} GB/s within a node and {plan.card.network_gbs:g} GB/s between nodes, per GPU",
@@ -132,11 +153,24 @@ def _traffic(plan: Plan) -> list[str]:
 
 def _times(plan: Plan) -> list[str]:
     times, checkpoint = plan.times, plan.checkpoint
+    unit = unit_of(times.step, SECONDS)
+
+    def shown(seconds: float) -> str:
+        return cell(seconds, unit, SECONDS, 3)
+
+    parts = (
+        ("compute", times.compute, f"at {share(times.rate)} of the peak ({times.rate_source})"),
+        ("launches", times.launches, "of kernels by the host, while GPUs compute: the longer of both counts"),
+        ("communication", times.communication, f"that GPUs wait for; links are busy for {shown(times.links_total)}"),
+        ("optimizer", times.optimizer, ""),
+        ("together", times.step, f"MFU {share(times.mfu)}, {with_prefix(times.tokens_per_second)} tokens/s"),
+    )
+    rows = _aligned([["time of a step", unit.name], *([f"  {name}", shown(seconds)] for name, seconds, _ in parts)])
+    notes = ["predicted", *(note for _, _, note in parts)]
     return [
-        f"step    {times.step:.3f} s, MFU {times.mfu:.0%}, {_si(times.tokens_per_second)} tokens/s: compute "
-        f"{times.compute:.3f} s at {times.rate:.0%} of the peak ({times.rate_source}), links {times.links_total:.3f} s",
-        f"run     {times.days:,.2f} days of {counted(plan.steps, 'step')}, {times.gpu_hours:,.0f} GPU hours",
-        f"save    a checkpoint has {checkpoint.bytes / GB:,.1f} GB, written in {checkpoint.seconds:,.1f} s",
+        *(f"{row}  {note}".rstrip() for row, note in zip(rows, notes, strict=True)),
+        f"run     {told(times.run, PERIODS, 2)} of {counted(plan.steps, 'step')}, {short(times.gpu_hours)} GPU hours",
+        f"save    a checkpoint has {told(checkpoint.bytes, DECIMAL)}, written in {told(checkpoint.seconds, PERIODS)}",
     ]
 
 
@@ -145,14 +179,3 @@ def _aligned(rows: Sequence[Sequence[str]]) -> Iterable[str]:
     for first, *others in rows:
         numbers = (f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True))
         yield f"{first:<{widths[0]}}  {'  '.join(numbers)}".rstrip()
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:,.1f} GiB"
-
-
-def _si(number: float) -> str:
-    for power, unit in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if number >= 0.9995 * 10**power:
-            return f"{number / 10**power:.3g}{unit}"
-    return f"{number:.3g}"

@@ -37,8 +37,8 @@ class Found:
     def preference(self) -> tuple[float, ...]:
         """Of layouts that are equally fast, the first in this order is best.
 
-        Memory to spare, no recomputation, experts within a node, least memory; and where that is the same, the simplest:
-        the lowest ZeRO stage, the smallest expert parallelism.
+        Memory to spare, no recomputation, experts within a node, least memory; and where that is the same, the
+        simplest: the lowest ZeRO stage, the smallest expert parallelism.
         """
         tight, layout = self.needed > (1 - SPARE) * self.memory, self.layout
         size = round(self.needed / SIZE)
@@ -73,6 +73,7 @@ class Search:
     too_large: list[Reason]
     nearest: TooLarge | None  # of those that are too large, the one that lacks least
     refused: list[Refused]
+    warnings: tuple[str, ...] = ()  # see ``Assumptions``
 
     @property
     def tried(self) -> int:
@@ -90,6 +91,7 @@ class Search:
             "fits": [found.as_row() for found in self.fits],
             "too_large": [reason.as_row() for reason in self.too_large],
             "refused": [reason.as_row() for reason in self.refused],
+            "warnings": list(self.warnings),
         }
 
 
@@ -133,7 +135,7 @@ def search(
         needed = peak.total + assumptions.reserved
         if needed > card.memory:
             parts = peak.parts | {"reserved": assumptions.reserved}
-            too_large.append(TooLarge(candidate, layout, peak.name, parts, card.memory))
+            too_large.append(TooLarge(layout, peak.name, parts, card.memory))
             continue
         traffic = traffic_of(candidate, layout)
         times = times_of(candidate, layout, card, traffic, rate=assumptions.rate, rate_source=assumptions.rate_source)
@@ -143,7 +145,9 @@ def search(
     if not fits and not too_large:
         raise ConfigError(no_layout(gpus, fixed, refused))
     nearest = min(too_large, key=lambda one: one.over, default=None)
-    return Search(gpus, card, fixed, best_first(fits), memory_reasons(too_large), nearest, refused)
+    return Search(
+        gpus, card, fixed, best_first(fits), memory_reasons(too_large), nearest, refused, assumptions.warnings
+    )
 
 
 def no_layout(gpus: int, fixed: list[str], refused: list[Refused]) -> str:

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from common.text import counted
-from training.config.run import RunConfig
-from training.planning.display.table import GIB, PARTS
+from training.planning.display.table import PARTS
+from training.planning.display.units import memory
 from training.planning.layout import Layout
 
 
@@ -14,11 +14,17 @@ from training.planning.layout import Layout
 class TooLarge:
     """A layout that needs more memory than a card has: bytes on one GPU, at the moment of the most."""
 
-    config: RunConfig  # that chooses it
     layout: Layout
     moment: str
     parts: dict[str, int]  # with what is reserved
     memory: int  # of the card
+
+    @property
+    def chosen(self) -> str:
+        """The layout."""
+        layout = self.layout
+        words = f"ZeRO {layout.zero_stage}, EP {layout.expert_parallel_size}, micro-batch {layout.micro_batch_size}"
+        return f"{words}, {'recomputation' if layout.recompute else 'no recomputation'}"
 
     @property
     def over(self) -> int:
@@ -65,11 +71,11 @@ class Reason:
         """One line."""
         parts = {part: number for part, number in self.parts.items() if part != "reserved"}
         largest = sorted(parts, key=parts.__getitem__, reverse=True)[:2]
-        held = ", ".join(f"{PARTS[part]} {size(parts[part])}" for part in largest)
+        held = ", ".join(f"{PARTS[part]} {memory(parts[part])}" for part in largest)
         least = "at least " if self.layouts > 1 else ""
         alone = " without activations" if self.states else ""
         return (
-            f"{self.chosen}: {least}{size(self.over)} too much{alone} when the {self.moment} ({held}); "
+            f"{self.chosen}: {least}{memory(self.over)} too much{alone} when the {self.moment} ({held}); "
             f"{counted(self.layouts, 'layout')}"
         )
 
@@ -147,8 +153,3 @@ def spread(values: Sequence[int]) -> str:
     if len(first) > 2:
         return f"{first[0]} to {last}"
     return f"{', '.join(map(str, first))} and {last}" if first else str(last)
-
-
-def size(number: int) -> str:
-    """Return bytes in GiB or, where they are few, in MiB."""
-    return f"{number / GIB:.1f} GiB" if number >= 0.1 * GIB else f"{number / 2**20:.1f} MiB"

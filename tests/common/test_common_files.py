@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from common.files import acquire_lock, sync_folder, write_atomically
+from common.files import acquire_lock, naming, sync_folder, write_atomically
 from common.project import ROOT
 
 HOLD = """
@@ -20,6 +20,15 @@ file = Path(sys.argv[1]).open("w")
 print(acquire_lock(file, shared=sys.argv[2] == "shared"))
 sys.stdin.read()
 """
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path):
+    with pytest.raises(OSError, match="No space left on device") as full, naming(tmp_path / "plan.png"):
+        Path("/dev/full").write_text("x")
+    assert (full.value.errno, full.value.filename) == (errno.ENOSPC, str(tmp_path / "plan.png"))
+    with pytest.raises(FileNotFoundError) as missing:
+        write_atomically(tmp_path / "none" / "plan.json", "{}")
+    assert str(tmp_path / "none") in str(missing.value.filename)
 
 
 def test_of_two_processes_that_write_a_file_one_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

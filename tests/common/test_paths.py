@@ -141,6 +141,11 @@ def test_files_that_cannot_be_written_are_named_with_the_reason(tmp_path: Path, 
     for file in (there, tmp_path / "new" / "folder" / "rows.jsonl"):
         check_can_write_file(file, "--rows")
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]  # nothing is left there
+    check_can_write_file(there, "--json", in_folder=True)
+    with pytest.raises(
+        ValueError, match=rf"^--json {tmp_path}/new/x: there is no folder {tmp_path}/new: make it first"
+    ):
+        check_can_write_file(tmp_path / "new" / "x", "--json", in_folder=True)
     for file, reason in (
         (tmp_path, "it is a folder"),
         (there / "rows.jsonl", f"{there} is no folder"),

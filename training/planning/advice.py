@@ -23,17 +23,17 @@ def advise(config: RunConfig, layout: Layout, card: Card, times: Times) -> Itera
     if times.launches > times.compute:
         fix = "a larger training.micro_batch_size has fewer launches"
         if layout.accumulation == 1:
-            fix = "fewer GPUs, or a larger training.global_batch_size, let each GPU compute more"
+            fix = "fewer GPUs with a larger training.micro_batch_size, or a larger training.global_batch_size, would use them"
         yield (
-            f"a step is bound by kernel launches: the host needs {told(times.launches, SECONDS)} for them, compute "
-            f"takes {told(times.compute, SECONDS)}; {fix}"
+            f"a step is bound by kernel launches: the host needs {told(times.launches, SECONDS, 2)} for them, compute "
+            f"takes {told(times.compute, SECONDS, 2)}; {fix}"
         )
     if times.communication > max(times.compute, times.launches):
         most = max(times.links, key=lambda kind: times.links[kind])
         yield (
-            f"a step is bound by communication: GPUs wait for it {told(times.communication, SECONDS)}, links are busy "
-            f"for {told(times.links[most], SECONDS)} with {most.replace('_', '-')}; compute takes "
-            f"{told(times.compute, SECONDS)}"
+            f"a step is bound by communication: GPUs wait for it {told(times.communication, SECONDS, 2)}, links are busy "
+            f"for {told(times.links[most], SECONDS, 2)} with {most.replace('_', '-')}; compute takes "
+            f"{told(times.compute, SECONDS, 2)}"
         )
 
 

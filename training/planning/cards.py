@@ -11,6 +11,7 @@ import difflib
 import re
 from dataclasses import dataclass
 
+from common.text import either
 from training.config.errors import ConfigError
 
 
@@ -62,7 +63,7 @@ def find_card(name: str) -> Card:
         return cards[wanted]
     near = [known for known in cards if wanted and known.startswith(wanted)]
     near = near or difflib.get_close_matches(wanted, cards, n=3, cutoff=0.5)
-    fix = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(cards))}"
+    fix = f"did you mean {either(near)}?" if near else f"there are {', '.join(sorted(cards))}"
     raise ConfigError(f"--card {name}: no such card; {fix}")
 
 

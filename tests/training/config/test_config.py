@@ -199,7 +199,13 @@ def test_files_that_are_no_config(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"^[^\n]+$"):
         load_config(broken)
     broken.write_text("training: {steps: 5}\n")
-    with pytest.raises(ConfigError, match=r"model is missing"):
+    with pytest.raises(ConfigError, match=r"broken\.yaml has no section model: add it, or name another file$"):
+        load_config(broken)
+    broken.write_text('{"zero_optimization": {"stage": 3}}')
+    with pytest.raises(ConfigError, match=r"broken\.yaml is a DeepSpeed file: name it with training.deepspeed_config="):
+        load_config(broken)
+    broken.write_text("modle: {d_model: 8}\n")
+    with pytest.raises(ConfigError, match=r"^modle: unknown section, with d_model; did you mean model\?"):
         load_config(broken)
 
 

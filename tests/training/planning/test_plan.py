@@ -158,7 +158,7 @@ def test_advice_names_the_section_of_the_paper(tmp_path: Path):
     advice = "\n".join(plan.warnings)
     for words in ("top_n = 1: Zoph et al. 2022, section 5.2", "train_capacity_factor = 2.0", "section 5.1",
                   "expert_parallel_size = 64 leaves a node of 8 GPUs", "bound by kernel launches",
-                  "fewer GPUs, or a larger training.global_batch_size"):  # fmt: skip
+                  "fewer GPUs with a larger training.micro_batch_size, or a larger"):  # fmt: skip
         assert words in advice
     quiet = dataclasses.replace(plan.times, launches=0.0, communication=0.0)
     config = small_config(tmp_path, parallel={"expert_parallel_size": 4}, training={"micro_batch_size": 2})
@@ -173,11 +173,11 @@ def test_advice_on_what_binds_a_step(tmp_path: Path):
     times = make_plan(config, layout, H100).times
     bound = dataclasses.replace(times, compute=0.2, launches=0.5, communication=0.0)
     (line,) = advise(config, layout, H100, bound)
-    assert "the host needs 0.5 s for them, compute takes 0.2 s; a larger training.micro_batch_size" in line
+    assert "the host needs 0.50 s for them, compute takes 0.20 s; a larger training.micro_batch_size" in line
     links = times.links | {"all_reduce": 0.6}
     bound = dataclasses.replace(times, compute=0.5, launches=0.2, communication=0.55, links=links)
     (line,) = advise(config, layout, H100, bound)
-    assert "bound by communication: GPUs wait for it 0.6 s, links are busy for 0.6 s with all-reduce" in line
+    assert "bound by communication: GPUs wait for it 0.55 s, links are busy for 0.60 s with all-reduce" in line
 
 
 def links(**seconds: float) -> dict[Kind, float]:

@@ -14,7 +14,10 @@ from common.project import ROOT
 from tests.support.launch import python
 from tests.support.small import small_config
 from training.config.errors import ConfigError
-from training.planning.display.table import PARTS
+from training.config.run import load_config
+from training.planning.cards import find_card
+from training.planning.display.table import PARTS, text
+from training.planning.search.table import text as search_text
 from training.planning.times import rate_of
 from training.run.folder import RunFolder
 
@@ -28,13 +31,26 @@ CONFIG = ("plan.py", "--config", "configs/st_moe_l.yaml")
             ["--gpus", "12"],
             "--gpus 12 is not a multiple of the 8 GPUs of a node: set --gpus 8 or 16, or another --gpus-per-node",
         ),
+        (
+            ["--gpus", "4", "--gpus-per-node", "3"],
+            "--gpus 4 is not a multiple of the 3 GPUs of a node: set --gpus 3 or 6",
+        ),
         (["--gpus", "8", "--card", "h1000"], "--card h1000: no such card; did you mean h100-80gb"),
         (
             ["--gpus", "8", "training.global_batch_size=2047"],
             "training.global_batch_size = 2047 is not divisible by training.micro_batch_size x --gpus = 32 x 8",
         ),
         (["--gpus", "8", "--mfu", "40"], "--mfu 40: a share of the peak"),
-        (["--gpus", "8", "--mfu-from", "runs/none"], "--mfu-from runs/none: no such run folder"),
+        (["--gpus", "8", "--mfu-from", "runs/none"], "--mfu-from runs/none: no such folder in "),
+        (["--gpus", "8", "--mfu-from", "configs"], "--mfu-from configs is no run folder, it has no config.yaml"),
+        (["--gpus", "8", "--json", "none/x.json"], "--json none/x.json: there is no folder none in "),
+        (["--gpus", "8", "--picture", "none/x.png"], "--picture none/x.png: there is no folder none in "),
+        (["--gpus", "8", "--reserve", "100"], "--reserve 100: GiB of h100-80gb, 0 or more and less than its 79.6 GiB"),
+        (["--gpus", "8", "--reserve", "nan"], "--reserve nan: GiB of h100-80gb"),
+        (
+            ["--gpus", "10000", "--gpus-per-node", "100", "parallel.expert_parallel_size=1"],
+            "multiple of 320000, or --gpus 64 (with training.micro_batch_size=1 up to 2048)",
+        ),
         (["--gpus", "8", "--json", "training.steps=5"], "write overrides before --json"),
         (["--gpus", "8", "--picture", "plan.txt"], "--picture plan.txt: must end in .png"),
         (["--gpus", "8", "--reserve", "inf"], "--reserve inf"),
@@ -73,6 +89,7 @@ def test_every_figure_and_a_picture(tmp_path: Path):
     files = tmp_path / "plan.json", tmp_path / "plan.png"
     ended = python(*CONFIG, "--gpus", "8", "--json", str(files[0]), "--picture", str(files[1]))
     assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == "".join(f"wrote {file}\n" for file in files)
     assert "4,105,444,352 parameters, 991,173,632 active per token" in ended.stdout
     row = json.loads(files[0].read_text())
     moments = row["memory"]["moments_bytes"]
@@ -88,16 +105,68 @@ def test_every_figure_and_a_picture(tmp_path: Path):
         assert (0x2C, 0xA0, 0x2C) in colors  # activations
 
 
-def test_the_rate_of_a_run_is_the_median_that_it_measured(tmp_path: Path):
+@pytest.fixture
+def measured(tmp_path: Path) -> RunFolder:
+    """A run in fp32 that recomputes."""
     config = small_config(tmp_path, training={"name": "measured", "activation_checkpointing": True})
     folder = RunFolder(config.run_dir)
     folder.path.mkdir(parents=True)
     folder.write_config(config)
-    with pytest.raises(ConfigError, match="has the column mfu"):
-        plan.measured_rate(folder.path)
-    folder.metrics_file.write_text("".join(json.dumps({"mfu": mfu}) + "\n" for mfu in (0.3, None, 0.1, 0.2)))
-    assert plan.measured_rate(folder.path) == pytest.approx(rate_of(config, 0.2))
+    return folder
+
+
+def write_rows(folder: RunFolder, peak: float, *rates: float | None) -> None:
+    rows = [{"mfu": rate, "peak_tflops": peak} for rate in rates]
+    folder.metrics_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_the_rate_of_a_run_is_the_median_that_it_measured(measured: RunFolder):
+    card, config = find_card("h100-80gb"), load_config(measured.config_file)
+    with pytest.raises(ConfigError, match=r"the run has measured no MFU: no row of its metrics.jsonl has one"):
+        plan.measured_rate(measured.path, card)
+    write_rows(measured, 66.9, 0.3, None, 0.1, 0.2)
+    rate, warnings = plan.measured_rate(measured.path, card)
+    assert (rate, warnings) == (pytest.approx(rate_of(config, 0.2)), [])
     assert rate_of(config, 0.2) > 0.2
+    with pytest.raises(
+        ConfigError, match=f"is no run folder, it has no config.yaml: name one, such as {measured.path}$"
+    ):
+        plan.measured_rate(measured.path.parent, card)
+
+
+@pytest.mark.parametrize(("peak", "device"), [(19.5, "a100-80gb or a100-40gb"), (0.12, "another device")])
+def test_a_run_on_another_device_is_told(
+    peak: float, device: str, measured: RunFolder, monkeypatch: pytest.MonkeyPatch
+):
+    write_rows(measured, peak, 0.2)
+    words = ["--config", str(measured.config_file), "--gpus", "1", "--mfu-from", str(measured.path)]
+    monkeypatch.setattr(sys, "argv", ["plan.py", *words])
+    arguments = plan.parse_arguments()
+    wanted = (
+        f"--mfu-from {measured.path} was measured on {device}, whose peak in fp32 is {peak:g} TFLOP/s, and this plan is "
+        "for h100-80gb with 66.9: it may reach another share of its peak"
+    )
+    planned = plan.plan_of(arguments)
+    assert planned.warnings[0] == wanted
+    assert f"warning: {wanted}\n" in text(planned)
+    found = plan.search_of(arguments)
+    assert found.warnings == (wanted,)
+    assert search_text(found).endswith(f"warning: {wanted}")
+
+
+def test_one_layout_has_one_time(monkeypatch: pytest.MonkeyPatch):
+    """A plan, and a search that holds all of the plan's layout."""
+    words = ["training.deepspeed_config=ds_configs/zero1.json", "training.micro_batch_size=4",
+             "training.activation_checkpointing=true", "parallel.expert_parallel_size=2"]  # fmt: skip
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["plan.py", "--config", "configs/tiny.yaml", "--gpus", "4", *words])
+    arguments = plan.parse_arguments()
+    planned, found = plan.plan_of(arguments), plan.search_of(arguments)
+    assert found.fixed == words
+    (only,) = found.fits
+    assert only.layout == planned.layout
+    assert only.times == planned.times
+    assert planned.times.step > planned.times.launches > planned.times.compute
 
 
 def test_a_plan_needs_no_torch():
@@ -124,7 +193,10 @@ def test_a_search_lists_layouts_as_a_table_or_as_json(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--gpus", "3"], "training.global_batch_size = 2048 is not divisible by 3 GPUs: set a multiple of 3"),
+        (
+            ["--gpus", "3"],
+            "training.global_batch_size = 2048 is not divisible by --gpus 3: set a multiple of 3, or --gpus 2 or 4",
+        ),
         (["--gpus", "8", "--picture", "plan.png"], "--picture draws one layout, and --search lists many"),
     ],
 )
@@ -141,4 +213,4 @@ def test_a_search_that_finds_nothing_says_what_is_missing():
     assert ended.returncode == 2
     assert "too large:" in ended.stdout
     assert ended.stderr.count("\n") == 1
-    assert "no layout of 8 GPUs fits l4: the nearest, ZeRO 3, EP 1, lacks at least" in ended.stderr
+    assert "no layout of 8 GPUs fits l4: the nearest, ZeRO 3, EP 1, micro-batch 1, recomputation, lacks" in ended.stderr

@@ -161,7 +161,11 @@ def _times(plan: Plan) -> list[str]:
     parts = (
         ("compute", times.compute, f"at {share(times.rate)} of the peak ({times.rate_source})"),
         ("launches", times.launches, "of kernels by the host, while GPUs compute: the longer of both counts"),
-        ("communication", times.communication, f"that GPUs wait for; links are busy for {shown(times.links_total)}"),
+        (
+            "communication",
+            times.communication,
+            f"that GPUs wait for; links are busy for {told(times.links_total, SECONDS, 3)}",
+        ),
         ("optimizer", times.optimizer, ""),
         ("together", times.step, f"MFU {share(times.mfu)}, {with_prefix(times.tokens_per_second)} tokens/s"),
     )

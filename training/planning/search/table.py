@@ -14,9 +14,10 @@ TIMES = ("compute", "launches", "communication", "step")
 WIDTH = 110
 EXPLAINED = (
     "EP: parallel.expert_parallel_size. {unit}: what a GPU needs. step: the longer of compute and launches, the "
-    "communication that GPUs wait for, and the optimizer. Order: steps that are up to {close:.0%} slower than the fastest "
-    "are its equals, then follow the next and its equals; among equals first is what leaves a tenth of the memory, "
-    "recomputes nothing, keeps experts within a node, needs least memory, has the lowest ZeRO stage and the smallest EP."
+    "communication that GPUs wait for, and the optimizer. Order: steps that are up to {close:.0%} slower than the "
+    "fastest are its equals, then follow the next and its equals; among equals first is what leaves a tenth of the "
+    "memory, recomputes nothing, keeps experts within a node, needs least memory, has the lowest ZeRO stage and the "
+    "smallest EP."
 )
 
 

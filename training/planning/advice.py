@@ -21,9 +21,9 @@ def advise(config: RunConfig, layout: Layout, card: Card, times: Times) -> Itera
         yield from _of_routing(config)
         yield from _of_experts(config, layout, card)
     if times.launches > times.compute:
-        fix = "a larger training.micro_batch_size has fewer launches"
+        fix = "a larger training.micro_batch_size has fewer"
         if layout.accumulation == 1:
-            fix = "fewer GPUs with a larger training.micro_batch_size, or a larger training.global_batch_size, would use them"
+            fix = "try fewer GPUs with a larger training.micro_batch_size, or a larger training.global_batch_size"
         yield (
             f"a step is bound by kernel launches: the host needs {told(times.launches, SECONDS, 2)} for them, compute "
             f"takes {told(times.compute, SECONDS, 2)}; {fix}"
@@ -31,8 +31,8 @@ def advise(config: RunConfig, layout: Layout, card: Card, times: Times) -> Itera
     if times.communication > max(times.compute, times.launches):
         most = max(times.links, key=lambda kind: times.links[kind])
         yield (
-            f"a step is bound by communication: GPUs wait for it {told(times.communication, SECONDS, 2)}, links are busy "
-            f"for {told(times.links[most], SECONDS, 2)} with {most.replace('_', '-')}; compute takes "
+            f"a step is bound by communication: GPUs wait for it {told(times.communication, SECONDS, 2)}, links are "
+            f"busy for {told(times.links[most], SECONDS, 2)} with {most.replace('_', '-')}; compute takes "
             f"{told(times.compute, SECONDS, 2)}"
         )
 

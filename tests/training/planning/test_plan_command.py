@@ -143,8 +143,8 @@ def test_a_run_on_another_device_is_told(
     monkeypatch.setattr(sys, "argv", ["plan.py", *words])
     arguments = plan.parse_arguments()
     wanted = (
-        f"--mfu-from {measured.path} was measured on {device}, whose peak in fp32 is {peak:g} TFLOP/s, and this plan is "
-        "for h100-80gb with 66.9: it may reach another share of its peak"
+        f"--mfu-from {measured.path} was measured on {device}, whose peak in fp32 is {peak:g} TFLOP/s, and this plan "
+        "is for h100-80gb with 66.9: it may reach another share of its peak"
     )
     planned = plan.plan_of(arguments)
     assert planned.warnings[0] == wanted

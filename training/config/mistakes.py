@@ -22,7 +22,9 @@ def first_mistake(error: ValidationError, sections: Sections) -> str:
         error: of the validation of all sections.
         sections: each section's class by its name.
     """
-    mistake, *others = error.errors()
+    mistake, *others = sorted(
+        error.errors(), key=lambda one: one["type"] == "missing"
+    )  # a misspelt name is missing, too
     location = mistake["loc"]
     key, siblings = _locate(location, sections)
     if mistake["type"] == "value_error":  # from a validator of this project, which names the fix, and usually the key

@@ -128,7 +128,7 @@ def check_apt_get(page: Page, arguments: list[str]) -> None:
 
 
 def check_system(page: Page, arguments: list[str]) -> None:
-    """``chown``, ``kill``, ``mkdir``: nothing of this project's."""
+    """``chown``, ``kill``: nothing of this project's."""
     require(arguments, "needs arguments")
 
 
@@ -138,11 +138,12 @@ OTHER_COMMANDS: dict[str, Callable[[Page, list[str]], None]] = {
     "pip": check_pip,
     "cp": check_copy,
     "touch": check_touch,
+    "mkdir": check_mkdir,
     "tensorboard": check_tensorboard,
     "export": check_export,
     "pre-commit": check_pre_commit,
     "git": check_git,
     "apt-get": check_apt_get,
     **dict.fromkeys(CHECKERS, check_checker),
-    **dict.fromkeys(("chown", "kill", "mkdir"), check_system),
+    **dict.fromkeys(("chown", "kill"), check_system),
 }

@@ -204,8 +204,8 @@ def test_files_that_are_no_config(tmp_path: Path):
     broken.write_text('{"zero_optimization": {"stage": 3}}')
     with pytest.raises(ConfigError, match=r"broken\.yaml is a DeepSpeed file: name it with training.deepspeed_config="):
         load_config(broken)
-    broken.write_text("modle: {d_model: 8}\n")
-    with pytest.raises(ConfigError, match=r"^modle: unknown section, with d_model; did you mean model\?"):
+    broken.write_text("modelx: {d_model: 8}\n")
+    with pytest.raises(ConfigError, match=r"^modelx: unknown section, with d_model; did you mean model\?"):
         load_config(broken)
 
 

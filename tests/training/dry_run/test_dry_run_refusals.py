@@ -79,7 +79,7 @@ def test_what_does_not_fit_says_what_is_missing_and_by_how_much():
     small = load_config(ROOT / "configs" / "st_moe_l.yaml", [])
     assert prepare(small, Cluster(8)).plan.fits
     assert refused(small, Cluster(8, reserve=60.0)).startswith("does not fit: a GPU needs ")
-    assert refused(small, Cluster(8, reserve=-1.0)).startswith("--reserve -1: GiB of a card, 0 or more")
+    assert refused(small, Cluster(8, reserve=-1.0)).startswith("--reserve -1: GiB of h100-80gb, 0 or more")
     assert re.search(r" GiB more than .*80gb.*; try a higher ZeRO stage \(training.deepspeed_config\)", line)
 
 

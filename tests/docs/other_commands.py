@@ -127,6 +127,15 @@ def check_apt_get(page: Page, arguments: list[str]) -> None:
         raise unknown(f"apt-get {' '.join(arguments)}")
 
 
+def check_mkdir(page: Page, arguments: list[str]) -> None:
+    """Folders of the page, which are made: later commands write to them."""
+    folders = [word for word in arguments if word != "-p"]
+    require(folders and not any(word.startswith("-") for word in folders), "needs folders, and no option but -p")
+    for folder in folders:
+        if not Path(folder).is_absolute():
+            Path(folder).mkdir(parents=True, exist_ok=True)
+
+
 def check_system(page: Page, arguments: list[str]) -> None:
     """``chown``, ``kill``: nothing of this project's."""
     require(arguments, "needs arguments")

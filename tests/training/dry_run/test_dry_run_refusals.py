@@ -69,7 +69,8 @@ def test_what_cannot_be_started(sections: dict[str, Any], cluster: Cluster, word
 
 def test_what_this_machine_lacks_is_no_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert prepare(small_config(tmp_path, training={"compile": True}), Cluster(2)).plan.fits
+    elsewhere = {"vocabulary": str(tmp_path / "none")}  # whatever text this checkout has
+    assert prepare(small_config(tmp_path, training={"compile": True}, data=elsewhere), Cluster(2)).plan.fits
 
 
 def test_what_does_not_fit_says_what_is_missing_and_by_how_much():

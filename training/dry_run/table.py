@@ -14,8 +14,9 @@ from training.dry_run.measured import Groups, Measured
 from training.dry_run.rehearsal import BACKWARD, FORWARD, Step
 from training.dry_run.shapes import Stack
 from training.dry_run.text import Text
-from training.monitoring.terminal.words import size, table
+from training.monitoring.terminal.words import table
 from training.planning.display.table import PARTS, warnings
+from training.planning.display.units import memory
 from training.planning.plan import Plan
 
 NAMES_SHOWN = 3
@@ -93,8 +94,8 @@ class Found:
                 **{name: stack_text(stack) for name, stack in self.shapes.items()},
                 "all-to-all": all_to_all_text(self.step),
                 "traffic": traffic_text(self.step),
-                "states": ", ".join(f"{PARTS[part]} {size(measured.bytes[part])}" for part in STATES),
-                "memory": f"planned: at most {size(plan.needed)} of the {size(plan.card.memory)} of {plan.card.name}, "
+                "states": ", ".join(f"{PARTS[part]} {memory(measured.bytes[part])}" for part in STATES),
+                "memory": f"planned: at most {memory(plan.needed)} of the {memory(plan.card.memory)} of {plan.card.name}, "
                 f"when the {plan.peak.name}",
                 "streams": f"{abbreviated(self.text.streams)} of {self.config.data.num_streams:,}",
                 "shards": shards_text(self.text),
@@ -103,7 +104,7 @@ class Found:
                 + ", ".join(f"{file} {decimal(nbytes)}" for file, nbytes in self.files.own.items()),
                 "rank 0": f"adds {', '.join(self.files.added)}; {last}",
                 "checked": checked_text(self.checked),
-                "took": f"{self.seconds:.0f} s, {size(self.peak_memory)} of memory",
+                "took": f"{self.seconds:.0f} s, {memory(self.peak_memory)} of memory",
             }
         )
         return "\n\n".join([found, *(["\n".join(warnings(plan))] if plan.warnings else [])])

@@ -79,7 +79,7 @@ def test_a_large_cluster(tmp_path: Path):
     OmegaConf.save(OmegaConf.create(config.model_dump()), file)
     figures = tmp_path / "found.json"
     result = train(file, "--dry-run", "--world-size", "512", "--rank", "77", "--json", str(figures))
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (0, f"wrote {figures}\n")
     found = json.loads(figures.read_text())
     # What begins, the table, and the plan's warnings as ``plan.py`` prints them.
     parts = re.fullmatch(r"(.*?\n)(dry run  .*?)\n\n(.*)", result.stdout, re.DOTALL)

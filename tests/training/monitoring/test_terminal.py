@@ -166,13 +166,5 @@ def test_numbers_with_units():
     assert [short(n) for n in (0, 999, 1_000, 12_345, 123_456, 6_000_180, 2.5e9)] == [
         "0", "999", "1.00k", "12.3k", "123k", "6.00M", "2.50G"
     ]  # fmt: skip
-    sizes = {
-        0: "0 KiB",
-        56 * 2**10: "56 KiB",
-        2**20: "1.0 MiB",
-        512 * 2**20: "512 MiB",
-        2**30: "1.0 GiB",
-        80 * 2**30: "80.0 GiB",
-    }
-    assert {n: size(n) for n in sizes} == sizes
+    assert [size(n) for n in (0, 2**20, 2**30, 80 * 2**30)] == ["0 MiB", "1 MiB", "1.0 GiB", "80.0 GiB"]
     assert table({"a": "b", "long": "c", "none": ""}) == "a     b\nlong  c"

@@ -15,11 +15,8 @@ def short(number: float) -> str:
 
 
 def size(nbytes: float) -> str:
-    """Return ``1.2 GiB``, ``512 MiB``, ``3.4 MiB`` or ``56 KiB``."""
-    for unit, name in ((2**30, "GiB"), (2**20, "MiB")):
-        if nbytes >= unit:
-            return f"{nbytes / unit:.{int(unit == 2**30 or nbytes < 10 * unit)}f} {name}"
-    return f"{nbytes / 2**10:.0f} KiB"
+    """Return ``512 MiB`` or ``1.2 GiB``."""
+    return f"{nbytes / 2**30:.1f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:.0f} MiB"
 
 
 def duration(seconds: float) -> str:

@@ -95,8 +95,8 @@ class Found:
                 "all-to-all": all_to_all_text(self.step),
                 "traffic": traffic_text(self.step),
                 "states": ", ".join(f"{PARTS[part]} {memory(measured.bytes[part])}" for part in STATES),
-                "memory": f"planned: at most {memory(plan.needed)} of the {memory(plan.card.memory)} of {plan.card.name}"
-                f", when the {plan.peak.name}",
+                "memory": f"planned: at most {memory(plan.needed)} of the {memory(plan.card.memory)} of "
+                f"{plan.card.name}, when the {plan.peak.name}",
                 "streams": f"{abbreviated(self.text.streams)} of {self.config.data.num_streams:,}",
                 "shards": shards_text(self.text),
                 "unread": unread_text(self.text.unread),

@@ -7,6 +7,11 @@ It trains nothing: the rows are those that ``python -m studies.finetuning`` appe
 of them, as ``--tasks``. Each such call may have its own steps, batch and lengths.
 """
 
+from common.exit_codes import end_quietly_on_interrupt
+
+if __name__ == "__main__":
+    end_quietly_on_interrupt()  # the imports below take a second
+
 import argparse
 from collections import Counter
 from collections.abc import Sequence
@@ -14,6 +19,7 @@ from pathlib import Path
 
 from common.arguments import Parser
 from common.paths import path_argument
+from common.program import run
 from studies.finetuning.study import DOCUMENT
 from studies.finetuning.tables import baseline_of, format_points
 from studies.results.rows import RUN, Row, read_rows
@@ -124,4 +130,4 @@ def _examples(runs: Sequence[Row], name: str) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run(main)

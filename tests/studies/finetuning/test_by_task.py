@@ -29,7 +29,7 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "rows.jsonl"
     for seed, score in enumerate((66.0, 68.0, 70.0)):
         append_row(path, row("alone", {"sst2": score}, seed))
-    risen = {"status": "diverged", "diverged_at": 280, "reason": "a window's median 3.61 is more"}
+    risen: dict[str, Any] = {"status": "diverged", "diverged_at": 280, "reason": "a window's median 3.61 is more"}
     append_row(path, row("scratch", {"sst2": 52.0}, weights=None, **risen))
     append_row(path, row("mixture", {"sst2": 64.0, "hypernym": 2.5}, batch=64, steps=8000))
     append_row(path, row("word", {"hypernym": 3.0}, steps=4000))

@@ -51,31 +51,49 @@ def parse_arguments() -> argparse.Namespace:
     add("--gpus", action="once", type=positive, required=True, metavar="N", help="GPUs in all: the number of ranks")
     add(
         "--gpus-per-node",
+        action="once",
         type=positive,
         default=8,
         metavar="N",
         help="of a node (default: %(default)s); fewer --gpus are one node",
     )
-    add("--card", default=DEFAULT_CARD, help=f"one of {', '.join(card.name for card in CARDS)} (default: %(default)s)")
+    add(
+        "--card",
+        action="once",
+        default=DEFAULT_CARD,
+        help=f"one of {', '.join(card.name for card in CARDS)} (default: %(default)s)",
+    )
     speed = parser.add_mutually_exclusive_group()
     speed.add_argument(
         "--mfu",
+        action="once",
         type=float,
         metavar="X",
         help=f"model FLOPs utilization, 0 to 1, without recomputation (default: {MFU})",
     )
     speed.add_argument(
-        "--mfu-from", type=path_argument, metavar="RUN", help="run folder: the median that its steps have measured"
+        "--mfu-from",
+        action="once",
+        type=path_argument,
+        metavar="RUN",
+        help="run folder: the median that its steps have measured",
     )
     add(
         "--file-system-gbs",
+        action="once",
         type=float,
         default=FILE_SYSTEM_GBS,
         metavar="X",
         help="GB/s that a node writes to the file system of checkpoints (default: %(default)s)",
     )
     add_shared_arguments(parser)
-    add("--picture", type=path_argument, metavar="FILE", help=f"draw the memory by part ({', '.join(ENDINGS)})")
+    add(
+        "--picture",
+        action="once",
+        type=path_argument,
+        metavar="FILE",
+        help=f"draw the memory by part ({', '.join(ENDINGS)})",
+    )
     add(
         "--search",
         action="store_true",

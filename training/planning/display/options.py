@@ -20,6 +20,7 @@ def add_shared_arguments(group: argparse._ActionsContainer) -> None:
     """Add ``--json`` and ``--reserve``; None where they are not given."""
     group.add_argument(
         "--json",
+        action="once",
         nargs="?",
         const=TERMINAL,
         type=path_text_argument,
@@ -28,6 +29,7 @@ def add_shared_arguments(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument(
         "--reserve",
+        action="once",
         type=float,
         metavar="GIB",
         help="of a card, for what is no tensor: CUDA's context, NCCL's buffers, fragments "

@@ -307,7 +307,14 @@ def test_a_preset_fits_the_gpus_that_it_names(name: str):
     assert plan.needed < 0.9 * plan.card.memory
 
 
-def test_a_presets_layout_is_the_one_that_the_search_finds_and_the_page_shows():
+@pytest.mark.long
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_presets_layout_is_the_one_that_the_search_finds(name: str):
+    config, gpus = load_config(ROOT / "configs" / f"{name}.yaml"), PRESETS[name]
+    assert search(config, gpus, H100).fits[0].layout == Layout.of(config, gpus)
+
+
+def test_the_page_shows_a_search_that_finds_the_presets_layout():
     config, gpus = load_config(ROOT / "configs" / "t5_xxl.yaml"), PRESETS["t5_xxl"]
     found = search(config, gpus, H100)
     assert found.fits[0].layout == Layout.of(config, gpus)

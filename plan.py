@@ -130,12 +130,17 @@ def measured_rate(folder: Path, card: Card) -> tuple[float, list[str]]:
         runs = sorted(path.parent for path in folder.glob(f"*/{found.metrics_file.name}"))
         like = f", such as {runs[0]}" if runs else ""
         raise ConfigError(f"{option} is no run folder, it has no {found.config_file.name}: name one{like}")
-    rows = [row for row in found.rows() if row.get("mfu", 0) > 0]
+    rows = [row for row in found.rows() if is_share(row.get("mfu"))]
     if not rows:
         raise ConfigError(f"{option}: the run has measured no MFU: no row of its {found.metrics_file.name} has one")
     config = load_config(found.config_file)
-    peak = median(row.get("peak_tflops", math.nan) for row in rows)
+    peak = median(row.get("peak_tflops") or math.nan for row in rows)
     return rate_of(config, median(row["mfu"] for row in rows)), other_device(option, card, peak, config)
+
+
+def is_share(value: object) -> bool:
+    """Whether a value is a share of the peak that a GPU can reach."""
+    return isinstance(value, float) and 0 < value <= 1
 
 
 def other_device(option: str, card: Card, peak: float, measured: RunConfig) -> list[str]:
@@ -145,7 +150,7 @@ def other_device(option: str, card: Card, peak: float, measured: RunConfig) -> l
     def is_of(card: Card) -> bool:
         return math.isclose(peak, card.flops_per_second(precision) / 1e12, rel_tol=0.01)
 
-    if is_of(card):
+    if is_of(card) or math.isnan(peak):
         return []
     device = either([known.name for known in CARDS if is_of(known)] or ["another device"])
     return [

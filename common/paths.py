@@ -94,6 +94,26 @@ def no_folder(path: Path, setting: str, otherwise: str) -> str:
     return f"{setting}: no such folder{searched(path)}: {fix}"
 
 
+def check_can_read_file(file: Path, setting: str) -> None:
+    """Check that a file is there and can be read.
+
+    Args:
+        file: of any content.
+        setting: key or option that names it, for the message.
+
+    Raises:
+        ValueError: one line, with the name that was probably meant.
+    """
+    if not os.path.lexists(file):
+        close = nearest(file)
+        fix = f"did you mean {close}?" if close is not None and close.is_file() else "name one that is there"
+        raise ValueError(f"{_of(setting, file)}: no such file{searched(file)}: {fix}")
+    if not file.is_file():
+        raise ValueError(f"{_of(setting, file)}: it is no file: name one")
+    if not os.access(file, os.R_OK):
+        raise ValueError(f"{_of(setting, file)}: no permission to read it")
+
+
 def beside(path: str, *folders: Path) -> Path:
     """Return a file named relative to the current folder or, if it is not there, to the first folder that has it.
 

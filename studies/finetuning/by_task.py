@@ -1,6 +1,6 @@
 """Tasks fine-tuned alone and as a mixture, with pretrained weights and from scratch, beside their baselines.
 
-python -m studies.finetuning.by_task --rows docs/finetuning_study/by_task.jsonl --split test
+python -m studies.finetuning.by_task
 python -m studies.finetuning.by_task --rows docs/finetuning_study/by_task.jsonl --split test --report
 
 It trains nothing: the rows are those that ``python -m studies.finetuning`` appended, called with one task, and with all
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.arguments import Parser
-from common.paths import path_argument
+from common.paths import check_can_read_file, path_argument
 from common.program import run
 from studies.finetuning.study import DOCUMENT
 from studies.finetuning.tables import baseline_of, format_points
@@ -42,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--rows", type=path_argument, default=ROWS, help="file of results of studies.finetuning (%(default)s)")
-    add("--split", default="validation", help="whose scores are compared (%(default)s)")
+    add("--split", help="whose scores are compared (that of all rows)")
     add("--report", action="store_true", help="write the table into --document; without it, print it")
     add("--document", type=path_argument, default=DOCUMENT, help="document that --report writes into (%(default)s)")
     return parser.parse_args()
@@ -58,20 +58,25 @@ def main() -> int:
 
 
 def _main(arguments: argparse.Namespace) -> int:
+    check_can_read_file(arguments.rows, "--rows")
     rows = [row for row in read_rows(arguments.rows) if row["kind"] == RUN and row.get("tasks")]
     splits = sorted({row["asked"]["split"] for row in rows})
-    runs = [row for row in rows if row["asked"]["split"] == arguments.split]
+    if not splits:
+        raise ConfigError(f"--rows {arguments.rows} has no scores: append some with python -m studies.finetuning")
+    if arguments.split is None and len(splits) > 1:
+        raise ConfigError(f"--rows {arguments.rows} has scores of {' and '.join(splits)} rows: choose with --split")
+    split = arguments.split or splits[0]
+    runs = [row for row in rows if row["asked"]["split"] == split]
     if not runs:
-        of = f"it has those of {', '.join(splits)}" if splits else "append some with python -m studies.finetuning"
-        raise ConfigError(f"--rows {arguments.rows} has no scores of --split {arguments.split}: {of}")
-    table = format_table(runs)
+        raise ConfigError(f"--rows {arguments.rows} has no scores of --split {split}: it has those of {splits[0]}")
+    what = f"{describe_runs(runs, len({row['key'] for row in runs}))}. Scores are in percent, of the {split} rows, "
+    what += "after the last step; ± is the standard error over seeds."
+    parts = [part for part in (what, format_table(runs), _rising(runs)) if part]
     if not arguments.report:
-        print("\n\n".join(part for part in (table, _rising(runs)) if part))
+        print("\n\n".join(parts))
         return 0
-    section = Section("finetuning.by_task", ["--rows", str(arguments.rows), "--split", arguments.split])
-    what = f"{describe_runs(runs, len({row['key'] for row in runs}))}. Scores are in percent, of the {arguments.split} "
-    what += "rows, after the last step; ± is the standard error over seeds."
-    section.write(arguments, [what, table, _rising(runs)], len(runs))
+    section = Section("finetuning.by_task", ["--rows", str(arguments.rows), "--split", split])
+    section.write(arguments, parts, len(runs))
     return 0
 
 

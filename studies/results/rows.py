@@ -14,6 +14,7 @@ from common.files import acquire_lock, sync_folder
 from common.logs import get_logger
 from common.paths import check_can_write_file
 from common.strict_json import finite_or_null, to_json
+from common.text import spans
 
 RUN, TIME = "run", "time"  # kinds of rows
 Row = dict[str, Any]
@@ -71,6 +72,7 @@ def _locked(path: Path) -> IO[bytes]:
 
 def _parse(content: bytes, path: Path, *, quiet: bool = False) -> list[Row]:
     rows: dict[tuple[Any, ...], Row] = {}
+    wrong: list[int] = []
     for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
@@ -78,8 +80,12 @@ def _parse(content: bytes, path: Path, *, quiet: bool = False) -> list[Row]:
             row = json.loads(line)
             rows.setdefault(identity(row), row)
         except (ValueError, KeyError, TypeError):
-            if not quiet:
-                logger.warning("%s: line %d is no row and is passed over", path, number)
+            wrong.append(number)
+    if wrong and not quiet:
+        lines = (
+            f"line {spans(wrong)} is no row and is" if len(wrong) == 1 else f"lines {spans(wrong)} are no rows and are"
+        )
+        logger.warning("%s: %s passed over", path, lines)
     return list(rows.values())
 
 

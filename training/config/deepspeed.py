@@ -155,22 +155,31 @@ def accumulation_steps(config: RunConfig, world_size: int, option: str | None = 
     if t.global_batch_size % per_pass:
         raise ConfigError(
             f"training.global_batch_size = {t.global_batch_size} is not divisible by training.micro_batch_size x "
-            f"{option or 'world size'} = {t.micro_batch_size} x {world_size}: set a multiple of {per_pass}, or "
+            f"{option or 'world size'} = {t.micro_batch_size} x {world_size}: set a multiple of {per_pass}"
             f"{_divide_batch(config, world_size, option)}"
         )
     return t.global_batch_size // per_pass
 
 
 def _divide_batch(config: RunConfig, world_size: int, option: str | None) -> str:
-    """Return which micro-batch divides the sequences of a rank or, if none does, how many ranks divide the batch."""
+    """Return ``, or`` and a micro-batch that divides the sequences of a rank or, if none does, ranks that do.
+
+    Nothing if no number of ranks that the experts' groups allow divides the batch.
+    """
     batch, size = config.training.global_batch_size, config.training.micro_batch_size
     if batch % world_size == 0:
-        return f"training.micro_batch_size={most_divisor(batch // world_size, size)}"
+        return f", or training.micro_batch_size={most_divisor(batch // world_size, size)}"
     known = [ranks for ranks in divisors(batch) if ranks % config.parallel.expert_parallel_size == 0]
     fitting = [ranks for ranks in known if batch // ranks % size == 0]
-    near = either(neighbours(world_size, fitting or known or divisors(batch)))
+    near = neighbours(world_size, fitting or known)
+    if not near:
+        return ""
+    words: list[str] = [
+        f"{ranks}" if fitting else f"{ranks} with training.micro_batch_size={most_divisor(batch // ranks, size)}"
+        for ranks in near
+    ]
     most = f" (with training.micro_batch_size=1 up to {batch})" if world_size > batch and size > 1 else ""
-    return f"{option} {near}{most}" if option else f"start {near} ranks{most}"
+    return f", or {option} {either(words)}{most}" if option else f", or start {either(words)} ranks{most}"
 
 
 def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from common.text import counted
 from training.config.run import RunConfig
 from training.planning.cards import Card
 from training.planning.display.units import SECONDS, told
+from training.planning.groups import ZeroOptions
 from training.planning.layout import Layout
 from training.planning.times import Times
 
@@ -20,6 +21,12 @@ def advise(config: RunConfig, layout: Layout, card: Card, times: Times) -> Itera
     if model.num_experts:
         yield from _of_routing(config)
         yield from _of_experts(config, layout, card)
+    zero = ZeroOptions.of(config, layout)
+    if zero.offload_optimizer or zero.offload_parameters:
+        yield (
+            f"training.deepspeed_config = {config.training.deepspeed_config} offloads to the host: times lack "
+            "its transfers, and an optimizer's step on the host's processor, and so are too short"
+        )
     if times.launches > times.compute:
         fix = "a larger training.micro_batch_size has fewer"
         if layout.accumulation == 1:

@@ -47,7 +47,7 @@ def test_a_line_for_each_configuration_and_each_baseline(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """Means and standard errors are worked by hand: 66, 68, 70 have mean 68 and error 2 / sqrt(3)."""
-    assert call(monkeypatch, "--rows", file, "--split", "test") == 0
+    assert call(monkeypatch, "--rows", file) == 0  # its only split
     printed = capsys.readouterr().out.splitlines()
     lines = [line for line in printed if line.startswith("|")]
     assert lines[0].endswith("| sst2, 872 (↑) | hypernym, 872 (↑) |")
@@ -77,11 +77,22 @@ def test_the_section_of_a_document_is_written_from_the_rows(file: Path, monkeypa
     assert document.read_text() == written
 
 
-def test_a_split_without_scores_names_those_there_are(
-    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_mistakes_are_one_line(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ):
+    text = file.with_name("text.md")
+    text.write_text("one\ntwo\n")
+    mistakes = {
+        ("--rows", file, "--split", "tset"): "has no scores of --split tset: it has those of test",
+        ("--rows", file.with_name("rosw.jsonl")): f"no such file: did you mean {file}?",
+        ("--rows", file.parent): "it is no file: name one",
+        ("--rows", text): "has no scores: append some with python -m studies.finetuning",
+    }
+    for options, words in mistakes.items():
+        assert call(monkeypatch, *options) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1
+    assert [record.getMessage() for record in caplog.records] == [f"{text}: lines 1-2 are no rows and are passed over"]
+    append_row(file, row("other", {"sst2": 60.0}, asked={"split": "validation"}))
     assert call(monkeypatch, "--rows", file) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "has no scores of --split validation: it has those of test" in error
-    assert call(monkeypatch, "--rows", file.with_name("none.jsonl")) == 2
-    assert "append some with python -m studies.finetuning" in capsys.readouterr().err
+    assert "has scores of test and validation rows: choose with --split" in capsys.readouterr().err

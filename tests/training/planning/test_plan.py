@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from common.project import ROOT
 from model.config import StMoeConfig
 from model.size import parameter_shapes
 from model.st_moe import StMoeForConditionalGeneration
@@ -178,6 +179,16 @@ def test_advice_on_what_binds_a_step(tmp_path: Path):
     bound = dataclasses.replace(times, compute=0.5, launches=0.2, communication=0.55, links=links)
     (line,) = advise(config, layout, H100, bound)
     assert "bound by communication: GPUs wait for it 0.55 s, links are busy for 0.60 s with all-reduce" in line
+
+
+def test_offload_is_not_in_the_times(tmp_path: Path):
+    config = small_config(
+        tmp_path, model={"num_experts": 0}, training={"deepspeed_config": str(ROOT / "ds_configs" / "offload.json")}
+    )
+    layout = Layout.of(config, 1)
+    quiet = dataclasses.replace(make_plan(config, layout, H100).times, launches=0.0, communication=0.0)
+    (line,) = advise(config, layout, H100, quiet)
+    assert "offload.json offloads to the host: times lack its transfers" in line
 
 
 def links(**seconds: float) -> dict[Kind, float]:

@@ -291,6 +291,17 @@ def test_numbers_are_told_shortly(values: list[int], words: str):
     assert spread(values) == words
 
 
+def test_a_search_needs_what_a_plan_needs():
+    """Under ZeRO 3, recomputation gathers other weights at once."""
+    words = ["parallel.expert_parallel_size=1", "training.deepspeed_config=ds_configs/zero3.json"]
+    config = load_config(ROOT / "configs" / "st_moe_l.yaml", [*words, "training.micro_batch_size=16"])
+    given = {"parallel.expert_parallel_size", "training.deepspeed_config", "training.micro_batch_size"}
+    found = search(config, 16, H100, given=given).fits
+    assert {one.layout.recompute for one in found} == {False, True}
+    for one in found:
+        assert one.needed == make_plan(one.config, one.layout, H100).needed
+
+
 # The GPUs that each preset's comment names.
 PRESETS = {
     "dense_l": 64, "dense_xl": 64, "t5_xxl": 64, "st_moe_base": 8, "st_moe_l": 64, "st_moe_xl": 64, "st_moe_32b": 64,

@@ -72,7 +72,7 @@ def _help(plan: Plan) -> str:
         means.append("more GPUs")
     else:
         if not layout.recompute and plan.activations_recomputed < plan.activations_kept:
-            means.append("training.activation_checkpointing = true")
+            means.append("training.activation_checkpointing=true")
         if layout.micro_batch_size > 1:
             means.append("a smaller training.micro_batch_size")
         if layout.zero_stage < 3:

@@ -127,7 +127,7 @@ def search(
         except ValueError as error:
             messages.append(str(error))
             continue
-        held = (layout.zero_stage, layout.expert_parallel_size, layout.accumulation > 1)
+        held = (layout.zero_stage, layout.expert_parallel_size, layout.accumulation > 1, layout.recompute)
         if held not in states:
             states[held] = states_of(candidate, layout)
         moments = moments_of(states[held], activations_of(candidate, layout))

@@ -18,7 +18,7 @@ STEP_OF_PARAMETER = 0.045 / 1.198e9
 
 
 class Parts(NamedTuple):
-    """Seconds of a step. Compute and launches go on at once, all else comes after."""
+    """Seconds of a step. Compute and launches overlap; all else follows them."""
 
     compute: float
     launches: float  # of kernels, by the host

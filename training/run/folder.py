@@ -129,7 +129,7 @@ class RunFolder:
     def saved_config(self) -> dict[str, Any]:
         """Return the sections of ``config.yaml``; none if it cannot be read."""
         try:
-            values = yaml.load(self.config_file.read_text(encoding="utf-8"), LOADER)  # noqa: S506
+            values = yaml.load(self.config_file.read_text(encoding="utf-8"), LOADER)  # noqa: S506 - a safe loader
         except (OSError, ValueError, yaml.YAMLError):
             values = None
         return values if isinstance(values, dict) else {}
